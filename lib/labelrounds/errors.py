@@ -1,0 +1,54 @@
+"""What can go wrong with a request, and the HTTP status that says so.
+
+Raised anywhere below the server; ``labelrounds.server`` turns each into a response whose ``detail`` is the
+message, and ``labelrounds.cli`` into one line on the terminal. A message says what was wrong, the value
+received and what is allowed.
+"""
+
+
+class LabelRoundsError(Exception):
+    """Base of every error that is meant for the user."""
+
+    status = 500
+
+
+class BadInput(LabelRoundsError):
+    """The request or the file it names is not usable as it is."""
+
+    status = 400
+
+
+class NotFound(LabelRoundsError):
+    """No such image, label, model, strategy or session."""
+
+    status = 404
+
+
+class Conflict(LabelRoundsError):
+    """The request is sound, but the present state does not allow it (no trained version yet, no labels)."""
+
+    status = 409
+
+
+class TooLarge(LabelRoundsError):
+    """The file, or the volume that it claims to hold, is over the limit."""
+
+    status = 413
+
+
+class UnsupportedMedia(LabelRoundsError):
+    """Not one of the file formats that are read, or content that does not match its name."""
+
+    status = 415
+
+
+class Busy(LabelRoundsError):
+    """Something else runs that has to end first."""
+
+    status = 429
+
+
+class OutOfSpace(LabelRoundsError):
+    """The disk could not take what was to be written; nothing was changed."""
+
+    status = 507
