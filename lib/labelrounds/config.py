@@ -1,0 +1,234 @@
+"""A model as its YAML file describes it: strict, frozen, and checked before anything is built from it.
+
+One file is one served model, and the file's stem is the model's name. The files in the project's ``configs``
+and those in a folder of the user's own are read alike; the user's wins where both have a name.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from labelrounds.errors import BadInput
+from labelrounds.networks import networks
+
+NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
+MIRROR_AXES = {"left_right": 0, "posterior_anterior": 1, "inferior_superior": 2}
+MirrorAxis = Literal["left_right", "posterior_anterior", "inferior_superior"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of every part of a configuration: no unknown keys, no conversions, no changes afterwards."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class WindowIntensity(Section):
+    """Clip to a window (HU for CT) and scale it to -1..1."""
+
+    kind: Literal["window"]
+    low: Finite
+    high: Finite
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "WindowIntensity":
+        if self.low >= self.high:
+            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
+        return self
+
+
+class ZScoreIntensity(Section):
+    """Clip to two percentiles of the image, then subtract its mean and divide by its standard deviation."""
+
+    kind: Literal["zscore"]
+    low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.5
+    high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
+
+
+class NetworkConfig(Section):
+    """The network's registered name and its options, which are checked against its builder."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options beside the name, as the builder takes them."""
+        return dict(self.model_extra or {})
+
+    @model_validator(mode="after")
+    def _known(self) -> "NetworkConfig":
+        if self.name not in networks.names():
+            raise ValueError(f"name {self.name!r} is not one of {', '.join(networks.names())}")
+        return self
+
+
+class TrainingConfig(Section):
+    """How a training of this model runs unless the request says otherwise."""
+
+    epochs: Count = 40
+    iterations_per_epoch: Count = 25
+    batch_size: Count = 2
+    learning_rate: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    foreground_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
+    scale_range: tuple[Positive, Positive] = (0.85, 1.2)
+    seed: int = 0
+
+
+class LabelCleaning(Section):
+    """What is done to one label of a prediction after the network."""
+
+    largest_component: bool = False
+    fill_holes: bool = False
+
+
+class ModelConfig(Section):
+    """One served model. Spatial triples are in the order left-right, posterior-anterior, inferior-superior."""
+
+    name: str
+    description: str
+    labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=255)]
+    modality: str = ""
+    channels: Count = 1
+    spacing_mm: tuple[Positive, Positive, Positive] | None = None
+    intensity: Annotated[WindowIntensity | ZScoreIntensity, Field(discriminator="kind")]
+    network: NetworkConfig
+    patch_size: tuple[Count, Count, Count]
+    mirror: tuple[MirrorAxis, ...] = ()
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    training: TrainingConfig = TrainingConfig()
+    cleaning: dict[str, LabelCleaning] = {}
+
+    @property
+    def dimensions(self) -> int:
+        """2 when the patch is one slice thick, else 3."""
+        return 2 if self.patch_size[2] == 1 else 3
+
+    @property
+    def label_values(self) -> dict[str, int]:
+        """Label names to voxel values, gap-free from 1."""
+        return {label: value for value, label in enumerate(self.labels, start=1)}
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"the file's stem {name!r} must match {NAME.pattern}")
+        return name
+
+    @field_validator("labels")
+    @classmethod
+    def _distinct_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(labels)) != len(labels):
+            raise ValueError("each label must be named once")
+        if "background" in labels:
+            raise ValueError("'background' is voxel value 0 and is never listed")
+        if not all(label.strip() == label and label for label in labels):
+            raise ValueError("a label must not be empty or begin or end with a space")
+        return labels
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        unknown = sorted(set(self.cleaning) - set(self.labels))
+        if unknown:
+            raise ValueError(f"cleaning names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")
+        options = networks.options(self.network.name)
+        checked = options.model_validate_json(json.dumps(self.network.options))
+        divisor = networks.get(self.network.name).divisor(self.dimensions, **dict(checked))
+        for size, step in zip(self.patch_size, divisor, strict=True):
+            if size % step:
+                raise ValueError(f"patch_size {list(self.patch_size)} must be a multiple of {list(divisor)}")
+        return self
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """PyYAML keeps the last of two equal keys in silence; a configuration with both is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        twice = [key for key in keys if keys.count(key) > 1]
+        if twice:
+            raise yaml.YAMLError(f"key {twice[0]!r} stands twice")
+        return super().construct_mapping(node, deep)
+
+
+def load_config(path: Path) -> ModelConfig:
+    """Read one model's YAML file.
+
+    Raises:
+        BadInput: every fault of the file, a line each, with file, key, value and what is allowed.
+    """
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise BadInput(f"{path.name}: not readable as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path.name}: holds {type(content).__name__}, expected a mapping of keys to values")
+    if "name" in content:
+        raise BadInput(f"{path.name}: name: unknown key; the model's name is the file's stem, {path.stem!r}")
+    try:
+        document = json.dumps({**content, "name": path.stem}, default=_refuse, allow_nan=True)
+        return ModelConfig.model_validate_json(document)
+    except ValidationError as error:
+        raise BadInput("\n".join(_describe(path, fault) for fault in error.errors())) from error
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{path.name}: {error}") from error
+
+
+def load_configs(folders: Iterable[Path], names: Iterable[str] | None = None) -> dict[str, ModelConfig]:
+    """Read the models of several folders; a later folder's file replaces an earlier one's of the same name.
+
+    Args:
+        folders: folders of ``*.yaml`` files.
+        names: the models that are wanted; all when None.
+
+    Raises:
+        BadInput: a folder is missing, a file is faulty or a wanted name is not there.
+    """
+    paths: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise BadInput(f"configs folder {str(folder)!r} is not a folder")
+        paths |= {path.stem: path for path in sorted(folder.glob("*.y*ml")) if path.suffix in (".yaml", ".yml")}
+    wanted = sorted(paths) if names is None else list(names)
+    missing = [name for name in wanted if name not in paths]
+    if missing:
+        raise BadInput(f"model {', '.join(map(repr, missing))} is not one of {', '.join(sorted(paths)) or '(none)'}")
+    return {name: load_config(paths[name]) for name in wanted}
+
+
+def _refuse(value: object) -> None:
+    raise TypeError(f"value {value!r} of type {type(value).__name__} is not a number, a text, a list or a mapping")
+
+
+def _describe(path: Path, fault: Any) -> str:
+    """Turn one of pydantic's findings into ``file: key: what was wrong, got ...``."""
+    where = ".".join(str(part) for part in fault["loc"] if part not in ("window", "zscore")) or "(whole file)"
+    if fault["type"] == "extra_forbidden":
+        return f"{path.name}: {where}: unknown key; allowed beside it: {', '.join(_allowed(fault['loc']))}"
+    if fault["type"] == "missing":
+        return f"{path.name}: {where}: is missing"
+    message = fault["msg"].removeprefix("Value error, ")
+    value = fault["input"]
+    shown = "" if isinstance(value, dict) else f", got {value!r}"
+    if isinstance(value, float) and not math.isfinite(value):
+        shown = f", got {value}"
+    return f"{path.name}: {where}: {message}{shown}"
+
+
+def _allowed(location: tuple[Any, ...]) -> list[str]:
+    section: type[BaseModel] = ModelConfig
+    nested = {"training": TrainingConfig, "window": WindowIntensity, "zscore": ZScoreIntensity}
+    for part in location[:-1]:
+        section = nested.get(str(part), LabelCleaning if location[0] == "cleaning" else section)
+    return sorted(set(section.model_fields) - {"name"})

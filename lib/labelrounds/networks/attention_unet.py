@@ -1,0 +1,58 @@
+"""Attention U-Net (Oktay et al., DOI 10.48550/arXiv.1804.03999), as MONAI builds it."""
+
+from typing import Any
+
+import torch
+from monai.networks.nets import AttentionUnet
+from torch import nn
+
+from labelrounds.networks.base import SegmentationNetwork, networks, product, steps
+
+
+@networks.register("attention_unet")
+class AttentionUNet(SegmentationNetwork):
+    """A U-Net whose skip connections pass through additive attention gates.
+
+    Args:
+        dimensions: 2 or 3.
+        in_channels: image channels.
+        out_channels: labels and background.
+        channels: features a level, from full resolution to the bottleneck.
+        flat_levels: how many of the first steps keep the slice resolution, for anisotropic images.
+    """
+
+    def __init__(
+        self,
+        dimensions: int,
+        in_channels: int,
+        out_channels: int,
+        *,
+        channels: list[int] = [16, 32, 64, 128],  # noqa: B006 - read, never changed
+        flat_levels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.dimensions = dimensions
+        self.net = AttentionUnet(
+            spatial_dims=dimensions,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            channels=channels,
+            strides=steps(len(channels) - 1, dimensions, flat_levels),
+        )
+
+    @property
+    def bottleneck(self) -> nn.Module:
+        """The convolutions of the lowest level, at the end of MONAI's nested levels."""
+        level = self.net.model[1]
+        while isinstance(level.submodule, nn.Sequential):
+            level = level.submodule[1]
+        return level.submodule
+
+    def segment(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images of the network's own dimensions."""
+        return self.net(images)
+
+    @classmethod
+    def divisor(cls, dimensions: int, **options: Any) -> tuple[int, int, int]:
+        """Return the product of the strides."""
+        return product(steps(len(options["channels"]) - 1, dimensions, options["flat_levels"]))
