@@ -1,0 +1,104 @@
+"""Files that appear whole or not at all.
+
+Everything that the server keeps (labels, images, the index of the datastore, predictions) is written to a hidden
+folder beside its place and then renamed, so that a reader, a training in another process, or a start after ``kill -9``
+finds the old file or the new one, never a part. What a killed process leaves lies in folders named
+``.labelrounds-*``; `remove_leftovers` clears those.
+"""
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from labelrounds.errors import OutOfSpace
+
+PREFIX = ".labelrounds-"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left", "over the quota" and "file too large" into one error for the user.
+
+    Raises:
+        OutOfSpace: the disk that holds ``path`` could not take what was written inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise OutOfSpace(f"{path.name}: not written, {os.strerror(error.errno)}; free some space first") from error
+        raise
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Give a place to write to, with the same file name; on success what lies there becomes ``path``.
+
+    Args:
+        path: The file to make or to replace; its folder exists.
+        durable: Flush file and folder to the disk, for what must outlive a power cut.
+
+    Raises:
+        OutOfSpace: the disk is full; ``path`` is as it was.
+    """
+    with disk_errors(path):
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
+        try:
+            target = folder / path.name
+            yield target
+            if durable:
+                flush(target)
+            target.replace(path)
+            if durable:
+                flush(path.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Write ``content`` to ``path``, whole or not at all.
+
+    Raises:
+        OutOfSpace: the disk is full; ``path`` is as it was.
+    """
+    with replacing(path, durable=durable) as target:
+        target.write_bytes(content)
+
+
+def copy(source: Path, path: Path) -> None:
+    """Copy a file to ``path``, whole or not at all, and flush it to the disk.
+
+    Raises:
+        OutOfSpace: the disk is full; ``path`` is as it was.
+    """
+    with replacing(path, durable=True) as target:
+        shutil.copyfile(source, target)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file or a folder's entries are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> int:
+    """Remove what killed processes left in ``folder``; young folders may belong to a living writer and stay.
+
+    Returns:
+        How many were removed.
+    """
+    removed = 0
+    for leftover in folder.glob(PREFIX + "*"):
+        if leftover.is_dir() and not leftover.is_symlink() and time.time() - leftover.stat().st_mtime > older_than_s:
+            shutil.rmtree(leftover, ignore_errors=True)
+            removed += 1
+    return removed
