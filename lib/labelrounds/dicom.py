@@ -1,0 +1,243 @@
+"""A folder of DICOM files, or a single one, as one volume.
+
+The headers are read first, without the pixels: one series, one orientation, even gaps, a size under the limit. Only
+then does ITK (GDCM) read the pixels, in the order along the slices' normal.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from labelrounds.errors import BadInput, TooLarge, UnsupportedMedia
+from labelrounds.formats import is_dicom
+
+MAX_FILES = 20_000
+_TAGS = [
+    "SeriesInstanceUID",
+    "SeriesDescription",
+    "PatientID",
+    "Modality",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "SamplesPerPixel",
+    "NumberOfFrames",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "ImageOrientationPatient",
+    "ImagePositionPatient",
+    "RescaleSlope",
+    "RescaleIntercept",
+]
+# Projection radiographs: their detector's spacing stands for the patient's.
+_PROJECTIONS = ("CR", "DX", "MG", "RG")
+_UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The header of one file, checked; positions are LPS in mm."""
+
+    path: Path
+    series: str
+    description: str
+    rows: int
+    columns: int
+    samples: int
+    spacing_mm: tuple[float, float] | None
+    orientation: tuple[float, ...] | None
+    position: tuple[float, ...] | None
+    rescale: tuple[float, float]
+
+    @property
+    def normal(self) -> NDArray[np.float64]:
+        """Unit vector across the slice."""
+        across = np.cross(self.orientation[:3], self.orientation[3:]) if self.orientation else np.array([0.0, 0.0, 1.0])
+        return across / np.linalg.norm(across)
+
+
+def dicom_slices(path: Path, max_voxels: int) -> list[Slice]:
+    """Return the slices of the one series in a folder (or of one file), sorted along their normal.
+
+    Raises:
+        UnsupportedMedia: no DICOM image there, or one with several frames in a file.
+        BadInput: several series, a missing or bad tag, several orientations, uneven gaps.
+        TooLarge: more voxels than ``max_voxels``, or too many files.
+    """
+    slices = [found for file in _dicom_files(path) if (found := _slice_of(file)) is not None]
+    if not slices:
+        raise UnsupportedMedia(f"{path.name}: no DICOM image in it")
+    _check_one_series(slices, path.name)
+    first = slices[0]
+    voxels = first.rows * first.columns * first.samples * len(slices)
+    if voxels > max_voxels:
+        raise TooLarge(f"{path.name}: {first.columns} x {first.rows} x {len(slices)} is over {max_voxels} values")
+    return _sorted_evenly(slices, path.name) if len(slices) > 1 else slices
+
+
+def patient_id(path: Path) -> str | None:
+    """Return the PatientID of the first DICOM file there, None where it is missing or empty."""
+    for file in _dicom_files(path):
+        return str(_dataset(file).get("PatientID", "") or "").strip() or None
+    return None
+
+
+def varying_rescale(slices: Sequence[Slice]) -> bool:
+    """Tell whether the slices' rescaling differs or is fractional, as in PET, so that only floats hold the values."""
+    rescales = {found.rescale for found in slices}
+    return len(rescales) > 1 or any(not value.is_integer() for rescale in rescales for value in rescale)
+
+
+def _dicom_files(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+    if len(files) > MAX_FILES:
+        raise TooLarge(f"{path.name}: {len(files)} files, at most {MAX_FILES} are read")
+    return [file for file in files if file.name.upper() != "DICOMDIR" and is_dicom(file)]
+
+
+def _dataset(file: Path) -> Any:
+    import pydicom
+
+    try:
+        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+    except Exception as error:  # pydicom raises many kinds on damaged files
+        raise BadInput(f"{file.name}: not readable as DICOM: {error}") from error
+
+
+def _slice_of(file: Path) -> Slice | None:
+    """Return the checked header, None for an object without pixels (a report, a structure set)."""
+    dataset = _dataset(file)
+    try:
+        if "Rows" not in dataset:
+            return None
+        _check_pixels(dataset, file)
+        return Slice(
+            path=file,
+            series=str(dataset.get("SeriesInstanceUID", "") or ""),
+            description=str(dataset.get("SeriesDescription", "") or ""),
+            rows=int(dataset.Rows),
+            columns=int(dataset.Columns),
+            samples=int(dataset.get("SamplesPerPixel", 1) or 1),
+            spacing_mm=_spacing(dataset, file.name),
+            orientation=_orientation(dataset, file.name),
+            position=_numbers(dataset, "ImagePositionPatient", 3, file.name),
+            rescale=(
+                _number(dataset, "RescaleSlope", 1.0, file.name),
+                _number(dataset, "RescaleIntercept", 0.0, file.name),
+            ),
+        )
+    except (AttributeError, TypeError, ValueError, OverflowError, KeyError, RecursionError) as error:
+        raise BadInput(f"{file.name}: a damaged DICOM header: {error}") from error
+
+
+def _check_pixels(dataset: Any, file: Path) -> None:
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
+    if frames != 1:
+        raise UnsupportedMedia(f"{file.name}: {frames} frames in one file; only one slice a file is read")
+    for tag in ("Rows", "Columns"):
+        if not 1 <= int(dataset.get(tag, 0) or 0) <= 65535:
+            raise BadInput(f"{file.name}: {tag} {dataset.get(tag)!r} is not between 1 and 65535")
+    bits = int(dataset.get("BitsAllocated", 0) or 0)
+    if bits not in (1, 8, 16, 32, 64):
+        raise BadInput(f"{file.name}: BitsAllocated {bits} is not one of 1, 8, 16, 32, 64")
+    syntax = str(getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", ""))
+    needed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1) or 1) * bits // 8
+    if syntax in _UNCOMPRESSED and file.stat().st_size < needed:
+        raise BadInput(f"{file.name}: the file is cut; {file.stat().st_size} bytes, its pixels need {needed}")
+
+
+def _spacing(dataset: Any, name: str) -> tuple[float, float] | None:
+    tag = "PixelSpacing"
+    if tag not in dataset and dataset.get("Modality") in _PROJECTIONS:
+        tag = "ImagerPixelSpacing"
+    values = _numbers(dataset, tag, 2, name)
+    if values is None:
+        raise BadInput(f"{name}: {tag} is missing; without it nothing can be measured")
+    if min(values) <= 0:
+        raise BadInput(f"{name}: {tag} {list(values)} is not above 0")
+    return values[0], values[1]
+
+
+def _orientation(dataset: Any, name: str) -> tuple[float, ...] | None:
+    values = _numbers(dataset, "ImageOrientationPatient", 6, name)
+    if values is None:
+        return None
+    row, column = np.array(values[:3]), np.array(values[3:])
+    lengths = np.linalg.norm([row, column], axis=1)
+    if np.abs(lengths - 1).max() > 1e-2 or abs(float(row @ column)) > 1e-2:
+        raise BadInput(f"{name}: ImageOrientationPatient {list(values)} is not two perpendicular unit vectors")
+    return values
+
+
+def _numbers(dataset: Any, tag: str, count: int, name: str) -> tuple[float, ...] | None:
+    value = dataset.get(tag)
+    if value is None or value == "":
+        return None
+    values = tuple(float(part) for part in value)
+    if len(values) != count or not all(math.isfinite(part) for part in values):
+        raise BadInput(f"{name}: {tag} {value!r} is not {count} finite numbers")
+    return values
+
+
+def _number(dataset: Any, tag: str, default: float, name: str) -> float:
+    value = dataset.get(tag)
+    number = default if value is None or value == "" else float(value)
+    if not math.isfinite(number):
+        raise BadInput(f"{name}: {tag} {value!r} is not finite")
+    return number
+
+
+def _check_one_series(slices: Sequence[Slice], name: str) -> None:
+    series: dict[str, list[Slice]] = {}
+    for found in slices:
+        series.setdefault(found.series, []).append(found)
+    if len(series) > 1:
+        listed = "; ".join(f"{uid} {members[0].description!r} ({len(members)})" for uid, members in series.items())
+        raise BadInput(f"{name}: {len(series)} series, exactly one is read: {listed[:1000]}")
+    first = slices[0]
+    for found in slices[1:]:
+        if (found.rows, found.columns, found.samples) != (first.rows, first.columns, first.samples):
+            sizes = f"{found.columns} x {found.rows}, the first is {first.columns} x {first.rows}"
+            raise BadInput(f"{name}: {found.path.name} is {sizes}; all slices must be alike")
+
+
+def _sorted_evenly(slices: Sequence[Slice], name: str) -> list[Slice]:
+    first = slices[0]
+    for found in slices:
+        if found.position is None or found.orientation is None:
+            raise BadInput(f"{found.path.name}: ImagePositionPatient or ImageOrientationPatient is missing")
+        if np.abs(np.subtract(found.orientation, first.orientation)).max() > 1e-3:  # type: ignore[arg-type]
+            raise BadInput(
+                f"{name}: several orientations in one series: {found.path.name} has {list(found.orientation)}"
+            )
+        if found.spacing_mm is not None and not np.allclose(found.spacing_mm, first.spacing_mm, rtol=1e-3):  # type: ignore[arg-type]
+            raise BadInput(
+                f"{name}: several PixelSpacing in one series: {found.path.name} has {list(found.spacing_mm)}"
+            )
+    positions = np.array([found.position for found in slices], dtype=np.float64)
+    order = np.argsort(positions @ first.normal, kind="stable")
+    _check_gaps(positions[order], first.normal, name)
+    return [slices[index] for index in order]
+
+
+def _check_gaps(positions: NDArray[np.float64], normal: NDArray[np.float64], name: str) -> None:
+    steps = np.diff(positions, axis=0)
+    gaps = steps @ normal
+    gap = float(np.median(gaps))
+    # Positions are often written to 0.01 mm only.
+    allowed = max(0.01 * gap, 0.011)
+    if gaps.min() < 1e-4:
+        raise BadInput(f"{name}: several slices at one position (a time series?); one volume is read")
+    if np.abs(gaps - gap).max() > allowed:
+        raise BadInput(
+            f"{name}: uneven gaps between slices, {gaps.min():.4f} to {gaps.max():.4f} mm; a slice may be missing"
+        )
+    if np.linalg.norm(steps - np.outer(gaps, normal), axis=1).max() > allowed:
+        raise BadInput(f"{name}: the slices are shifted sideways (a tilted gantry); resample the series first")

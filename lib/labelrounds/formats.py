@@ -1,0 +1,170 @@
+"""Which format a file is in, by its ending and its first bytes, before any image library opens it.
+
+What the two disagree on is refused, and so is every format whose ITK reader is not safe on untrusted files
+(``.mha``, ``.mhd``).
+"""
+
+import gzip
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from labelrounds.atomic import disk_errors
+from labelrounds.errors import BadInput, NotFound, TooLarge, UnsupportedMedia
+from labelrounds.headers import NIFTI_HEADER_BYTES, Header, nifti_header, nrrd_header
+
+ENDINGS = {
+    ".nii.gz": "nifti",
+    ".nii": "nifti",
+    ".nrrd": "nrrd",
+    ".dcm": "dicom",
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".tif": "tiff",
+    ".tiff": "tiff",
+}
+_SIGNATURES = {
+    "png": (b"\x89PNG\r\n\x1a\n",),
+    "jpeg": (b"\xff\xd8\xff",),
+    "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+}
+# How a whole file ends; the decoders fill in grey for what is missing.
+_LAST_BYTES = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
+_GZIP = b"\x1f\x8b"
+_HEADER_LIMIT = 2**20
+_CHUNK = 2**20
+
+
+def ending_of(name: str) -> str:
+    """Return the ending of a file name that a reader exists for (``.seg.nrrd`` counts as ``.nrrd``), "" for none."""
+    lower = name.lower()
+    return next((ending for ending in ENDINGS if lower.endswith(ending) and len(lower) > len(ending)), "")
+
+
+def format_of(path: Path) -> str:
+    """Return ``dicom``, ``jpeg``, ``nifti``, ``nrrd``, ``png`` or ``tiff``; a folder is DICOM.
+
+    Raises:
+        NotFound: no such file.
+        UnsupportedMedia: an ending that is not read, or content that does not match it.
+    """
+    if path.is_dir():
+        return "dicom"
+    if not path.is_file():
+        raise NotFound(f"{path.name}: no such file")
+    ending = ending_of(path.name)
+    if not ending:
+        raise UnsupportedMedia(f"{path.name}: the ending is not one of {', '.join(ENDINGS)}, nor is it a DICOM folder")
+    kind = ENDINGS[ending]
+    if kind == "dicom":
+        if not is_dicom(path):
+            raise UnsupportedMedia(f"{path.name}: the content is not DICOM (no 'DICM' at byte 128)")
+    elif kind in _SIGNATURES:
+        _check_signature(path, kind)
+    return kind
+
+
+def is_dicom(path: Path) -> bool:
+    """Tell whether a file has the DICOM preamble."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def _check_signature(path: Path, kind: str) -> None:
+    with path.open("rb") as file:
+        if not file.read(8).startswith(_SIGNATURES[kind]):
+            raise UnsupportedMedia(f"{path.name}: the content is not {kind.upper()}")
+        if kind in _LAST_BYTES:
+            file.seek(max(0, path.stat().st_size - 4096))
+            if not file.read().rstrip(b"\0").endswith(_LAST_BYTES[kind]):
+                raise BadInput(f"{path.name}: the file is cut; its end is missing")
+
+
+def header_of(path: Path, kind: str, max_voxels: int) -> Header:
+    """Read and check the header of a NIfTI or NRRD file.
+
+    Raises:
+        UnsupportedMedia: content that does not match the ending, or a variant that is not read.
+        BadInput: a field that cannot be, or a file too short for its header.
+        TooLarge: more voxels than ``max_voxels``.
+    """
+    name = path.name
+    with path.open("rb") as file:
+        if kind == "nrrd":
+            header = nrrd_header(file.read(_HEADER_LIMIT), name)
+        elif name.lower().endswith(".gz"):
+            if file.read(2) != _GZIP:
+                raise UnsupportedMedia(f"{name}: the content is not gzip")
+            file.seek(0)
+            header = nifti_header(_inflated_head(file, name), name, gzipped=True)
+        else:
+            header = nifti_header(file.read(NIFTI_HEADER_BYTES), name, gzipped=False)
+    if header.voxels > max_voxels:
+        raise TooLarge(f"{name}: the header claims {header.sizes} x {header.channels}, over {max_voxels} values")
+    return header
+
+
+def _inflated_head(file: IO[bytes], name: str) -> bytes:
+    try:
+        with gzip.GzipFile(fileobj=file) as stream:
+            head = stream.read(NIFTI_HEADER_BYTES)
+    except (OSError, EOFError, zlib.error) as error:
+        raise BadInput(f"{name}: the file is cut or damaged: {error}") from error
+    if len(head) < NIFTI_HEADER_BYTES:
+        raise BadInput(f"{name}: the file is cut inside its header")
+    return head
+
+
+@contextmanager
+def unpacked(path: Path, header: Header) -> Iterator[Path]:
+    """Give a file with the same content and nothing compressed, complete to its last voxel.
+
+    Unpacking here, not in the image library, checks the gzip's own checksum, so that of a cut file no part is ever
+    taken for an image, and stops at the size that the header claims. ITK then reads raw voxels, which costs little.
+
+    Raises:
+        BadInput: fewer voxels than the header claims, or a damaged gzip.
+        TooLarge: the file unpacks to more than its header claims (a gzip bomb).
+        OutOfSpace: no room in the folder for temporary files.
+    """
+    if header.gzip_at is None:
+        size = path.stat().st_size
+        if size < header.bytes:
+            raise BadInput(f"{path.name}: the file is cut; {size} bytes, its header claims {header.bytes}")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="labelrounds-") as folder:
+        target = Path(folder) / ("volume.nrrd" if header.text else "volume.nii")
+        with disk_errors(path), target.open("wb") as out, path.open("rb") as file:
+            file.seek(header.gzip_at)
+            out.write(_raw_nrrd_text(header.text))
+            _inflate(file, out, header.bytes - len(header.text), path.name)
+        yield target
+
+
+def _raw_nrrd_text(text: bytes) -> bytes:
+    lines = text.splitlines(keepends=True)
+    return b"".join(b"encoding: raw\n" if line.lower().startswith(b"encoding:") else line for line in lines)
+
+
+def _inflate(file: IO[bytes], out: IO[bytes], expected: int, name: str) -> None:
+    count = 0
+    with gzip.GzipFile(fileobj=file) as stream:
+        while True:
+            try:
+                chunk = stream.read(_CHUNK)
+            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+                raise BadInput(f"{name}: the file is cut or damaged: {error}") from error
+            if not chunk:
+                break
+            count += len(chunk)
+            # Some writers append a comment or padding; a little of that is no bomb.
+            if count > expected + _CHUNK:
+                raise TooLarge(f"{name}: unpacks to over {count} bytes, its header claims {expected}")
+            out.write(chunk)
+    if count < expected:
+        raise BadInput(f"{name}: the file is cut; it unpacks to {count} bytes, its header claims {expected}")
