@@ -1,0 +1,100 @@
+"""Stand in for the running program: `slicer.app`, `slicer.modules` and the scene, on slicer-core's logics."""
+
+from pathlib import Path
+
+import qt
+import slicer
+from trame_slicer.core.slicer_app import SlicerApp
+
+
+class SlicerApplication:
+    """The application object: Qt's event loop, a main window, and reading and writing of nodes."""
+
+    applicationName = "Slicer"
+
+    def __init__(self, folder):
+        self.temporaryPath = str(folder)
+        self._qt = qt.QApplication([])
+        self._main_window = qt.QMainWindow()
+        self._main_window.setObjectName("qSlicerMainWindow")
+        self._core = SlicerApp()
+        self._io = CoreIOManager(self._core)
+        self.modules = Modules(self._core)
+
+    @property
+    def scene(self):
+        return self._core.scene
+
+    def coreIOManager(self):
+        return self._io
+
+    def topLevelWidgets(self):
+        return [self._main_window]
+
+    def processEvents(self):
+        self._qt.processEvents()
+
+    def testingEnabled(self):
+        return False
+
+
+class CoreIOManager:
+    """Read and write volumes with the storage nodes that Slicer uses."""
+
+    def __init__(self, core):
+        self._core = core
+
+    def loadNodes(self, file_type, properties, loaded, messages):
+        path = properties["fileName"]
+        node = self._core.volumes_logic.AddArchetypeVolume(path, Path(path).name.split(".")[0], 0)
+        if node:
+            loaded.AddItem(node)
+        return bool(node)
+
+    def fileWriterFileType(self, node):
+        return "VolumeFile"
+
+    def saveNodes(self, file_type, properties, messages):
+        node = self._core.scene.GetNodeByID(properties["nodeID"])
+        storage = node.CreateDefaultStorageNode()
+        storage.UnRegister(None)
+        storage.SetFileName(properties["fileName"])
+        return bool(storage.WriteData(node))
+
+
+class Modules:
+    """The modules of which the extension asks the logic."""
+
+    def __init__(self, core):
+        self.segmentations = Module(core.segmentations_logic)
+        self.volumes = Module(core.volumes_logic)
+
+
+class Module:
+    def __init__(self, logic):
+        self._logic = logic
+
+    def logic(self):
+        return self._logic
+
+
+class ModulePanel(qt.QWidget):
+    """The panel in which Slicer shows a module that the user has entered."""
+
+    isEntered = True
+
+    def __init__(self):
+        super().__init__()
+        self.setLayout(qt.QVBoxLayout())
+
+
+def start(folder, settings):
+    """Start the program once in this process, with its own settings, and open the module's panel."""
+    qt.QSettings.setDefaultFormat(qt.QSettings.IniFormat)
+    qt.QSettings.setPath(qt.QSettings.IniFormat, qt.QSettings.UserScope, str(folder))
+    slicer.app = SlicerApplication(folder)
+    slicer.modules = slicer.app.modules
+    slicer.mrmlScene = slicer.app.scene
+    for key, value in settings.items():
+        qt.QSettings().setValue(key, value)
+    return ModulePanel()
