@@ -1,0 +1,90 @@
+"""Give each test a Slicer of its own: a child process, because slicer-core keeps state for a process's whole life.
+
+A test holds a `SlicerProcess` and calls on it the methods of `slicer_user.SlicerUser`, which run over there.
+"""
+
+import functools
+import multiprocessing
+import os
+import sys
+import traceback
+from pathlib import Path
+
+EXTENSION = Path(sys.prefix, "monailabel", "plugins", "slicer", "MONAILabel")
+STAND_INS = Path(__file__).with_name("slicer_host")
+
+
+ANSWER_TIMEOUT_S = 200
+
+
+class SlicerProcess:
+    """Start Slicer with the extension's panel open; the keywords are settings of the extension.
+
+    Args:
+        folder: Slicer's own folder, for temporary files and settings.
+        server: What the annotator enters as server address.
+    """
+
+    def __init__(self, folder: Path, server: str, **settings):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, far_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(far_end, folder, server, settings), daemon=True)
+        self._process.start()
+        far_end.close()
+        self._receive("start")
+
+    def __getattr__(self, method):
+        if method.startswith("_"):
+            raise AttributeError(method)
+        return functools.partial(self._call, method)
+
+    def close(self) -> None:
+        """End Slicer.
+
+        Raises:
+            AssertionError: If one of the extension's slots or observers failed, or if the process did not end well.
+        """
+        if self._process.is_alive():
+            uncaught = self._call("take_uncaught_errors")
+            self._pipe.send(None)
+            self._process.join(30)
+            assert not uncaught, "in Slicer:\n" + "\n".join(uncaught)
+        assert self._process.exitcode == 0, f"Slicer ended with exit code {self._process.exitcode}"
+
+    def _call(self, method, *arguments, **keywords):
+        self._pipe.send((method, arguments, keywords))
+        return self._receive(method)
+
+    def _receive(self, method):
+        if not self._pipe.poll(ANSWER_TIMEOUT_S):
+            self._process.kill()
+            raise TimeoutError(f"Slicer did not answer {method} within {ANSWER_TIMEOUT_S} s")
+        try:
+            done, answer = self._pipe.recv()
+        except EOFError:
+            self._process.join()
+            raise RuntimeError(f"Slicer ended during {method} with exit code {self._process.exitcode}") from None
+        if not done:
+            raise AssertionError(f"in Slicer, {method}:\n{answer}")
+        return answer
+
+
+def _serve(pipe, folder, server, settings):
+    """Open Slicer in this process, then call on its user what the pipe asks for, until it asks for None."""
+    user = _open_slicer(folder, server, settings)
+    pipe.send((True, None))
+    while (request := pipe.recv()) is not None:
+        method, arguments, keywords = request
+        try:
+            answer = True, getattr(user, method)(*arguments, **keywords)
+        except Exception:
+            answer = False, traceback.format_exc()
+        pipe.send(answer)
+
+
+def _open_slicer(folder, server, settings):
+    os.environ["QT_QPA_PLATFORM"] = "offscreen"
+    sys.path[:0] = [str(STAND_INS), str(EXTENSION)]
+    from slicer_user import SlicerUser
+
+    return SlicerUser(folder, server, {f"MONAILabel/{key}": value for key, value in settings.items()})
