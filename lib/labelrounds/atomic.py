@@ -36,9 +36,34 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise
 
 
+class Staged:
+    """A file written beside its place, with the same name, that `commit` puts there.
+
+    Attributes:
+        file: Where to write.
+        path: The file that it will become; until `commit` this is as it was.
+    """
+
+    def __init__(self, path: Path, folder: Path, durable: bool) -> None:
+        self.path = path
+        self.file = folder / path.name
+        self._durable = durable
+
+    def flush(self) -> None:
+        """Take the room on the disk now, so that nothing but two renames is left to `commit`."""
+        if self._durable:
+            flush(self.file)
+
+    def commit(self) -> None:
+        """Put the file in its place."""
+        self.file.replace(self.path)
+        if self._durable:
+            flush(self.path.parent)
+
+
 @contextmanager
-def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
-    """Give a place to write to, with the same file name; on success what lies there becomes ``path``.
+def staged(path: Path, *, durable: bool = False) -> Iterator[Staged]:
+    """Give a file to write and to commit; without `Staged.commit` nothing remains of it.
 
     Args:
         path: The file to make or to replace; its folder exists.
@@ -50,15 +75,22 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     with disk_errors(path):
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
         try:
-            target = folder / path.name
-            yield target
-            if durable:
-                flush(target)
-            target.replace(path)
-            if durable:
-                flush(path.parent)
+            yield Staged(path, folder, durable)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Give a place to write to, with the same file name; at the end of the block it becomes ``path``.
+
+    Raises:
+        OutOfSpace: the disk is full; ``path`` is as it was.
+    """
+    with staged(path, durable=durable) as new:
+        yield new.file
+        new.flush()
+        new.commit()
 
 
 def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:

@@ -155,7 +155,7 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     """PyYAML keeps the last of two equal keys in silence; a configuration with both is a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         twice = [key for key in keys if keys.count(key) > 1]
         if twice:
             raise yaml.YAMLError(f"key {twice[0]!r} stands twice")
@@ -228,7 +228,7 @@ def _describe(path: Path, fault: Any) -> str:
 
 def _allowed(location: tuple[Any, ...]) -> list[str]:
     section: type[BaseModel] = ModelConfig
-    nested = {"training": TrainingConfig, "window": WindowIntensity, "zscore": ZScoreIntensity}
+    nested: dict[str, type[BaseModel]] = {"training": TrainingConfig, "window": WindowIntensity, "zscore": ZScoreIntensity}
     for part in location[:-1]:
         section = nested.get(str(part), LabelCleaning if location[0] == "cleaning" else section)
     return sorted(set(section.model_fields) - {"name"})

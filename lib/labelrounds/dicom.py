@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from labelrounds.errors import BadInput, TooLarge, UnsupportedMedia
 from labelrounds.formats import is_dicom
+from labelrounds.geometry import Affine, ras_affine
 
 MAX_FILES = 20_000
 _TAGS = [
@@ -78,6 +79,16 @@ def dicom_slices(path: Path, max_voxels: int) -> list[Slice]:
     if voxels > max_voxels:
         raise TooLarge(f"{path.name}: {first.columns} x {first.rows} x {len(slices)} is over {max_voxels} values")
     return _sorted_evenly(slices, path.name) if len(slices) > 1 else slices
+
+
+def slices_affine(slices: Sequence[Slice]) -> Affine:
+    """Return the voxel-to-RAS affine of two or more sorted slices, from their headers alone."""
+    first, last = slices[0], slices[-1]
+    if first.orientation is None or first.spacing_mm is None or first.position is None or last.position is None:
+        raise BadInput(f"{first.path.name}: no position, orientation or spacing")
+    step = np.subtract(last.position, first.position) / (len(slices) - 1)
+    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
+    return ras_affine((row * first.spacing_mm[1], column * first.spacing_mm[0], step), first.position)
 
 
 def patient_id(path: Path) -> str | None:

@@ -28,6 +28,24 @@ def affine_of(itk_image: Any) -> Affine:
     return _LPS_TO_RAS @ affine
 
 
+def affine_of_header(io: Any) -> Affine:
+    """Return the ``(4, 4)`` voxel-to-RAS affine that an ITK reader found in a file's header."""
+    count = min(3, io.GetNumberOfDimensions())
+    affine = np.eye(4)
+    for axis in range(count):
+        affine[:count, axis] = np.asarray(io.GetDirection(axis))[:count] * io.GetSpacing(axis)
+        affine[axis, 3] = io.GetOrigin(axis)
+    return _LPS_TO_RAS @ affine
+
+
+def ras_affine(axes: Any, origin: Any) -> Affine:
+    """Return the ``(4, 4)`` voxel-to-RAS affine of three LPS step vectors in mm and an LPS origin."""
+    affine = np.eye(4)
+    affine[:3, :3] = np.column_stack(list(axes))
+    affine[:3, 3] = origin
+    return _LPS_TO_RAS @ affine
+
+
 def set_affine(itk_image: Any, affine: Affine) -> None:
     """Give a three-dimensional ITK image the geometry of a voxel-to-RAS affine."""
     lps = _LPS_TO_RAS @ affine

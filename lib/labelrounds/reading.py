@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from labelrounds import dicom
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.formats import format_of, header_of, unpacked
-from labelrounds.geometry import Affine, affine_of, check_affine
+from labelrounds.geometry import Affine, affine_of, affine_of_header, check_affine
 from labelrounds.headers import Header
 
 MAX_VOXELS = 2**30
@@ -71,6 +71,21 @@ class Image:
         return self.source in _FLAT
 
 
+@dataclass(frozen=True)
+class Geometry:
+    """Where the voxels of an image lie.
+
+    Attributes:
+        shape: Voxels along ``(X, Y, Z)``.
+        affine: ``(4, 4)`` float64, voxel index to RAS in mm.
+        is_flat: True for a picture (PNG, JPEG, TIFF), whose affine means nothing.
+    """
+
+    shape: tuple[int, int, int]
+    affine: Affine
+    is_flat: bool
+
+
 def read_image(path: Path, *, max_voxels: int = MAX_VOXELS, channels: int | None = None) -> Image:
     """Read NIfTI, NRRD, a DICOM folder or file, or a two-dimensional PNG, JPEG or TIFF.
 
@@ -120,6 +135,32 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Image:
     if image.array.shape[0] != 1:
         raise BadInput(f"{path.name}: a label has one channel, this has {image.array.shape[0]}")
     return Image(_whole(image.array, path.name), image.affine, image.source, segments)
+
+
+def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> Geometry:
+    """Read where an image's voxels lie, without the voxels.
+
+    Raises:
+        LabelRoundsError: what `read_image` raises for the header; the voxels are not looked at.
+    """
+    path = Path(path)
+    kind = format_of(path)
+    try:
+        if kind == "dicom":
+            slices = dicom.dicom_slices(path, max_voxels)
+            if len(slices) > 1:
+                shape = (slices[0].columns, slices[0].rows, len(slices))
+                return Geometry(shape, dicom.slices_affine(slices), False)
+            path = slices[0].path
+        elif kind not in _FLAT:
+            header_of(path, kind, max_voxels)
+        io = _open(kind, path)
+    except (RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
+        raise BadInput(f"{path.name}: ITK cannot read it: {_reason(error)}") from error
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if kind in _FLAT else affine_of_header(io)
+    check_affine(affine, f"{path.name}: geometry")
+    sizes = [io.GetDimensions(axis) if axis < io.GetNumberOfDimensions() else 1 for axis in range(3)]
+    return Geometry((sizes[0], sizes[1], sizes[2]), affine, kind in _FLAT)
 
 
 def patient_of(path: Path) -> str | None:

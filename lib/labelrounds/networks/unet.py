@@ -37,7 +37,9 @@ class UNet(SegmentationNetwork):
         self.dimensions = dimensions
         strides = steps(len(channels) - 1, dimensions, flat_levels)
         flat = (3, 3, 1)
-        kernels = [flat if dimensions == 3 and level < flat_levels else (3,) * dimensions for level in range(len(channels))]
+        kernels = [
+            flat if dimensions == 3 and level < flat_levels else (3,) * dimensions for level in range(len(channels))
+        ]
         self.net = DynUNet(
             spatial_dims=dimensions,
             in_channels=in_channels,

@@ -68,7 +68,7 @@ class VNet(SegmentationNetwork):
             raise ValueError(f"kernel {kernel} must be odd")
         self.dimensions = dimensions
         convolution, _ = _layers(dimensions)
-        transposed = nn.ConvTranspose3d if dimensions == 3 else nn.ConvTranspose2d
+        transposed: Any = nn.ConvTranspose3d if dimensions == 3 else nn.ConvTranspose2d
         strides = steps(len(channels) - 1, dimensions, flat_levels)
         pairs = list(zip(channels[:-1], channels[1:], strides, strict=True))
         self.first = ResidualStage(dimensions, in_channels, channels[0], depths[0], kernel)
@@ -109,5 +109,5 @@ class VNet(SegmentationNetwork):
         return product(steps(len(options["channels"]) - 1, dimensions, options["flat_levels"]))
 
 
-def _layers(dimensions: int) -> tuple[type[nn.Conv3d] | type[nn.Conv2d], type[nn.Module]]:
+def _layers(dimensions: int) -> tuple[Any, Any]:
     return (nn.Conv3d, nn.InstanceNorm3d) if dimensions == 3 else (nn.Conv2d, nn.InstanceNorm2d)

@@ -1,0 +1,197 @@
+"""From configurations to the host's tasks: the only MONAILabelApp of the package.
+
+Built by the server and again by each child process, so its constructor only reads configuration. What the server
+alone does (resuming an interrupted training) waits for ``on_init_complete``.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import labelrounds.host
+
+# isort: split
+from monailabel.config import settings
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.infer_v2 import InferTask
+from monailabel.interfaces.tasks.strategy import Strategy
+from monailabel.interfaces.tasks.train import TrainTask
+
+import labelrounds
+from labelrounds import folders
+from labelrounds.config import ModelConfig, load_configs
+from labelrounds.errors import BadInput, Conflict, NotFound
+from labelrounds.inference import SegmentationInferer
+from labelrounds.jobs import job_queue
+from labelrounds.store import DicomwebStore, StudyStore
+from labelrounds.strategies import strategies
+from labelrounds.training import SegmentationTrainer, TrainingRequest
+
+logger = logging.getLogger(__name__)
+
+
+def configured_models(conf: dict[str, str]) -> dict[str, ModelConfig]:
+    """Return the models that a server's settings name.
+
+    Args:
+        conf: ``models``, names separated by commas (all when missing); ``configs``, a folder of the user's own
+            beside the shipped one.
+
+    Raises:
+        BadInput: a faulty file, an unknown model.
+    """
+    names = [name.strip() for name in conf.get("models", "").split(",") if name.strip()]
+    own = [Path(conf["configs"]).expanduser()] if conf.get("configs") else []
+    return load_configs([folders.shipped_configs(), *own], names or None)
+
+
+class LabelRoundsApp(MONAILabelApp):
+    """Segmentation models from YAML files, retrained on the labels that clinicians submit."""
+
+    def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
+        self.configs = configured_models(conf or {})
+        self._turn = threading.Lock()
+        settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(folders.home() / "sessions")
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="LabelRounds",
+            description="Segment, correct, submit and retrain, round after round",
+            version=labelrounds.__version__,
+            labels=self.known_labels(),
+        )
+
+    def known_labels(self) -> list[str]:
+        """Return the labels of all models, each once, in the order of the models."""
+        return list(dict.fromkeys(label for config in self.configs.values() for label in config.labels))
+
+    def init_datastore(self) -> Datastore:
+        """Open the studies: a folder, or a DICOMweb server by its address."""
+        if self.studies.startswith(("http://", "https://")):
+            return super().init_datastore()
+        return StudyStore(
+            self.studies,
+            known_labels=self.known_labels(),
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        """Make an inferer for each configured model."""
+        return {name: SegmentationInferer(config, self._turn) for name, config in self.configs.items()}
+
+    def init_trainers(self) -> dict[str, TrainTask]:
+        """Make a trainer for each configured model."""
+        return {name: SegmentationTrainer(config) for name, config in self.configs.items()}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        """Make one of each registered strategy."""
+        return {name: strategies.get(name)() for name in strategies.names()}
+
+    def on_init_complete(self) -> None:
+        """Start the host's housekeeping, and go on with a training that a killed server left."""
+        super().on_init_complete()
+        job_queue("train").resume(settings.MONAI_LABEL_STUDIES)
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients show; the trainer that runs comes first, as they read the first entry's figures."""
+        described: dict[str, Any] = super().info()
+        running = {task["request"].get("model") for task in job_queue("train").unfinished()[:1]}
+        latest = sorted(
+            described["train_stats"].items(), key=lambda item: (item[0] not in running, -item[1].get("started", 0))
+        )
+        return {**described, "train_stats": dict(latest)}
+
+    def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
+        """Segment one image.
+
+        Args:
+            request: ``model``; ``image``, an image id, or a ``Path`` to a file that the server itself has
+                written (an upload, a session); optional ``device``, ``result_extension``, and ``save_label``
+                with ``label_tag`` to keep the result in the datastore.
+
+        Raises:
+            NotFound: no such model or image.
+            Conflict: the model has no trained version.
+        """
+        store = datastore or self.datastore()
+        task = self.inferer(str(request.get("model")))
+        image = request.get("image")
+        path = image if isinstance(image, Path) else self.image_path(str(image), store)
+        file, params = task({**request, "image": str(path)})
+        label = file
+        if request.get("save_label") and not isinstance(image, Path):
+            tag = request.get("label_tag") or "original"
+            details = {"model": request["model"], "params": params, "labels": params["label_names"]}
+            label = store.save_label(image, file, tag, details)
+        return {"label": label, "tag": request.get("label_tag") or "original", "file": file, "params": params}
+
+    def inferer(self, model: str) -> InferTask:
+        """Return a model that can be served.
+
+        Raises:
+            NotFound: no such model.
+            Conflict: it has no trained version yet.
+        """
+        task = self._infers.get(model)
+        if task is None:
+            raise NotFound(f"model {model!r} is not one of {', '.join(self._infers)}")
+        if not task.is_valid():
+            raise Conflict(f"model {model} has no trained version yet: submit labels, then start a training")
+        return task
+
+    def image_path(self, image_id: str, store: Datastore | None = None) -> Path:
+        """Return where an image of the datastore lies.
+
+        Raises:
+            NotFound: no such image.
+        """
+        uri = (store or self.datastore()).get_image_uri(image_id)
+        if not uri or not Path(uri).exists():
+            raise NotFound(f"image {image_id!r} is not in the datastore")
+        return Path(uri)
+
+    def check_task(self, method: str, request: dict[str, Any]) -> None:
+        """Check a background task before a process is started for it.
+
+        Raises:
+            NotFound: no such model.
+            BadInput: a wrong option; no model named.
+            Conflict: no label was submitted yet.
+        """
+        if method != "train":
+            return
+        model = request.get("model")
+        if not model:
+            raise BadInput(f"a training needs a model, one of {', '.join(self._trainers)}")
+        trainer = self._trainers.get(model)
+        if trainer is None:
+            raise NotFound(f"model {model!r} is not one of {', '.join(self._trainers)}")
+        TrainingRequest.parse(request, trainer.model)
+        if not self.datastore().get_labeled_images():
+            raise Conflict("no label was submitted yet: submit at least one, then train")
+
+    def train(self, request: dict[str, Any], stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Train a model on the submitted labels; see ``training.SegmentationTrainer``."""
+        self.check_task("train", request)
+        result: dict[str, Any] = self._trainers[request["model"]](request, self.datastore(), stopped)
+        return result
+
+    def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the next case to label, with the reason for it; empty when every case has a label.
+
+        Raises:
+            NotFound: no such strategy.
+        """
+        strategy = self._strategies.get(request.get("strategy") or "random")
+        if strategy is None:
+            raise NotFound(f"strategy {request.get('strategy')!r} is not one of {', '.join(self._strategies)}")
+        chosen: dict[str, Any] | None = strategy(request, self.datastore())
+        return {**chosen, "path": str(self.image_path(chosen["id"]))} if chosen else {}
+
+    def _init_dicomweb_datastore(self) -> Datastore:
+        return DicomwebStore.connect(self.studies, known_labels=self.known_labels())

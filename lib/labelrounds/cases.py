@@ -1,0 +1,124 @@
+"""Labelled cases as training sees them: read and prepared once, kept in memory on the network's grid."""
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from labelrounds.config import ModelConfig
+from labelrounds.errors import LabelRoundsError
+from labelrounds.reading import read_image, read_label
+from labelrounds.store import LabelledCase
+from labelrounds.transforms import Grid, prepare, prepare_label, random_mapping, sample_patch
+
+logger = logging.getLogger(__name__)
+
+_VOXELS_A_LABEL = 2000
+
+
+@dataclass(frozen=True)
+class PreparedCase:
+    """One labelled case on the network's grid.
+
+    Attributes:
+        image: ``(C, X, Y, Z)`` float32.
+        label: ``(X, Y, Z)`` uint8, values as in the model's configuration.
+        spacing_mm: voxel size of the grid.
+        foreground: some voxels ``(N, 3)`` of each label that is present, to aim training patches at.
+    """
+
+    image_id: str
+    patient: str
+    image: torch.Tensor
+    label: torch.Tensor
+    spacing_mm: tuple[float, float, float]
+    foreground: tuple[torch.Tensor, ...]
+
+
+def prepare_case(case: LabelledCase, config: ModelConfig) -> PreparedCase:
+    """Read a labelled case and prepare it for the model.
+
+    Raises:
+        LabelRoundsError: a file can't be used, or a label of the model was not annotated in this case.
+    """
+    missing = [name for name in config.labels if name not in case.values]
+    if missing:
+        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(case.values)})")
+    image = read_image(Path(case.image))
+    if image.array.shape[0] != config.channels:
+        raise LabelRoundsError(f"has {image.array.shape[0]} channels, the model takes {config.channels}")
+    stored = read_label(Path(case.label)).array[0]
+    if stored.shape != image.shape:
+        raise LabelRoundsError(f"its label has shape {stored.shape}, its image {image.shape}")
+    meaning = np.zeros(256, dtype=np.uint8)
+    for name, value in config.label_values.items():
+        meaning[case.values[name]] = value
+    grid = Grid.of(image, config)
+    label = prepare_label(meaning[stored], grid)
+    source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)
+    return PreparedCase(
+        image_id=case.image_id,
+        patient=case.patient,
+        image=prepare(image, config, grid),
+        label=label,
+        spacing_mm=(float(source[0]), float(source[1]), float(source[2])),
+        foreground=_foreground(label, len(config.labels)),
+    )
+
+
+def prepare_cases(cases: Iterable[LabelledCase], config: ModelConfig) -> tuple[list[PreparedCase], dict[str, str]]:
+    """Prepare every case that can be used, and return the others' ids with the reason."""
+    prepared, skipped = [], {}
+    for case in cases:
+        try:
+            prepared.append(prepare_case(case, config))
+        except LabelRoundsError as error:
+            logger.warning("Skip %s: %s", case.image_id, error)
+            skipped[case.image_id] = str(error)
+    return prepared, skipped
+
+
+class PatchSampler:
+    """Draws training batches: whole cases at random, a fraction of the patches aimed at a random label's voxel."""
+
+    def __init__(self, cases: list[PreparedCase], config: ModelConfig, device: torch.device) -> None:
+        self._cases = cases
+        self._config = config
+        self._volumes = [(case.image.to(device), case.label.to(device)) for case in cases]
+
+    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images ``(B, C, *patch)`` float32 and labels ``(B, *patch)`` int64."""
+        patches = [self._patch(generator) for _ in range(self._config.training.batch_size)]
+        images, labels = zip(*patches, strict=True)
+        return torch.stack(images), torch.stack(labels)
+
+    def _patch(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        index = int(torch.randint(len(self._cases), (1,), generator=generator))
+        case, (image, label) = self._cases[index], self._volumes[index]
+        centre = self._centre(case, generator)
+        mapping = random_mapping(label.shape, case.spacing_mm, centre, self._config, generator)
+        return sample_patch(image, label, mapping, self._config.patch_size)
+
+    def _centre(self, case: PreparedCase, generator: torch.Generator) -> list[float]:
+        """Return the patch's middle (voxels), on the chosen label or anywhere, kept inside where it can be."""
+        shape = case.label.shape
+        aimed = torch.rand(1, generator=generator) < self._config.training.foreground_fraction
+        if aimed and case.foreground:
+            voxels = case.foreground[int(torch.randint(len(case.foreground), (1,), generator=generator))]
+            middle = voxels[int(torch.randint(len(voxels), (1,), generator=generator))].tolist()
+        else:
+            middle = [float(torch.rand(1, generator=generator)) * side for side in shape]
+        limits = [(min(p, s) / 2, s - min(p, s) / 2) for p, s in zip(self._config.patch_size, shape, strict=True)]
+        return [float(min(max(m, low), high)) - 0.5 for m, (low, high) in zip(middle, limits, strict=True)]
+
+
+def _foreground(label: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
+    found = []
+    for value in range(1, labels + 1):
+        voxels = torch.nonzero(label == value)
+        if len(voxels):
+            found.append(voxels[:: max(1, len(voxels) // _VOXELS_A_LABEL)])
+    return tuple(found)

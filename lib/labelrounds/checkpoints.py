@@ -1,0 +1,187 @@
+"""Trained versions of a model: published whole or not at all, numbered, loaded without unpickling.
+
+Layout below ``home()/models/<model>``::
+
+    versions/0001/weights.safetensors   the network's tensors
+    versions/0001/version.json          labels, scores, cases, seed, package versions
+    current.json                        {"version": 1}: what is served
+
+Crash rule: a version is written into a folder with a temporary name and flushed, the folder is renamed, and
+only then the pointer is replaced; a crash at any moment leaves the old version served and at most one folder
+named ``.new-*`` behind, which the next publication removes. Concurrency: one training publishes at a time (the
+queue in ``jobs.py`` sees to it), any number of processes read; readers see the old or the new pointer.
+"""
+
+import json
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from labelrounds import folders
+from labelrounds.atomic import flush, replacing
+from labelrounds.config import ModelConfig
+from labelrounds.errors import BadInput, Conflict, NotFound, OutOfSpace
+
+_WEIGHTS, _RECORD = "weights.safetensors", "version.json"
+_PACKAGES = ("labelrounds", "monai", "monailabel", "torch")
+
+
+@dataclass(frozen=True)
+class Version:
+    """One trained version; number 0 is the one that ships with the package."""
+
+    model: str
+    number: int
+    weights: Path
+    record: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.model} version {self.number}" + (" (shipped)" if self.number == 0 else "")
+
+
+class Checkpoints:
+    """The versions of one model."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.folder = folders.home() / "models" / config.name
+
+    def current(self) -> Version | None:
+        """Return the served version: the pointer's, else the shipped one, else None."""
+        pointer = read_json(self.folder / "current.json")
+        if pointer is not None:
+            return self.version(int(pointer["version"]))
+        return self._shipped()
+
+    def versions(self) -> list[Version]:
+        """Return every version there is, the shipped one first, then by number."""
+        shipped = self._shipped()
+        numbers = sorted(int(path.name) for path in (self.folder / "versions").glob("[0-9]*"))
+        return ([shipped] if shipped else []) + [self.version(number) for number in numbers]
+
+    def version(self, number: int) -> Version:
+        """Return a version by number.
+
+        Raises:
+            NotFound: no such version.
+        """
+        shipped = self._shipped()
+        if number == 0 and shipped is not None:
+            return shipped
+        folder = self.folder / "versions" / f"{number:04d}"
+        record = read_json(folder / _RECORD)
+        if record is None:
+            raise NotFound(f"model {self.config.name} has no version {number}")
+        return Version(self.config.name, number, folder / _WEIGHTS, record)
+
+    def publish(self, network: nn.Module, record: dict[str, Any]) -> Version:
+        """Write the network as the next version and serve it.
+
+        Raises:
+            OutOfSpace: the disk could not take it; the version served before stays.
+        """
+        versions = self.folder / "versions"
+        versions.mkdir(parents=True, exist_ok=True)
+        for leftover in versions.glob(".new-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        number = max((int(path.name) for path in versions.glob("[0-9]*")), default=0) + 1
+        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=versions))
+        try:
+            tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
+            save_file(tensors, staging / _WEIGHTS)
+            write_json(staging / _RECORD, {**self.describe(), **record})
+            flush(staging / _WEIGHTS)
+            staging.chmod(0o755)
+            final = versions / f"{number:04d}"
+            staging.rename(final)
+            self.serve(number)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
+        return self.version(number)
+
+    def serve(self, number: int) -> None:
+        """Point to the version that is served from now on.
+
+        Raises:
+            NotFound: no such version.
+        """
+        self.version(number)
+        write_json(self.folder / "current.json", {"version": number})
+
+    def load(self, version: Version, network: nn.Module, device: torch.device | str = "cpu") -> None:
+        """Fill a network with a version's weights.
+
+        Raises:
+            Conflict: the version was trained for other labels or another network.
+            BadInput: the file is damaged or its tensors do not fit; the message names the first that differ.
+        """
+        trained_for = version.record.get("labels")
+        if trained_for is not None and list(trained_for) != list(self.config.labels):
+            raise Conflict(
+                f"{version} was trained for labels {trained_for}, the configuration has {list(self.config.labels)}"
+            )
+        try:
+            tensors = load_file(version.weights, device=str(device))
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"the weights of {version} cannot be read: {error}") from error
+        differing = _differences(network.state_dict(), tensors)
+        if differing:
+            raise BadInput(f"the weights of {version} do not fit the configured network: {'; '.join(differing[:3])}")
+        network.load_state_dict(tensors)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what every record says: the labels, the configuration, the package versions, the time."""
+        return {
+            "model": self.config.name,
+            "labels": list(self.config.labels),
+            "configuration": self.config.model_dump(mode="json"),
+            "packages": {name: metadata.version(name) for name in _PACKAGES},
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+
+    def _shipped(self) -> Version | None:
+        weights = folders.shipped_weights() / f"{self.config.name}.safetensors"
+        record = read_json(weights.with_suffix(".json"))
+        if record is None or list(record.get("labels", [])) != list(self.config.labels):
+            return None  # a user's model of the same name, for other labels, is another model
+        return Version(self.config.name, 0, weights, record)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON file's object, or None where the file does not exist.
+
+    Raises:
+        BadInput: the file is not JSON.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (UnicodeDecodeError, ValueError, TypeError) as error:
+        raise BadInput(f"{path} is damaged: {error}") from error
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file so that a reader sees the old content or the new one, whatever happens in between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, durable=True) as staging:
+        staging.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
+    lines = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
+    lines += [f"{name} is unknown" for name in sorted(set(found) - set(expected))]
+    for name in sorted(set(expected) & set(found)):
+        if expected[name].shape != found[name].shape:
+            lines.append(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
+    return lines

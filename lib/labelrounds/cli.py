@@ -1,0 +1,121 @@
+"""The ``labelrounds`` command. Heavy modules are imported by the commands that need them, so that help is instant."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from labelrounds.errors import LabelRoundsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="""
+Segment, correct, submit and retrain from 3D Slicer, on your own server.
+
+First time? `labelrounds demo` plays a whole labelling round on invented patients, in a few minutes.
+Then `labelrounds start --studies FOLDER` serves your own images; in Slicer's *MONAILabel* module, enter the
+address that it prints and press the round arrow beside it.
+""",
+)
+
+Models = Annotated[str, typer.Option(help="Names of the models to serve, separated by commas; all when left out.")]
+Configs = Annotated[
+    Path | None, typer.Option(help="A folder of your own YAML files, one for each model, beside the shipped ones.")
+]
+Studies = Annotated[
+    str,
+    typer.Option(
+        help="The folder with your images (NIfTI or NRRD), or the address of a DICOMweb server."
+        " Left out: invented patients, made in LABELROUNDS_HOME."
+    ),
+]
+
+
+@app.command()
+def start(
+    studies: Studies = "",
+    models: Models = "",
+    configs: Configs = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to your network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+) -> None:
+    """Serve models to 3D Slicer until you press Ctrl-C."""
+    from labelrounds.starting import serve
+
+    serve(studies, models, configs, host, port)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the studies, the models and the picture.")] = Path("demo"),
+    serve: Annotated[
+        bool, typer.Option("--serve", help="Keep the server running, to connect 3D Slicer to it.")
+    ] = False,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 8000,
+) -> None:
+    """Play a labelling round on invented patients: next case, segment, correct, submit, train, segment again."""
+    from labelrounds.demo import play
+
+    play(output, serve, port)
+
+
+@app.command()
+def train(
+    model: Annotated[str, typer.Option(help="The model to train; see `labelrounds models`.")],
+    studies: Annotated[str, typer.Option(help="The folder with the images; their labels lie in labels/final.")],
+    configs: Configs = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Rounds over the schedule; the model's own if left out.")
+    ] = None,
+    start: Annotated[
+        str, typer.Option(help="`current`: go on from the served version; `scratch`: from nothing.")
+    ] = "current",
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
+) -> None:
+    """Train a model on the labels that were submitted, here in the terminal. Ctrl-C keeps the best so far."""
+    from labelrounds.starting import train_here
+
+    request = {"model": model, "start": start, "device": device} | ({"epochs": epochs} if epochs else {})
+    print(json.dumps(train_here(studies, configs, request), indent=2))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Option(help="The model to segment with; see `labelrounds models`.")],
+    image: Annotated[Path, typer.Option(help="NIfTI, NRRD, a DICOM file or a folder with one DICOM series.")],
+    output: Annotated[Path, typer.Option(help="Where to write: .nii.gz, .nii, .nrrd or .seg.nrrd.")],
+    configs: Configs = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
+) -> None:
+    """Segment one image into a file, without a server."""
+    from labelrounds.starting import predict_file
+
+    print(predict_file(model, image, output, configs, device))
+
+
+@app.command()
+def models(configs: Configs = None) -> None:
+    """List the models, their labels and their trained versions."""
+    from rich.console import Console
+
+    from labelrounds.starting import models_table
+
+    Console().print(models_table(configs))
+
+
+def main() -> None:
+    """Run the command line; an error meant for the user is one line, not a traceback."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the server's own
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app(standalone_mode=True)
+    except LabelRoundsError as error:
+        print(f"labelrounds: {error}", file=sys.stderr)
+        sys.exit(2)

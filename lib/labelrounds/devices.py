@@ -1,0 +1,54 @@
+"""Which device a request runs on, and which arithmetic is fast there."""
+
+import re
+from functools import cache
+from typing import Any, TypeVar
+
+import torch
+
+from labelrounds.errors import BadInput
+
+Network = TypeVar("Network", bound=torch.nn.Module)
+
+
+def available_devices() -> list[str]:
+    """Return the devices that a client may ask for, the best first."""
+    return [f"cuda:{index}" for index in range(torch.cuda.device_count())] + ["cpu"]
+
+
+def choose_device(wanted: object = None) -> torch.device:
+    """Return the device that is asked for, or the best there is when none is.
+
+    Raises:
+        BadInput: not a device, or not on this machine.
+    """
+    if wanted is None or wanted == "":
+        return torch.device(available_devices()[0])
+    if not isinstance(wanted, str) or not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wanted):
+        raise BadInput(f"device {wanted!r} is not one of {', '.join(available_devices())}")
+    name = "cuda:0" if wanted == "cuda" else wanted
+    if name not in available_devices():
+        raise BadInput(f"device {wanted!r} is not on this machine; available: {', '.join(available_devices())}")
+    return torch.device(name)
+
+
+@cache
+def low_precision(device_type: str) -> bool:
+    """Tell whether bfloat16 is faster than float32 on that kind of device: in hardware, not emulated."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Return the mixed-precision context for a device; it does nothing where that would not pay."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision(device.type))
+
+
+def place(network: Network, device: torch.device, dimensions: int) -> Network:
+    """Move a network to a device, in the memory layout that its convolutions are fastest in there."""
+    network.to(device)
+    if device.type == "cpu":  # on CUDA instance normalisation undoes channels-last and costs more than it saves
+        channels_last: Any = torch.channels_last_3d if dimensions == 3 else torch.channels_last
+        network.to(memory_format=channels_last)  # type: ignore[call-overload]
+    return network

@@ -1,0 +1,40 @@
+"""Where things lie: what ships with the package, and what the server writes beside the studies.
+
+``LABELROUNDS_HOME`` (default ``~/.labelrounds``) holds everything that the server writes but labels: model
+versions, training progress, sessions and logs. Labels and the datastore's index stay with the studies.
+"""
+
+import os
+from importlib import metadata
+from pathlib import Path
+
+
+def home() -> Path:
+    """Return the folder of model versions, progress, sessions and logs."""
+    return Path(os.environ.get("LABELROUNDS_HOME") or Path.home() / ".labelrounds").expanduser().resolve()
+
+
+def shipped_configs() -> Path:
+    """Return the folder of the models that come with the package."""
+    return _shipped("configs", "unet_phantom.yaml")
+
+
+def shipped_weights() -> Path:
+    """Return the folder of the trained weights that come with the package."""
+    return shipped_configs() / "weights"
+
+
+def app_folder() -> Path:
+    """Return the folder that MONAI Label is pointed at, which holds ``main.py``."""
+    return _shipped("apps/radiology", "main.py")
+
+
+def _shipped(folder: str, member: str) -> Path:
+    """Find a folder of the checkout, or of the installed distribution where there is no checkout."""
+    checkout = Path(__file__).parents[2] / folder
+    if (checkout / member).is_file():
+        return checkout
+    for file in metadata.files("labelrounds") or []:
+        if file.as_posix().endswith(f"share/labelrounds/{folder}/{member}"):
+            return Path(str(file.locate())).resolve().parent
+    raise FileNotFoundError(f"share/labelrounds/{folder}/{member} is missing from the installation")

@@ -1,0 +1,179 @@
+"""Segmentation as the host asks for it: read, prepare, sliding window, argmax, restore, clean, write.
+
+The inferer is built once a process and shared by all requests. Concurrency: one request at a time computes on a
+device, the others wait their turn; the HTTP routes never wait, as they run elsewhere. The weights are loaded by
+the first request and again when another version has been published in between.
+"""
+
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.config import ModelConfig
+from labelrounds.devices import autocast, available_devices, choose_device, place
+from labelrounds.errors import BadInput, Conflict
+from labelrounds.networks import SegmentationNetwork, build_network
+from labelrounds.reading import Image, read_image
+from labelrounds.transforms import Grid, clean, prepare, restore
+from labelrounds.writing import write_label
+
+RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".seg.nrrd")
+_WINDOWS_AT_ONCE = 2
+
+
+@torch.inference_mode()
+def predict(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Return the label map ``(X, Y, Z)`` uint8 of a prepared image ``(C, X, Y, Z)``, on the image's device."""
+    device = image.device
+    with autocast(device):
+        logits = sliding_window_inference(
+            image[None],
+            roi_size=config.patch_size,
+            sw_batch_size=_WINDOWS_AT_ONCE,
+            predictor=network,
+            overlap=config.overlap,
+            mode="gaussian",
+            padding_mode="replicate",
+        )
+    if not isinstance(logits, torch.Tensor):
+        raise TypeError(f"network {config.network.name} returned {type(logits).__name__}, expected a tensor")
+    return logits[0].argmax(dim=0).to(torch.uint8)
+
+
+def segment(network: SegmentationNetwork, image: Image, config: ModelConfig, device: torch.device) -> np.ndarray:
+    """Return the label map ``(X, Y, Z)`` of an image on the image's own grid.
+
+    Raises:
+        BadInput: the image has another number of channels than the model.
+    """
+    channels = image.array.shape[0]
+    if channels != config.channels:
+        raise BadInput(f"{image.source}: has {channels} channels, model {config.name} takes {config.channels}")
+    grid = Grid.of(image, config)
+    label = predict(network, prepare(image, config, grid, device), config)
+    return restore(torch.from_numpy(clean(label.cpu().numpy(), config)), grid)
+
+
+class ServedNetworks:
+    """The networks of one model in memory, one a device, always of the version that is served."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config = config
+        self.checkpoints = Checkpoints(config)
+        self._loading = threading.Lock()
+        self._loaded: dict[str, tuple[Version, SegmentationNetwork]] = {}
+
+    def get(self, device: torch.device) -> tuple[Version, SegmentationNetwork]:
+        """Return the served version and its network, loading it where it is not in memory yet.
+
+        Raises:
+            Conflict: there is no trained version yet.
+        """
+        with self._loading:
+            version = self.checkpoints.current()
+            if version is None:
+                raise Conflict(
+                    f"model {self.config.name} has no trained version yet: submit labels, then start a training"
+                )
+            known = self._loaded.get(str(device))
+            if known is not None and known[0].weights == version.weights:
+                return known
+            network = build_network(self.config)
+            self.checkpoints.load(version, network)
+            place(network, device, self.config.dimensions).eval()
+            self._loaded[str(device)] = (version, network)
+            return version, network
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"config": self.config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["config"])  # type: ignore[misc]
+
+
+class SegmentationInferer(InferTask):
+    """One served segmentation model.
+
+    Args:
+        config: the model.
+        turn: the lock that lets one request at a time compute, shared by all models of a process.
+    """
+
+    def __init__(self, config: ModelConfig, turn: threading.Lock) -> None:
+        super().__init__(
+            type=InferType.SEGMENTATION,
+            labels=list(config.labels),
+            dimension=3,  # what a client is handed is a volume, even where the network sees slices
+            description=config.description,
+            config={"device": available_devices()},
+        )
+        self._networks = ServedNetworks(config)
+        self._turn = turn
+
+    def is_valid(self) -> bool:
+        """Tell whether there is something trained to serve; what is not is no model in a client's list."""
+        return self._networks.checkpoints.current() is not None
+
+    def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """Segment ``request["image"]`` (a path) and write the result beside nothing else, in a temporary file.
+
+        Args:
+            request: ``image``; optional ``device`` and ``result_extension``.
+
+        Returns:
+            the written file, and what the client reads: ``label_names`` (name to voxel value), ``version``,
+            ``latencies`` in seconds.
+
+        Raises:
+            LabelRoundsError: a device, extension or image that can't be used; no trained version.
+        """
+        config = self._networks.config
+        device = choose_device(_first(request.get("device")))
+        extension = _extension(request.get("result_extension"))
+        started = time.perf_counter()
+        image = read_image(Path(request["image"]))
+        read = time.perf_counter()
+        with self._turn:
+            version, network = self._networks.get(device)
+            turn = time.perf_counter()
+            label = segment(network, image, config, device)
+        segmented = time.perf_counter()
+        handle = tempfile.NamedTemporaryFile(prefix="labelrounds-", suffix=extension, delete=False)
+        handle.close()
+        try:
+            write_label(label, image.affine, Path(handle.name), config.labels)
+        except BaseException:
+            Path(handle.name).unlink(missing_ok=True)
+            raise
+        return handle.name, {
+            "label_names": config.label_values,
+            "version": version.number,
+            "latencies": {
+                "read": round(read - started, 3),
+                "wait": round(turn - read, 3),
+                "segment": round(segmented - turn, 3),
+                "write": round(time.perf_counter() - segmented, 3),
+                "total": round(time.perf_counter() - started, 3),
+            },
+        }
+
+
+def _first(value: object) -> object:
+    """Return a choice's value; a client that sends the whole list of choices means its first."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _extension(wanted: object) -> str:
+    if wanted in (None, ""):
+        return ".nrrd"
+    if wanted not in RESULT_EXTENSIONS:
+        raise BadInput(f"result_extension {wanted!r} is not one of {', '.join(RESULT_EXTENSIONS)}")
+    return str(wanted)

@@ -1,0 +1,265 @@
+"""The ASGI application: the host's routes that are fit to be served, and our own where they are not.
+
+``labelrounds start`` and ``monailabel start_server --uvicorn_app labelrounds.server:app`` both serve it.
+
+Our own are the routes that compute or store (``/infer``, uploads, labels, sessions): plain functions, so that they
+run in a thread and a long one never holds up the others. Not served at all: replacing weights over HTTP, the
+whole-slide and OHIF routes, the proxy to the PACS, whole-archive uploads, and reloading the app, which deadlocks.
+"""
+
+import json
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import labelrounds.host
+
+# isort: split
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from monailabel.config import settings
+from monailabel.endpoints import (
+    activelearning,
+    batch_infer,
+    datastore,
+    infer,
+    info,
+    login,
+    logs,
+    model,
+    scoring,
+    session,
+    train,
+)
+from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
+from monailabel.interfaces.utils.app import app_instance
+
+import labelrounds
+from labelrounds import jobs
+from labelrounds.errors import BadInput, LabelRoundsError, NotFound, UnsupportedMedia
+from labelrounds.formats import ENDINGS, ending_of
+
+logger = logging.getLogger(__name__)
+
+_INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
+_NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}")}
+_SESSION = re.compile(r"[0-9a-f-]{36}")
+
+annotator = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
+user = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
+
+
+class Output(str, Enum):
+    """What ``/infer`` answers with: the label file, its description, or both in one multipart answer."""
+
+    image = "image"
+    json = "json"
+    all = "all"
+
+
+own = APIRouter()
+
+
+@own.get("/", include_in_schema=False)
+def root() -> RedirectResponse:
+    """Show the interactive documentation of the routes."""
+    return RedirectResponse("docs")
+
+
+@own.post("/infer/{model}", tags=["Infer"], summary="Segment an image")
+def segment(
+    background: BackgroundTasks,
+    model: str,
+    image: str = "",
+    session_id: str = "",
+    params: Annotated[str, Form()] = "{}",
+    file: Annotated[UploadFile | None, File()] = None,
+    output: Output | None = None,
+    _: User = Depends(user),
+) -> Any:
+    """Segment an image of the datastore (``image``), of a session (``session_id``) or an uploaded ``file``."""
+    options = parse_object("params", params)
+    unknown = sorted(set(options) - _INFER_PARAMS)
+    if unknown:
+        raise BadInput(f"params {unknown[0]!r} is not one of {', '.join(sorted(_INFER_PARAMS))}")
+    app = app_instance()
+    app.inferer(model)
+    if file is not None:
+        with received(file) as path:
+            result = app.infer({**options, "model": model, "image": path})
+    elif session_id:
+        result = app.infer({**options, "model": model, "image": session_image(session_id)})
+    elif image:
+        result = app.infer({**options, "model": model, "image": image})
+    else:
+        raise BadInput("neither image, file nor session_id was sent; one of them is needed")
+    return infer.send_response(app.datastore(), result, output, background)
+
+
+@own.put("/datastore/", include_in_schema=False)
+@own.put("/datastore/image", tags=["Datastore"], summary="Upload an image")
+def add_image(
+    file: Annotated[UploadFile, File()],
+    image: str = "",
+    params: Annotated[str, Form()] = "{}",
+    who: User = Depends(annotator),
+) -> dict[str, str]:
+    """Add an image to the datastore under the name ``image``, or under its file name."""
+    details = {**parse_object("params", params), "user": who.username}
+    with received(file) as path:
+        name = Path(file.filename or "").name
+        image_id = image or name[: len(name) - len(ending_of(name))]
+        return {"image": app_instance().datastore().add_image(image_id, str(path), details)}
+
+
+@own.put("/datastore/label", tags=["Datastore"], summary="Submit a label")
+def submit_label(
+    image: str,
+    label: Annotated[UploadFile, File()],
+    tag: str = "",
+    params: Annotated[str, Form()] = "{}",
+    _: User = Depends(annotator),
+) -> dict[str, Any]:
+    """Save an annotator's label of an image, whole or not at all; see ``store.StudyStore.save_label``."""
+    details = parse_object("params", params)
+    app = app_instance()
+    with received(label) as path:
+        label_id = app.datastore().save_label(image, str(path), tag or "final", details)
+    note = app.on_save_label(image, label_id) or {}
+    ignored = app.datastore().get_label_info(label_id, tag or "final").get("unknown_labels")
+    return {**note, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
+
+
+@own.put("/session/", tags=["Session"], summary="Keep an image for a session")
+def create_session(
+    background: BackgroundTasks,
+    files: Annotated[list[UploadFile], File()],
+    expiry: int = 0,
+    uncompress: bool = False,
+    _: User = Depends(user),
+) -> Any:
+    """Keep an image, or the files of a DICOM series, for requests to ``/infer`` by session id."""
+    if uncompress:
+        raise BadInput("uncompress=true is not supported; send the image itself, or the files of its DICOM series")
+    for file in files:
+        file.filename = Path(file.filename or "").name
+        if len(files) == 1 and not ending_of(file.filename):
+            raise UnsupportedMedia(f"{file.filename!r} does not end in one of {', '.join(ENDINGS)}")
+    return session.create_session(background, False, expiry, files)
+
+
+def parse_object(field: str, text: str) -> dict[str, Any]:
+    """Return the object of a form field that holds JSON.
+
+    Raises:
+        BadInput: not JSON, or not an object.
+    """
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{field} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadInput(f"{field} must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def session_image(session_id: str) -> Path:
+    """Return the image that a session keeps.
+
+    Raises:
+        NotFound: no such session, or it has expired.
+    """
+    sessions = app_instance().sessions()
+    known = sessions.get_session(session_id) if sessions and _SESSION.fullmatch(session_id) else None
+    if known is None:
+        raise NotFound(f"session {session_id!r} does not exist or has expired")
+    return Path(known.image)
+
+
+@contextmanager
+def received(upload: UploadFile) -> Iterator[Path]:
+    """Keep an upload in a temporary file of its kind while it is worked on.
+
+    Raises:
+        UnsupportedMedia: its name has no ending that is read.
+    """
+    name = Path(upload.filename or "").name
+    ending = ending_of(name)
+    if not ending:
+        raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join(ENDINGS)}")
+    if name.lower().endswith(".seg.nrrd"):
+        ending = ".seg.nrrd"
+    handle, path = tempfile.mkstemp(prefix="labelrounds-", suffix=ending)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            shutil.copyfileobj(upload.file, file)
+        yield Path(path)
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def served(router: APIRouter, replaced: APIRouter) -> APIRouter:
+    """Return the routes of a router of the host that are neither replaced by ours nor kept off the network."""
+    taken = _NOT_SERVED | {pair for route in replaced.routes for pair in _pairs(route)}
+    kept = APIRouter()
+    kept.routes.extend(route for route in router.routes if not _pairs(route) & taken)
+    return kept
+
+
+def _pairs(route: Any) -> set[tuple[str, str]]:
+    return {(method, route.path) for method in route.methods}
+
+
+@asynccontextmanager
+async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    """Build the app before the first request; end the child processes with the server."""
+    instance = app_instance()
+    jobs.install(instance.check_task)
+    instance.server_mode(True)
+    instance.on_init_complete()
+    yield
+    jobs.abandon_all()
+
+
+def answer(error: LabelRoundsError) -> Response:
+    """Return an error as the client reads it."""
+    return JSONResponse({"detail": str(error)}, error.status, {"Retry-After": "5"} if error.status == 429 else None)
+
+
+def build() -> FastAPI:
+    """Assemble the application."""
+    application = FastAPI(title="LabelRounds", version=labelrounds.__version__, lifespan=lifespan)
+    application.include_router(own)
+    hosts = [activelearning, batch_infer, datastore, info, logs, model, scoring, session, train]
+    if settings.MONAI_LABEL_AUTH_ENABLE:
+        hosts.append(login)
+    for endpoint in hosts:
+        application.include_router(served(endpoint.router, own))
+    if settings.MONAI_LABEL_CORS_ORIGINS:
+        origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
+        application.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    application.add_exception_handler(LabelRoundsError, _on(answer))
+    application.add_exception_handler(ImageNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
+    application.add_exception_handler(LabelNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
+    application.add_exception_handler(MONAILabelException, _on(lambda error: answer(BadInput(error.msg))))
+    return application
+
+
+def _on(handle: Callable[[Any], Response]) -> Callable[[Request, Exception], Response]:
+    def handler(request: Request, error: Exception) -> Response:
+        logger.info("%s %s: %s", request.method, request.url.path, error)
+        return handle(error)
+
+    return handler
+
+
+app = build()

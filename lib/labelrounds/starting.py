@@ -1,0 +1,153 @@
+"""What the commands of ``cli.py`` do: start a server, train, predict and list without one."""
+
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+
+# isort: split
+from monailabel.config import settings
+from rich.table import Table
+
+from labelrounds import folders
+from labelrounds.app import LabelRoundsApp, configured_models
+from labelrounds.checkpoints import Checkpoints
+from labelrounds.devices import choose_device
+from labelrounds.errors import BadInput
+from labelrounds.inference import ServedNetworks, segment
+from labelrounds.phantoms import write_studies
+from labelrounds.reading import read_image
+from labelrounds.writing import write_label
+
+PHANTOM_STUDIES = 12
+
+
+def conf_of(models: str, configs: Path | None) -> dict[str, str]:
+    """Return the app's settings as the host passes them on, all texts."""
+    conf = {"models": models} if models else {}
+    return conf | ({"configs": str(configs.expanduser().resolve())} if configs else {})
+
+
+def studies_of(studies: str) -> str:
+    """Return the studies' folder or address, making the phantom studies where none is named.
+
+    Raises:
+        BadInput: the folder does not exist.
+    """
+    if studies.startswith(("http://", "https://")):
+        return studies
+    if not studies:
+        folder = folders.home() / "phantom-studies"
+        if not folder.is_dir():
+            print(f"Making {PHANTOM_STUDIES} invented patients in {folder} ...", flush=True)
+            folder.mkdir(parents=True)
+            write_studies(folder, PHANTOM_STUDIES)
+        return str(folder)
+    folder = Path(studies).expanduser().resolve()
+    if not folder.is_dir():
+        raise BadInput(f"studies {studies!r} is neither a folder nor an address that begins with http:// or https://")
+    return str(folder)
+
+
+def configure_host(studies: str, models: str, configs: Path | None, port: int) -> None:
+    """Set the host's settings, for this process and, through the environment, for its children.
+
+    Raises:
+        BadInput: a faulty configuration, found before the server starts.
+    """
+    conf = conf_of(models, configs)
+    configured_models(conf)
+    settings.MONAI_LABEL_STUDIES = studies
+    settings.MONAI_LABEL_APP_DIR = str(folders.app_folder())
+    settings.MONAI_LABEL_APP_CONF = conf
+    settings.MONAI_LABEL_SERVER_PORT = port
+    for name in ("STUDIES", "APP_DIR", "SERVER_PORT"):
+        os.environ[f"MONAI_LABEL_{name}"] = str(getattr(settings, f"MONAI_LABEL_{name}"))
+    os.environ["MONAI_LABEL_APP_CONF"] = json.dumps(conf)
+
+
+def serve(studies: str, models: str, configs: Path | None, host: str, port: int) -> None:
+    """Serve until interrupted."""
+    import uvicorn
+
+    configure_host(studies_of(studies), models, configs, port)
+    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
+    print(f"Studies: {settings.MONAI_LABEL_STUDIES}\nModel versions and logs: {folders.home()}")
+    print(f"In 3D Slicer, module MONAILabel, enter the server address http://{shown}:{port}", flush=True)
+    uvicorn.run("labelrounds.server:app", host=host, port=port, log_level="info", log_config=_log_config())
+
+
+def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> dict[str, Any]:
+    """Train in this process on the labels of a studies folder; Ctrl-C ends it with the best so far.
+
+    Raises:
+        LabelRoundsError: an unknown model, a wrong option, no usable label.
+    """
+    configure_host(studies_of(studies), "", configs, settings.MONAI_LABEL_SERVER_PORT)
+    settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD = False
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda number, frame: stop.set())
+    app = LabelRoundsApp(settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_CONF)
+    return app.train(request, stop.is_set)
+
+
+def predict_file(model: str, image: Path, output: Path, configs: Path | None, device: str) -> str:
+    """Segment an image file; return a sentence about what was written.
+
+    Raises:
+        LabelRoundsError: an unknown model, no trained version, an unusable image or output name.
+    """
+    config = configured_models(conf_of(model, configs))[model]
+    if not output.expanduser().resolve().parent.is_dir():
+        raise BadInput(f"output {str(output)!r}: the folder does not exist")
+    where = choose_device(device)
+    version, network = ServedNetworks(config).get(where)
+    read = read_image(image)
+    label = segment(network, read, config, where)
+    write_label(label, read.affine, output, config.labels)
+    counts = ", ".join(f"{name} {int((label == value).sum())}" for name, value in config.label_values.items())
+    return f"{version} wrote {output}: voxels of {counts}"
+
+
+def models_table(configs: Path | None) -> Table:
+    """Return a table of the models with their versions and scores."""
+    table = Table("model", "network", "labels", "version", "Dice", "judged on", title="Models")
+    for name, config in configured_models(conf_of("", configs)).items():
+        checkpoints = Checkpoints(config)
+        served = checkpoints.current()
+        first = (name, config.network.name, ", ".join(config.labels))
+        for version in checkpoints.versions():
+            mark = " (served)" if served and served.number == version.number else ""
+            dice = version.record.get("best_metric")
+            shown = "" if dice is None else f"{dice:.3f}"
+            number = "shipped" if version.number == 0 else str(version.number)
+            table.add_row(*first, number + mark, shown, str(version.record.get("judged_on", "")))
+            first = ("", "", "")
+        if served is None:
+            table.add_row(*first, "none yet", "", "submit labels, then train")
+    return table
+
+
+def _log_config() -> dict[str, Any]:
+    """Log to the terminal and, rotating, to ``home()/logs/labelrounds.log``."""
+    logs = folders.home() / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    file = {
+        "class": "logging.handlers.RotatingFileHandler",
+        "filename": str(logs / "labelrounds.log"),
+        "maxBytes": 10_000_000,
+        "backupCount": 3,
+        "formatter": "plain",
+    }
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"plain": {"format": layout}},
+        "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "plain"}, "file": file},
+        "root": {"level": "INFO", "handlers": ["terminal", "file"]},
+    }
