@@ -4,6 +4,7 @@ Runs in the process that `slicer_process` starts. Whatever a method returns is p
 test's process.
 """
 
+import os
 import sys
 import time
 import traceback
@@ -101,6 +102,11 @@ class SlicerUser:
         self._observe(seen)
         return seen
 
+    def see_no_files_of(self, folder: Path) -> None:
+        """Work at another computer than the server: what lies in a folder of the server's isn't here."""
+        exists = os.path.exists
+        os.path.exists = lambda path: not Path(path).is_relative_to(folder) and exists(path)
+
     def enter_server_address(self, address: str) -> None:
         self._ui.serverComboBox.setCurrentText(address)
 
@@ -122,6 +128,9 @@ class SlicerUser:
         x, y, z = (slice(start, start + length) for start, length in zip(corner, size, strict=True))
         voxels[z, y, x] = 1
         slicer.util.updateSegmentBinaryLabelmapFromArray(voxels, segmentation_node, segment_id)
+
+    def add_segment(self, name: str) -> None:
+        self._widget._segmentNode.GetSegmentation().AddEmptySegment(name, name)
 
     def clear_segment(self, segment: str) -> None:
         segmentation_node = self._widget._segmentNode

@@ -1,0 +1,109 @@
+"""One real server for the whole run, on one phantom of each geometry; a Slicer of its own for each test."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from label_server import LabelServer, free_port
+from observed import Volume, read_nifti
+from slicer_process import SlicerProcess
+
+from labelrounds import phantoms
+
+
+@dataclass
+class Study:
+    """A phantom in the server's studies folder, and the truth about it, which the server doesn't have."""
+
+    name: str
+    image_path: Path
+    truth_path: Path
+
+    @property
+    def image(self) -> Volume:
+        return read_nifti(self.image_path)
+
+    @property
+    def truth(self) -> np.ndarray:
+        return read_nifti(self.truth_path).voxels
+
+
+@pytest.fixture(scope="session")
+def studies(tmp_path_factory) -> dict[str, Study]:
+    """Write a phantom of each geometry, by which they are keyed, and one, `no kidneys`, of the upper abdomen only."""
+    images, truths = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("truth")
+    keys = [*phantoms.GEOMETRIES, "no kidneys"]
+    image_paths = phantoms.write_studies(images, len(keys))
+    truth_paths = phantoms.write_truth(truths, len(keys))
+    for path in (image_paths[-1], truth_paths[-1]):
+        whole = nib.load(path)
+        nib.save(nib.Nifti1Image(np.asarray(whole.dataobj)[:, :, 40:], whole.slicer[:, :, 40:].affine), path)
+    return {
+        key: Study(image.name.removesuffix(".nii.gz"), image, truth)
+        for key, image, truth in zip(keys, image_paths, truth_paths, strict=True)
+    }
+
+
+@pytest.fixture(scope="session")
+def session_server(studies, tmp_path_factory) -> Iterator[LabelServer]:
+    server = LabelServer(studies["axial"].image_path.parent, tmp_path_factory.mktemp("home"))
+    server.wait()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def server(session_server) -> Iterator[LabelServer]:
+    """Lend the server, and take away the labels and images that a test leaves on it."""
+    images = session_server.images()
+    yield session_server
+    for image in session_server.labelled():
+        session_server.withdraw_label(image)
+    for image in session_server.images() - images:
+        session_server.remove_image(image)
+
+
+@pytest.fixture
+def label_all_but(server, studies) -> Callable[..., None]:
+    """Have colleagues submit the labels of all studies but the given ones, so that Next Sample must hand out those."""
+
+    def label(*unlabelled: Study) -> None:
+        for study in studies.values():
+            if study not in unlabelled:
+                server.submit(study.name, study.truth_path, list(phantoms.LABELS))
+
+    return label
+
+
+@pytest.fixture
+def open_slicer(tmp_path) -> Iterator[Callable[..., SlicerProcess]]:
+    """Open Slicer with the extension's panel; the keywords are the extension's settings."""
+    opened: list[SlicerProcess] = []
+
+    def open_(server: str, **settings) -> SlicerProcess:
+        folder = tmp_path / f"slicer_{len(opened)}"
+        folder.mkdir()
+        # The settings page's own default, which the module knows only once that page was opened.
+        opened.append(SlicerProcess(folder, server, **{"autoRunSegmentationOnNextSample": False, **settings}))
+        return opened[-1]
+
+    yield open_
+    for slicer in opened:
+        slicer.close()
+
+
+@pytest.fixture
+def nobody_there() -> str:
+    """Return an address at which no server answers."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+@pytest.fixture
+def slicer(open_slicer, server) -> SlicerProcess:
+    """Open Slicer and fetch the server's models."""
+    slicer = open_slicer(server.url)
+    assert slicer.fetch() == []
+    return slicer

@@ -1,0 +1,282 @@
+"""MONAI Label's own Slicer extension, unmodified, against the real server: what an annotator sees and gets."""
+
+import numpy as np
+import pytest
+from label_server import MODEL
+from observed import read_nifti
+
+from labelrounds import phantoms
+
+each_geometry = pytest.mark.parametrize("geometry", phantoms.GEOMETRIES)
+
+
+@pytest.fixture
+def labels(server):
+    """Return the labels of all models, in the server's order."""
+    return server.info()["labels"]
+
+
+def dice(a, b):
+    return 2 * np.count_nonzero(a & b) / (np.count_nonzero(a) + np.count_nonzero(b))
+
+
+@pytest.fixture
+def open_study(slicer, label_all_but, studies):
+    """Get a study by Next Sample, as the only one left, and choose the model."""
+
+    def open_(key):
+        label_all_but(studies[key])
+        assert slicer.next_sample() == []
+        assert slicer.current_image() == studies[key].name
+        slicer.choose("segmentationModelSelector", MODEL)
+        return studies[key]
+
+    return open_
+
+
+def test_fetch_offers_the_models_strategies_and_trainers_of_the_server(slicer, server):
+    info = server.info()
+    assert MODEL in slicer.choices("segmentationModelSelector")
+    assert slicer.choices("strategyBox") == list(info["strategies"]) != []
+    assert slicer.choices("trainerBox") == list(info["trainers"]) != []
+    assert slicer.choices("appComboBox") == [info["name"]]
+    assert slicer.enabled("nextSampleButton", "segmentationButton", "saveLabelButton") == [True, False, False]
+
+
+def test_fetch_shows_how_many_studies_are_labelled(slicer, label_all_but, studies):
+    assert slicer.bar("activeLearningProgressBar") == 0
+    label_all_but(studies["axial"], studies["oblique"], studies["flipped"])
+    slicer.fetch()
+    assert slicer.bar("activeLearningProgressBar") == 50
+
+
+@each_geometry
+def test_next_sample_shows_the_image_where_the_scanner_saw_it(slicer, open_study, geometry):
+    study = open_study(geometry)
+    shown = slicer.scene().image
+    assert np.array_equal(shown.on_grid_of(study.image), study.image.voxels)
+
+
+def test_next_sample_from_a_server_elsewhere_downloads_the_image(slicer, open_study, studies, tmp_path):
+    slicer.see_no_files_of(studies["oblique"].image_path.parent)
+    study = open_study("oblique")
+    assert [path.name for path in tmp_path.glob("slicer_0/cache/*")] == [study.image_path.name]
+    assert np.array_equal(slicer.scene().image.on_grid_of(study.image), study.image.voxels)
+
+
+def test_next_sample_prepares_an_empty_segment_for_each_label(slicer, open_study, labels):
+    open_study("axial")
+    segments = slicer.scene().segments
+    assert list(segments) == labels
+    assert not any(segment.voxels.any() for segment in segments.values())
+
+
+@each_geometry
+def test_run_puts_each_named_segment_where_the_server_found_it(slicer, server, open_study, geometry, tmp_path):
+    study = open_study(geometry)
+    names, prediction = server.predict(MODEL, study.name, tmp_path)
+    predicted = prediction.on_grid_of(study.image)
+
+    assert slicer.run() == []
+
+    scene = slicer.scene()
+    assert names == list(phantoms.LABELS)
+    assert [name for name, segment in scene.segments.items() if segment.voxels.any()] == names
+    for value, name in enumerate(names, 1):
+        segment = scene.segments[name].on_grid_of(study.image)
+        assert np.count_nonzero(segment) == np.count_nonzero(prediction.voxels == value)
+        assert np.array_equal(segment == 1, predicted == value)
+        assert dice(segment == 1, study.truth == value) > 0.7
+    assert scene.labelmaps == []
+
+
+@each_geometry
+def test_submitted_label_is_what_the_scene_held(slicer, server, open_study, geometry):
+    study = open_study(geometry)
+    slicer.run()
+    slicer.fill_box("left_kidney", corner=(2, 3, 4), size=(3, 4, 5))
+    slicer.clear_segment("spleen")
+    scene = slicer.scene()
+
+    (message,) = slicer.submit()
+
+    assert message.kind == "info"
+    assert_saved(server, study.name, study.image, scene)
+    assert slicer.scene().labelmaps == []
+    assert slicer.bar("activeLearningProgressBar") == 100
+
+
+def test_next_sample_moves_on_to_a_study_that_has_no_label_yet(slicer, server, label_all_but, studies):
+    left = {studies["axial"].name, studies["oblique"].name}
+    label_all_but(studies["axial"], studies["oblique"])
+    slicer.next_sample()
+    first = slicer.current_image()
+    slicer.choose("segmentationModelSelector", MODEL)
+    slicer.run()
+    slicer.submit()
+    (question,) = slicer.next_sample()
+    assert question.kind == "question"
+    assert {first, slicer.current_image()} == left
+    (name,) = slicer.scene().images
+    assert name.startswith(slicer.current_image())
+
+
+def test_training_moves_the_bars_and_gives_the_button_back(slicer, open_study):
+    open_study("axial")
+    slicer.fetch()
+    slicer.choose("trainerBox", MODEL)
+    training = slicer.train(timeout_s=120)
+    assert training.progress[0] == 1
+    assert training.progress[-1] == 100
+    assert training.progress == sorted(training.progress)
+    assert len(training.progress) > 2
+    assert training.accuracy[-1] > 50
+    assert training.buttons == [(False, True), (True, False)]
+
+
+def test_stopping_a_training_gives_the_button_back(slicer, open_study):
+    open_study("axial")
+    slicer.fetch()
+    slicer.choose("trainerBox", MODEL)
+    assert slicer.click("trainingButton") == []
+    assert slicer.enabled("trainingButton", "stopTrainingButton") == [False, True]
+    (question,) = slicer.click("stopTrainingButton")
+    assert question.kind == "question"
+    assert slicer.enabled("trainingButton", "stopTrainingButton") == [True, False]
+
+
+def test_auto_run_segments_the_next_sample_at_once(open_slicer, server, label_all_but, studies):
+    label_all_but(studies["axial"])
+    slicer = open_slicer(server.url, autoRunSegmentationOnNextSample=True)
+    slicer.fetch()
+    assert slicer.next_sample() == []
+    assert all(segment.voxels.any() for segment in slicer.scene().segments.values())
+
+
+def test_own_image_is_segmented_in_a_session_and_uploaded_with_its_label(slicer, server, tmp_path):
+    path = phantoms.write_studies(tmp_path / "own", 1, first_seed=8)[0]
+    slicer.load_volume(path)
+    slicer.fetch()
+    slicer.choose("segmentationModelSelector", MODEL)
+
+    (consent,) = slicer.run()
+
+    assert consent.kind == "question"
+    assert "will be sent to remote data processing server" in consent.text
+    scene = slicer.scene()
+    assert [name for name, segment in scene.segments.items() if segment.voxels.any()] == list(phantoms.LABELS)
+    assert "phantom_008" not in server.images()
+
+    messages = slicer.submit()
+
+    assert [message.kind for message in messages] == ["question", "info"]
+    assert "phantom_008" in server.images()
+    assert_saved(server, "phantom_008", read_nifti(path), scene)
+
+
+def test_organ_outside_the_image_leaves_its_segment_empty_and_the_others_in_place(slicer, open_study):
+    study = open_study("no kidneys")
+    assert slicer.run() == []
+    segments = slicer.scene().segments
+    seen = [name for name, segment in segments.items() if segment.voxels.any()]
+    assert seen == ["liver", "spleen", "spine"]
+    for name in seen:
+        truth = study.truth == 1 + phantoms.LABELS.index(name)
+        assert dice(segments[name].on_grid_of(study.image) == 1, truth) > 0.7
+
+
+def test_no_server_at_the_address_is_an_error_message(open_slicer, nobody_there):
+    slicer = open_slicer(nobody_there)
+    (error,) = slicer.fetch()
+    assert error.kind == "error"
+    assert "Make sure server address is correct" in error.text
+    assert "ConnectionRefusedError" in error.details
+    assert slicer.choices("segmentationModelSelector") == []
+
+
+def test_label_outlives_a_server_that_went_away(slicer, server, open_study, nobody_there):
+    study = open_study("axial")
+    slicer.run()
+    before = slicer.scene()
+
+    slicer.enter_server_address(nobody_there)
+    errors = slicer.run() + slicer.submit()
+
+    assert [error.kind for error in errors] == ["error", "error"]
+    assert all("ConnectionRefusedError" in error.details for error in errors)
+    assert_same_scene(slicer.scene(), before)
+    # After its message the module asks this server, too, whether a training runs.
+    assert all("ConnectionRefusedError" in error for error in slicer.take_uncaught_errors())
+
+    slicer.enter_server_address(server.url)
+    (message,) = slicer.submit()
+    assert message.kind == "info"
+    assert study.name in server.labelled()
+
+
+def test_model_that_the_server_does_not_have_is_named_in_the_message(slicer, open_study):
+    open_study("axial")
+    slicer.run()
+    before = slicer.scene()
+    slicer.remember_model("unet_gone")
+    (error,) = slicer.run()
+    assert error.kind == "error"
+    assert "Status: 404" in error.text
+    assert "unet_gone" in error.text
+    assert MODEL in error.text
+    assert_same_scene(slicer.scene(), before)
+
+
+def test_no_unlabelled_study_left_is_a_warning(slicer, label_all_but):
+    label_all_but()
+    (warning,) = slicer.next_sample()
+    assert warning.kind == "warning"
+    assert "Unlabeled samples or images not found" in warning.text
+    assert slicer.scene().images == {}
+
+
+def test_label_in_a_format_that_the_server_refuses_is_an_error_message(open_slicer, server, label_all_but, studies):
+    label_all_but(studies["axial"])
+    # MetaImage, for its reader's sake.
+    slicer = open_slicer(server.url, fileExtension=".mha")
+    slicer.fetch()
+    slicer.next_sample()
+    slicer.fill_box("liver", corner=(20, 20, 20), size=(5, 5, 5))
+    scene = slicer.scene()
+    (error,) = slicer.submit()
+    assert error.kind == "error"
+    assert ".mha" in error.text
+    assert ".nii.gz" in error.text
+    assert_same_scene(slicer.scene(), scene)
+    assert studies["axial"].name not in server.labelled()
+
+
+def test_label_of_which_no_model_knows_a_name_is_an_error_message(slicer, server, open_study):
+    study = open_study("axial")
+    slicer.add_segment("hepar")
+    slicer.fill_box("hepar", corner=(20, 20, 20), size=(5, 5, 5))
+    scene = slicer.scene()
+    (error,) = slicer.submit()
+    assert error.kind == "error"
+    assert "hepar" in error.text
+    assert "liver" in error.text
+    assert_same_scene(slicer.scene(), scene)
+    assert study.name not in server.labelled()
+
+
+def assert_saved(server, study_name, image, scene):
+    """Check that the server keeps the scene's segments, voxel for voxel, numbered and named in their order."""
+    label, info = server.saved_label(study_name)
+    saved = label.on_grid_of(image)
+    assert [entry["name"] for entry in info["label_info"]] == list(scene.segments)
+    for value, (name, segment) in enumerate(scene.segments.items(), 1):
+        assert np.array_equal(saved == value, segment.on_grid_of(image) == 1), name
+    assert saved.max() <= len(scene.segments)
+
+
+def assert_same_scene(scene, expected):
+    assert list(scene.segments) == list(expected.segments)
+    for name, segment in scene.segments.items():
+        assert np.array_equal(segment.on_grid_of(scene.image), expected.segments[name].on_grid_of(expected.image)), name
+    assert np.array_equal(scene.image.voxels, expected.image.voxels)
+    assert scene.labelmaps == []
