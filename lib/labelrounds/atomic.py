@@ -42,10 +42,12 @@ class Staged:
     Attributes:
         file: Where to write.
         path: The file that it will become; until `commit` this is as it was.
+        committed: True from then on.
     """
 
     def __init__(self, path: Path, folder: Path, durable: bool) -> None:
         self.path = path
+        self.committed = False
         self.file = folder / path.name
         self._durable = durable
 
@@ -57,6 +59,7 @@ class Staged:
     def commit(self) -> None:
         """Put the file in its place."""
         self.file.replace(self.path)
+        self.committed = True
         if self._durable:
             flush(self.path.parent)
 
@@ -103,13 +106,13 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
         target.write_bytes(content)
 
 
-def copy(source: Path, path: Path) -> None:
-    """Copy a file to ``path``, whole or not at all, and flush it to the disk.
+def copy_file(source: Path, target: Path) -> None:
+    """Copy the content of a file.
 
     Raises:
-        OutOfSpace: the disk is full; ``path`` is as it was.
+        OutOfSpace: the disk is full.
     """
-    with replacing(path, durable=True) as target:
+    with disk_errors(target):
         shutil.copyfile(source, target)
 
 
