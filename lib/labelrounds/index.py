@@ -1,79 +1,286 @@
-"""The index of the studies folder: which images and labels there are, and what is known of each.
+"""The index of the studies folder, MONAI Label's ``datastore_v2.json``: which images and labels there are.
 
-It is MONAI Label's own file and format (``datastore_v2.json``), so that either can read what the other wrote; only the
-way to write and to read it differs. The crash rules stand in `labelrounds.store`.
+`IndexedFolder` is the host's datastore with its way to write and read the index replaced; file and format stay, so that
+either can read what the other wrote. The rules stand in `labelrounds.store`.
 """
 
-import hashlib
-import json
 import logging
-import shutil
+import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from labelrounds import host  # noqa: F401  (makes the next import possible)
+from labelrounds import host  # makes the next imports possible
 
 # isort: split
-from monailabel.datastore.local import LocalDatastoreModel
+from filelock import FileLock
+from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
 from pydantic_core import to_json
 
+from labelrounds.atomic import Staged, remove_leftovers, staged
+from labelrounds.formats import ending_of
+from labelrounds.history import History, checksum
+from labelrounds.names import is_safe_id, is_safe_tag
+
+__all__ = ["DataModel", "ImageLabelModel", "IndexedFolder", "host"]
 logger = logging.getLogger(__name__)
 
-Signature = tuple[int, int, int]
+_SEGMENTATION = ".seg.nrrd"
 
 
-def signature(path: Path) -> Signature | None:
-    """Return what changes whenever the file is replaced, None where there is none."""
+class IndexedFolder(LocalDatastore):
+    """The host's datastore with an index that is written whole, under a lock, and is never changed in place.
+
+    Attributes:
+        warnings: What an administrator should know: an index that had to be rebuilt, files that were left out.
+    """
+
+    def __init__(self, root: Path, extensions: list[str], auto_reload: bool, read_only: bool):
+        """Open the folder; see `labelrounds.store.StudyStore`."""
+        self.warnings: list[str] = []
+        self._read_only = read_only
+        self._root = root
+        self._history = History(root / "history")
+        self._mutex = threading.RLock()
+        self._depth = 0
+        self._stale = False
+        self._signature: tuple[int, int, int] | None = None
+        root.mkdir(parents=True, exist_ok=True)
+        self._file_lock = FileLock(root / ".lock")
+        super().__init__(str(root), extensions=extensions, auto_reload=auto_reload, read_only=read_only)
+        if auto_reload:
+            self._handler.on_moved = self._on_any_event
+
+    @property
+    def _datastore(self) -> LocalDatastoreModel:
+        """The newest index. It is replaced, never changed, so a reader may go on with the one it took."""
+        with self._mutex:
+            if self._depth == 0:
+                self._catch_up()
+            return self._snapshot
+
+    @_datastore.setter
+    def _datastore(self, model: LocalDatastoreModel) -> None:
+        self._snapshot = model
+
+    def _catch_up(self) -> None:
+        try:
+            self._load()
+        except ValueError as error:
+            logger.warning("%s cannot be read; going on with what is in memory: %s", self._index_path, error)
+        if self._stale:
+            self._stale = False
+            self._reconcile_datastore()
+
+    @property
+    def _index_path(self) -> Path:
+        return Path(self._datastore_config_path)
+
+    def _load(self) -> None:
+        now = _signature(self._index_path)
+        if now is not None and now != self._signature:
+            model = LocalDatastoreModel.model_validate_json(self._index_path.read_bytes())
+            model.base_path = str(self._root)
+            self._snapshot, self._signature = model, now
+
+    def _init_from_datastore_file(self, throw_exception: bool = False) -> None:
+        if self._read_only:
+            self._load()
+            return
+        with self._transaction():
+            self._history.tidy()
+            for folder in (self._root, *self._label_folders().values()):
+                remove_leftovers(folder)
+
+    def _update_datastore_file(self, lock: bool = True) -> None:
+        with self._transaction():
+            self._commit(self._snapshot.objects)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """Hold both locks, with the newest index in memory and no step of another process left unfinished."""
+        with self._mutex:
+            if self._depth == 0:
+                self._file_lock.acquire()
+            self._depth += 1
+            try:
+                if self._depth == 1:
+                    self._load_or_rebuild()
+                    self._finish_pending()
+                yield
+            finally:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._file_lock.release()
+
+    def _load_or_rebuild(self) -> None:
+        try:
+            self._load()
+        except ValueError as error:
+            aside = self._index_path.with_name(f"{self._index_path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
+            self._index_path.replace(aside)
+            self.warnings.append(f"the index was torn; it is kept as {aside.name} and was rebuilt from the files")
+            logger.warning("%s: %s (%s)", self._root, self.warnings[-1], error)
+            self._snapshot = self._snapshot.model_copy(update={"objects": {}})
+            self._commit(self._scanned())
+
+    def _commit(self, objects: Mapping[str, ImageLabelModel], new_file: Staged | None = None, **fields: str) -> None:
+        """Write another index, and just before put the file that it speaks of in its place."""
+        model = self._snapshot.model_copy(update={"objects": dict(objects), **fields})
+        content = to_json(model.model_dump(exclude={"base_path"}), indent=1, fallback=str)
+        with staged(self._index_path, durable=True) as new_index:
+            new_index.file.write_bytes(content)
+            new_index.flush()
+            if new_file is not None:
+                new_file.commit()
+            new_index.commit()
+        self._snapshot, self._signature = model, _signature(self._index_path)
+
+    def _commit_file(self, new_file: Staged, image_id: str, tag: str, entry: DataModel) -> None:
+        """Put a file in its place and enter it, as one step; ``tag`` is "" for an image."""
+        self._history.note_pending({"image": image_id, "tag": tag, **entry.model_dump()})
+        try:
+            self._commit(self._entered(image_id, tag, entry), new_file)
+        except BaseException:
+            if not new_file.committed:
+                self._history.forget_pending()
+            raise
+        self._journal(image_id, tag, entry)
+        self._history.forget_pending()
+
+    def _finish_pending(self) -> None:
+        """Finish the step in which a process was killed if its file is in place, else forget it."""
+        noted = self._history.pending()
+        if noted is None:
+            return
+        image_id, tag, entry = noted["image"], noted["tag"], DataModel(ext=noted["ext"], info=noted["info"])
+        path = self._path(image_id, tag, entry.ext)
+        known = not tag or image_id in self._snapshot.objects
+        if known and path.is_file() and checksum(path) == entry.info.get("sha256"):
+            logger.warning("finishing the interrupted save of %s %s", image_id, tag)
+            self._commit(self._entered(image_id, tag, entry))
+            self._journal(image_id, tag, entry)
+        self._history.forget_pending()
+
+    def _journal(self, image_id: str, tag: str, entry: DataModel | None) -> None:
+        record = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "image": image_id, "tag": tag}
+        what = {"action": "saved", "info": entry.info} if entry else {"action": "removed"}
+        self._history.append({**record, **what})
+
+    def _entered(self, image_id: str, tag: str, entry: DataModel) -> dict[str, ImageLabelModel]:
+        objects = dict(self._snapshot.objects)
+        old = objects.get(image_id)
+        labels = {**(old.labels if old else {}), **({tag: entry} if tag else {})}
+        objects[image_id] = ImageLabelModel(image=old.image if old and tag else entry, labels=labels)
+        return objects
+
+    def _path(self, image_id: str, tag: str, ext: str) -> Path:
+        folder = self._snapshot.label_path(tag) if tag else self._snapshot.image_path()
+        return Path(folder) / (image_id + ext)
+
+    def _label_folders(self) -> dict[str, Path]:
+        labels = Path(self._snapshot.label_path(None))
+        folders = sorted(folder for folder in labels.iterdir() if folder.is_dir()) if labels.is_dir() else []
+        return {folder.name: folder for folder in folders if is_safe_tag(folder.name)}
+
+    # What lies in the folder
+
+    def _on_any_event(self, event: Any) -> None:
+        # A burst of files costs one scan, at the next reading.
+        self._stale = True
+
+    def _on_modify_event(self, event: Any) -> None:
+        """Do nothing: a changed index is noticed by whoever reads next."""
+
+    def _reconcile_datastore(self) -> None:
+        """Take up files that were dropped into the folder, and forget what has gone."""
+        if self._read_only:
+            return
+        with self._transaction():
+            objects = self._scanned()
+            if objects != self._snapshot.objects:
+                self._commit(objects)
+
+    def _scanned(self) -> dict[str, ImageLabelModel]:
+        images = self._files(Path(self._snapshot.image_path()), images=True)
+        labels = {tag: self._files(folder, images=False) for tag, folder in self._label_folders().items()}
+        past: dict[tuple[str, str], dict[str, Any]] = {}
+        new = any(name not in self._snapshot.objects for name in images) or any(
+            name in images and not self._knows(name, tag) for tag, found in labels.items() for name in found
+        )
+        if new:
+            past = self._history.latest()
+        objects: dict[str, ImageLabelModel] = {}
+        for name in sorted({*filter(is_safe_id, self._snapshot.objects), *images}):
+            old = self._snapshot.objects.get(name)
+            image = self._entry(name, "", old.image if old else None, images.get(name), past)
+            if image is None:
+                continue
+            tags = sorted({*(old.labels if old else ()), *(tag for tag, found in labels.items() if name in found)})
+            entries = {
+                tag: self._entry(name, tag, old.labels.get(tag) if old else None, labels.get(tag, {}).get(name), past)
+                for tag in tags
+            }
+            objects[name] = ImageLabelModel(
+                image=image, labels={tag: entry for tag, entry in entries.items() if entry is not None}
+            )
+        return objects
+
+    def _knows(self, image_id: str, tag: str) -> bool:
+        return image_id in self._snapshot.objects and tag in self._snapshot.objects[image_id].labels
+
+    def _entry(
+        self,
+        image_id: str,
+        tag: str,
+        old: DataModel | None,
+        ext: str | None,
+        past: Mapping[tuple[str, str], dict[str, Any]],
+    ) -> DataModel | None:
+        """Return the entry of a file: the one it had, the one of the journal, or a bare one; None where it has gone."""
+        if old is not None and self._path(image_id, tag, old.ext).exists():
+            return old
+        if ext is None:
+            return None
+        path = self._path(image_id, tag, ext)
+        info = past.get((image_id, tag))
+        if info is None or info.get("sha256") != checksum(path):
+            info = {"ts": int(path.stat().st_mtime), "name": path.name}
+        return DataModel(ext=ext, info=info)
+
+    def _files(self, folder: Path, *, images: bool) -> dict[str, str]:
+        """Return id to ending of the files in a folder that can be images or labels."""
+        found: dict[str, str] = {}
+        for file in sorted(self._list_files(folder, self._extensions if images else ["*.nii.gz", "*.nii", "*.nrrd"])):
+            name, ext = self._to_id(file)
+            if file.startswith(".") or not ending_of(file) or (images and ext == _SEGMENTATION):
+                continue
+            if not is_safe_id(name):
+                self._warn(f"{file!r} is left out: its name has characters that an image id must not have")
+            elif name in found:
+                self._warn(f"{file!r} is left out: {name + found[name]!r} has the same id")
+            else:
+                found[name] = ext
+        return found
+
+    def _warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            logger.warning("%s: %s", self._root, text)
+
+    def _to_id(self, file: str) -> tuple[str, str]:
+        ext = file[-len(_SEGMENTATION) :] if file.lower().endswith(_SEGMENTATION) else file[-len(ending_of(file)) :]
+        if not ending_of(file):
+            return super()._to_id(file)
+        return file[: -len(ext)], ext
+
+
+def _signature(path: Path) -> tuple[int, int, int] | None:
+    """Return what changes whenever a file is replaced, None where there is none."""
     try:
         stat = path.stat()
     except FileNotFoundError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino
-
-
-def load(path: Path, base: Path) -> LocalDatastoreModel:
-    """Read the index.
-
-    Raises:
-        ValueError: it is torn or not an index.
-    """
-    model = LocalDatastoreModel.model_validate_json(path.read_bytes())
-    model.base_path = str(base)
-    return model
-
-
-def dump(model: LocalDatastoreModel) -> bytes:
-    """Return the index as it is written."""
-    return to_json(model.model_dump(exclude={"base_path"}), indent=1, fallback=str)
-
-
-def put_aside(path: Path) -> Path:
-    """Move a torn index out of the way, keeping it for whoever wants to look."""
-    aside = path.with_name(f"{path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
-    path.replace(aside)
-    return aside
-
-
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for chunk in iter(lambda: file.read(2**20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def as_json(info: dict[str, Any]) -> dict[str, Any]:
-    """Return ``info`` as JSON will give it back, so that memory and file never differ."""
-    return dict(json.loads(to_json(info, fallback=str)))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Give a file a second name; where the file system has no links, a second copy."""
-    try:
-        target.hardlink_to(source)
-    except FileExistsError:
-        return
-    except OSError:
-        shutil.copyfile(source, target)
