@@ -1,0 +1,102 @@
+"""Studies on a DICOMweb server (Orthanc, a PACS), with the same checks as a studies folder.
+
+The host's datastore fetches a series, converts it to NIfTI in a cache folder and sends a final label back as DICOM SEG
+by dcmqi's ``itkimage2segimage``. Its cache folder is a `StudyStore`, so names, index and labels follow the same rules.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from labelrounds.store import FINAL, LabelledCase, StudyStore  # brings labelrounds.host in first
+
+# isort: split
+from monailabel.datastore.dicom import DICOMWebDatastore
+
+from labelrounds.errors import Conflict, NotFound
+from labelrounds.names import check_id, check_tag
+
+
+class DicomwebStore(DICOMWebDatastore, StudyStore):
+    """The host's DICOMweb datastore on top of a `StudyStore`: the latter's methods are what it calls as its base."""
+
+    def __init__(self, client: Any, search_filter: dict[str, Any], known_labels: tuple[str, ...] = (), **options: Any):
+        """Open the cache of a DICOMweb server.
+
+        Args:
+            client: A ``dicomweb_client.DICOMwebClient``.
+            search_filter: Which series count as images, such as ``{"Modality": "CT"}``.
+            known_labels: The labels of the app's models, in their order.
+            options: ``cache_path``, ``fetch_by_frame``, ``convert_to_nifti`` of the host's class.
+        """
+        DICOMWebDatastore.__init__(self, client, search_filter, **options)
+        self.known_labels = tuple(known_labels)
+
+    def list_images(self) -> list[str]:
+        """Return the series on the server that match the filter, sorted."""
+        return sorted(super().list_images())
+
+    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the series without a DICOM SEG on the server, sorted."""
+        return sorted(super().get_unlabeled_images(label_tag, labels))
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Fetch a series unless it is in the cache, and return its path.
+
+        Raises:
+            NotFound: the server has no such series.
+        """
+        check_id(image_id)
+        if image_id not in self._datastore.objects and image_id not in self.list_images():
+            raise NotFound(f"series {image_id!r}: not on the DICOMweb server")
+        return str(super().get_image_uri(image_id))
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Return what is known of a series; nothing before it was fetched."""
+        return super().get_image_info(image_id) if image_id in self._datastore.objects else {}
+
+    def _dicom_info(self, series_id: str) -> dict[str, Any]:
+        """Return what the server knows of a series, and of a fetched DICOM SEG the names of its segments."""
+        names = segment_names(Path(self._snapshot.label_path(FINAL)) / series_id)
+        return {
+            **super()._dicom_info(series_id),
+            **({"label_info": [{"name": name} for name in names]} if names else {}),
+        }
+
+    def save_label(
+        self,
+        image_id: str,
+        label_filename: str,
+        label_tag: str,
+        label_info: dict[str, Any] | None,
+        label_id: str = "",
+    ) -> str:
+        """Check a label, send it to the server if it is final, and save it in the cache.
+
+        Raises:
+            Conflict: dcmqi, which makes the DICOM SEG, is not installed.
+            LabelRoundsError: what `StudyStore.save_label` raises, before anything is sent.
+        """
+        tag, info = check_tag(label_tag), dict(label_info or {})
+        image = Path(self.get_image_uri(image_id))
+        self._meaning(Path(label_filename), image, tag, info)
+        if tag == FINAL and shutil.which("itkimage2segimage") is None:
+            raise Conflict("dcmqi's itkimage2segimage is not installed; without it no DICOM SEG can be sent")
+        return str(super().save_label(image_id, label_filename, tag, info))
+
+    def training_items(self) -> list[LabelledCase]:
+        """Fetch what has a label on the server, and return the cases."""
+        self._download_labeled_data()
+        return StudyStore.training_items(self)
+
+
+def segment_names(folder: Path) -> list[str]:
+    """Return the names of a DICOM SEG's segments in the order of their numbers, a gap filled by its number."""
+    import pydicom
+
+    for file in sorted(folder.glob("*")):
+        dataset = pydicom.dcmread(file, stop_before_pixels=True)
+        named = {int(item.SegmentNumber): str(item.SegmentLabel) for item in dataset.get("SegmentSequence", [])}
+        if named and min(named) >= 1 and max(named) <= 255:
+            return [named.get(number, f"segment {number}") for number in range(1, max(named) + 1)]
+    return []
