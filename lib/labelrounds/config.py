@@ -5,9 +5,9 @@ and those in a folder of the user's own are read alike; the user's wins where bo
 """
 
 import json
-import math
 import re
 from collections.abc import Iterable
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from labelrounds.errors import BadInput
 from labelrounds.networks import networks
 
+MOST_EPOCHS = 100_000
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MIRROR_AXES = {"left_right": 0, "posterior_anterior": 1, "inferior_superior": 2}
 MirrorAxis = Literal["left_right", "posterior_anterior", "inferior_superior"]
@@ -68,21 +69,34 @@ class NetworkConfig(Section):
     def _known(self) -> "NetworkConfig":
         if self.name not in networks.names():
             raise ValueError(f"name {self.name!r} is not one of {', '.join(networks.names())}")
+        options = networks.options(self.name)
+        unknown = [option for option in self.options if option not in options.model_fields]
+        if unknown:
+            allowed = ", ".join(options.model_fields)
+            raise ValueError(f"{unknown[0]}: unknown key; {self.name} allows {allowed or 'no option'}")
+        options.model_validate_json(json.dumps(self.options))
         return self
 
 
 class TrainingConfig(Section):
     """How a training of this model runs unless the request says otherwise."""
 
-    epochs: Count = 40
+    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 40
     iterations_per_epoch: Count = 25
     batch_size: Count = 2
     learning_rate: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     foreground_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
     rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
     scale_range: tuple[Positive, Positive] = (0.85, 1.2)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @field_validator("scale_range")
+    @classmethod
+    def _ordered(cls, scale_range: tuple[float, float]) -> tuple[float, float]:
+        if scale_range[0] > scale_range[1]:
+            raise ValueError("the first must not be above the second")
+        return scale_range
 
 
 class LabelCleaning(Section):
@@ -144,15 +158,28 @@ class ModelConfig(Section):
             raise ValueError(f"cleaning names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")
         options = networks.options(self.network.name)
         checked = options.model_validate_json(json.dumps(self.network.options))
-        divisor = networks.get(self.network.name).divisor(self.dimensions, **dict(checked))
+        try:
+            divisor = networks.get(self.network.name).divisor(self.dimensions, **dict(checked))
+        except ValueError as error:
+            raise ValueError(f"network: {error}") from error
         for size, step in zip(self.patch_size, divisor, strict=True):
             if size % step:
                 raise ValueError(f"patch_size {list(self.patch_size)} must be a multiple of {list(divisor)}")
+        if self.patch_size == divisor:  # nothing can be normalised over a single voxel
+            raise ValueError(f"patch_size {list(self.patch_size)} must be larger than {list(divisor)} along an axis")
         return self
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML keeps the last of two equal keys in silence; a configuration with both is a mistake."""
+class _StrictLoader(yaml.SafeLoader):
+    """Safe YAML without two things: equal keys, of which PyYAML keeps the last in silence, and aliases.
+
+    Aliases turn a small file into a huge or an endless one.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"alias *{self.peek_event().anchor} is not supported")
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -169,15 +196,15 @@ def load_config(path: Path) -> ModelConfig:
         BadInput: every fault of the file, a line each, with file, key, value and what is allowed.
     """
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)
+    except Exception as error:  # for a faulty value of a known type PyYAML lets any error through
         raise BadInput(f"{path.name}: not readable as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise BadInput(f"{path.name}: holds {type(content).__name__}, expected a mapping of keys to values")
     if "name" in content:
         raise BadInput(f"{path.name}: name: unknown key; the model's name is the file's stem, {path.stem!r}")
     try:
-        document = json.dumps({**content, "name": path.stem}, default=_refuse, allow_nan=True)
+        document = json.dumps({**content, "name": path.stem}, default=_plain)
         return ModelConfig.model_validate_json(document)
     except ValidationError as error:
         raise BadInput("\n".join(_describe(path, fault) for fault in error.errors())) from error
@@ -207,7 +234,9 @@ def load_configs(folders: Iterable[Path], names: Iterable[str] | None = None) ->
     return {name: load_config(paths[name]) for name in wanted}
 
 
-def _refuse(value: object) -> None:
+def _plain(value: object) -> str:
+    if isinstance(value, date):  # YAML takes a date for one without quotes
+        return str(value)
     raise TypeError(f"value {value!r} of type {type(value).__name__} is not a number, a text, a list or a mapping")
 
 
@@ -218,17 +247,25 @@ def _describe(path: Path, fault: Any) -> str:
         return f"{path.name}: {where}: unknown key; allowed beside it: {', '.join(_allowed(fault['loc']))}"
     if fault["type"] == "missing":
         return f"{path.name}: {where}: is missing"
+    if fault["type"] == "json_invalid":
+        return f"{path.name}: {where}: nested too deeply, or a text that is not Unicode"
     message = fault["msg"].removeprefix("Value error, ")
     value = fault["input"]
-    shown = "" if isinstance(value, dict) else f", got {value!r}"
-    if isinstance(value, float) and not math.isfinite(value):
-        shown = f", got {value}"
+    shown = "" if isinstance(value, dict) else f", got {_shortened(repr(value))}"
     return f"{path.name}: {where}: {message}{shown}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _allowed(location: tuple[Any, ...]) -> list[str]:
     section: type[BaseModel] = ModelConfig
-    nested: dict[str, type[BaseModel]] = {"training": TrainingConfig, "window": WindowIntensity, "zscore": ZScoreIntensity}
+    nested: dict[str, type[BaseModel]] = {
+        "training": TrainingConfig,
+        "window": WindowIntensity,
+        "zscore": ZScoreIntensity,
+    }
     for part in location[:-1]:
         section = nested.get(str(part), LabelCleaning if location[0] == "cleaning" else section)
     return sorted(set(section.model_fields) - {"name"})

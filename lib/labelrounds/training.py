@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
-from labelrounds.config import ModelConfig
+from labelrounds.config import MOST_EPOCHS, ModelConfig
 from labelrounds.devices import available_devices, choose_device
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError
 from labelrounds.learning import Epoch, Learner, evaluate, mean_dice, mean_of
@@ -32,7 +32,6 @@ logger = logging.getLogger(__name__)
 
 STARTS = ("current", "scratch")
 TOLERATED_MEAN_LOSS, TOLERATED_LABEL_LOSS = 0.005, 0.02
-_MOST_EPOCHS = 100_000
 _REQUEST_KEYS = {"model", "device", "epochs", "start", "client_id"}
 
 
@@ -55,8 +54,8 @@ class TrainingRequest:
         if unknown:
             raise BadInput(f"training option {unknown[0]!r} is not one of {', '.join(sorted(_REQUEST_KEYS))}")
         epochs = request.get("epochs", config.training.epochs)
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or not 1 <= epochs <= _MOST_EPOCHS:
-            raise BadInput(f"epochs {epochs!r} is not a whole number from 1 to {_MOST_EPOCHS}")
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or not 1 <= epochs <= MOST_EPOCHS:
+            raise BadInput(f"epochs {epochs!r} is not a whole number from 1 to {MOST_EPOCHS}")
         start = request.get("start") or STARTS[0]
         if start not in STARTS:
             raise BadInput(f"start {start!r} is not one of {', '.join(STARTS)}")

@@ -1,15 +1,20 @@
 """What every segmentation network offers to inference, training and active learning."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from labelrounds.registry import Registry
 
 if TYPE_CHECKING:
     from labelrounds.config import ModelConfig
+
+Count = Annotated[int, Field(ge=1)]
+Channels = Annotated[list[Count], Field(min_length=3)]
+FlatLevels = Annotated[int, Field(ge=0)]
 
 
 class SegmentationNetwork(nn.Module, ABC):
@@ -33,7 +38,11 @@ class SegmentationNetwork(nn.Module, ABC):
     @classmethod
     @abstractmethod
     def divisor(cls, dimensions: int, **options: Any) -> tuple[int, int, int]:
-        """Return what each side of a patch must be a multiple of, given the constructor's options."""
+        """Return what each side of a patch must be a multiple of, given the constructor's options.
+
+        Raises:
+            ValueError: the options do not go together.
+        """
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits ``(B, K, X, Y, Z)`` of images ``(B, C, X, Y, Z)``."""
@@ -64,7 +73,13 @@ def build_network(config: "ModelConfig") -> SegmentationNetwork:
 
 
 def steps(levels: int, dimensions: int, flat_levels: int = 0) -> list[tuple[int, ...]]:
-    """Return the stride of each of ``levels`` resolution steps, the first ``flat_levels`` of them in-plane only."""
+    """Return the stride of each of ``levels`` resolution steps, the first ``flat_levels`` of them in-plane only.
+
+    Raises:
+        ValueError: more flat levels than steps.
+    """
+    if flat_levels > levels:
+        raise ValueError(f"flat_levels {flat_levels} is not one of 0 to {levels}, the number of steps")
     last = [1 if level < flat_levels else 2 for level in range(levels)]
     return [(2, 2, z) if dimensions == 3 else (2, 2) for z in last]
 

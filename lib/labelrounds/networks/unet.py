@@ -8,7 +8,7 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import nn
 
-from labelrounds.networks.base import SegmentationNetwork, networks, product, steps
+from labelrounds.networks.base import Channels, FlatLevels, SegmentationNetwork, networks, product, steps
 
 
 @networks.register("unet")
@@ -30,8 +30,8 @@ class UNet(SegmentationNetwork):
         in_channels: int,
         out_channels: int,
         *,
-        channels: list[int] = [16, 32, 64, 128],  # noqa: B006 - read, never changed
-        flat_levels: int = 0,
+        channels: Channels = [16, 32, 64, 128],  # noqa: B006 - read, never changed
+        flat_levels: FlatLevels = 0,
     ) -> None:
         super().__init__()
         self.dimensions = dimensions

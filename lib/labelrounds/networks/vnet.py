@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from labelrounds.networks.base import SegmentationNetwork, networks, product, steps
+from labelrounds.networks.base import Channels, Count, FlatLevels, SegmentationNetwork, networks, product, steps
 
 
 class ResidualStage(nn.Module):
@@ -40,6 +40,8 @@ class ResidualStage(nn.Module):
 class VNet(SegmentationNetwork):
     """Residual encoder and decoder with strided convolutions between their levels.
 
+    With the paper's widths, depths and kernel it has 44 million parameters.
+
     Args:
         dimensions: 3; V-Net is defined for volumes, and 2 is accepted for the same network on slices.
         in_channels: image channels.
@@ -56,16 +58,12 @@ class VNet(SegmentationNetwork):
         in_channels: int,
         out_channels: int,
         *,
-        channels: list[int] = [16, 32, 64, 128],  # noqa: B006 - read, never changed
-        depths: list[int] = [1, 2, 3, 3],  # noqa: B006 - read, never changed
-        kernel: int = 3,
-        flat_levels: int = 0,
+        channels: Channels = [16, 32, 64, 128],  # noqa: B006 - read, never changed
+        depths: list[Count] = [1, 2, 3, 3],  # noqa: B006 - read, never changed
+        kernel: Count = 3,
+        flat_levels: FlatLevels = 0,
     ) -> None:
         super().__init__()
-        if len(depths) != len(channels):
-            raise ValueError(f"depths has {len(depths)} entries, expected one for each of the {len(channels)} channels")
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel {kernel} must be odd")
         self.dimensions = dimensions
         convolution, _ = _layers(dimensions)
         transposed: Any = nn.ConvTranspose3d if dimensions == 3 else nn.ConvTranspose2d
@@ -106,7 +104,12 @@ class VNet(SegmentationNetwork):
     @classmethod
     def divisor(cls, dimensions: int, **options: Any) -> tuple[int, int, int]:
         """Return the product of the strides."""
-        return product(steps(len(options["channels"]) - 1, dimensions, options["flat_levels"]))
+        channels, depths, kernel = options["channels"], options["depths"], options["kernel"]
+        if len(depths) != len(channels):
+            raise ValueError(f"depths has {len(depths)} entries, expected one for each of the {len(channels)} channels")
+        if kernel % 2 == 0:
+            raise ValueError(f"kernel {kernel} must be odd")
+        return product(steps(len(channels) - 1, dimensions, options["flat_levels"]))
 
 
 def _layers(dimensions: int) -> tuple[Any, Any]:

@@ -1,0 +1,277 @@
+"""A model's YAML file is taken as it stands or refused with a sentence that says where it is wrong."""
+
+import copy
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from labelrounds import folders
+from labelrounds.config import ModelConfig, load_config, load_configs
+from labelrounds.errors import BadInput
+
+SHIPPED = sorted(folders.shipped_configs().glob("*.yaml"))
+
+
+def write(folder: Path, content, name: str = "mine.yaml") -> Path:
+    file = folder / name
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return file
+
+
+def changed(**changes) -> dict:
+    """The content of a sound file with some keys replaced; ``training__epochs`` is the key of a section."""
+    content = {
+        "description": "mine",
+        "labels": ["liver", "spleen"],
+        "intensity": {"kind": "window", "low": -160, "high": 240},
+        "network": {"name": "unet", "channels": [4, 8, 16]},
+        "patch_size": [16, 16, 16],
+        "spacing_mm": [1.0, 1.0, 2.0],
+        "training": {"epochs": 3},
+        "cleaning": {"liver": {"largest_component": True}},
+    }
+    for key, value in changes.items():
+        *sections, last = key.split("__")
+        target = content
+        for section in sections:
+            target = target[section]
+        if value is KeyError:
+            del target[last]
+        else:
+            target[last] = value
+    return content
+
+
+def refusal(folder: Path, content, name: str = "mine.yaml") -> str:
+    text = content if isinstance(content, str | bytes) else yaml.safe_dump(content, sort_keys=False)
+    with pytest.raises(BadInput) as caught:
+        load_config(write(folder, text, name))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_file_is_a_model_of_its_own_name(file: Path):
+    assert load_config(file).name == file.stem
+
+
+def test_a_model_is_frozen_and_its_values_are_gap_free(tmp_path: Path):
+    config = load_config(write(tmp_path, yaml.safe_dump(changed())))
+    assert config.label_values == {"liver": 1, "spleen": 2}
+    assert config.dimensions == 3
+    with pytest.raises(ValueError, match="frozen"):
+        config.overlap = 0.1  # type: ignore[misc]
+
+
+def test_a_patch_of_one_slice_makes_a_model_of_two_dimensions(tmp_path: Path):
+    assert load_config(write(tmp_path, yaml.safe_dump(changed(patch_size=[16, 16, 1])))).dimensions == 2
+
+
+FAULTS = {
+    "an unknown key": (changed(colour="red"), ["colour: unknown key", "patch_size"]),
+    "an unknown key of the training": (changed(training__epoch=3), ["training.epoch: unknown key", "epochs"]),
+    "an unknown key of the intensity": (changed(intensity__hgh=3), ["intensity.hgh: unknown key", "high"]),
+    "an unknown key of a cleaning": (changed(cleaning__liver__hole=True), ["cleaning.liver.hole", "fill_holes"]),
+    "an unknown option of the network": (changed(network__width=3), ["network: width", "channels, flat_levels"]),
+    "an unknown network": (changed(network__name="unt"), ["network: name 'unt'", "attention_unet, unet, vnet"]),
+    "a network without a name": (changed(network__name=KeyError), ["network.name: is missing"]),
+    "a network that is a word": (changed(network="unet"), ["network: ", "'unet'"]),
+    "an option of the wrong type": (changed(network__channels=["a", 8, 16]), ["network.channels.0", "'a'"]),
+    "an option below its least": (changed(network__channels=[4, -8, 16]), ["network.channels.1", "-8"]),
+    "too few channels": (changed(network__channels=[4, 8]), ["network.channels", "at least 3", "[4, 8]"]),
+    "negative flat levels": (changed(network__flat_levels=-1), ["network.flat_levels", "-1"]),
+    "more flat levels than steps": (changed(network__flat_levels=3), ["flat_levels 3", "0 to 2"]),
+    "depths that do not go with the channels": (
+        changed(network={"name": "vnet", "channels": [4, 8, 16], "depths": [1, 2]}),
+        ["network: depths has 2 entries", "3 channels"],
+    ),
+    "an even kernel": (
+        changed(network={"name": "vnet", "channels": [4, 8, 16], "depths": [1, 1, 1], "kernel": 4}),
+        ["network: kernel 4 must be odd"],
+    ),
+    "a text for a number": (changed(training__epochs="3"), ["training.epochs", "'3'", "integer"]),
+    "a truth value for a number": (changed(training__epochs=True), ["training.epochs", "True"]),
+    "a fraction for a count": (changed(training__epochs=2.5), ["training.epochs", "2.5"]),
+    "no epoch": (changed(training__epochs=0), ["training.epochs", "got 0"]),
+    "more epochs than a request may ask for": (changed(training__epochs=10**6), ["training.epochs", "100000"]),
+    "a seed that torch can't take": (changed(training__seed=10**30), ["training.seed", "less than"]),
+    "a negative seed": (changed(training__seed=-1), ["training.seed", "-1"]),
+    "an endless weight decay": (changed(training__weight_decay=float("inf")), ["training.weight_decay", "inf"]),
+    "scales the wrong way round": (changed(training__scale_range=[1.2, 0.8]), ["training.scale_range", "[1.2, 0.8]"]),
+    "a number for a text": (changed(description=7), ["description", "got 7"]),
+    "a number for a truth value": (
+        changed(cleaning__liver__largest_component=1),
+        ["cleaning.liver.largest_component", "got 1"],
+    ),
+    "a missing description": (changed(description=KeyError), ["description: is missing"]),
+    "a missing window limit": (changed(intensity__low=KeyError), ["intensity.low: is missing"]),
+    "a missing kind": (changed(intensity__kind=KeyError), ["intensity", "kind"]),
+    "an unknown kind": (changed(intensity__kind="log"), ["intensity", "'log'", "'zscore'"]),
+    "a spacing that is not a number": (changed(spacing_mm=[float("nan"), 1, 1]), ["spacing_mm.0", "nan"]),
+    "an endless spacing": (changed(spacing_mm=[1, float("inf"), 1]), ["spacing_mm.1", "inf"]),
+    "no spacing": (changed(spacing_mm=[1, 1, 0]), ["spacing_mm.2", "got 0"]),
+    "two spacings": (changed(spacing_mm=[1, 1]), ["spacing_mm"]),
+    "a window without width": (changed(intensity__low=240), ["intensity", "low (240) must be below high (240)"]),
+    "a window the wrong way round": (changed(intensity__low=300), ["low (300) must be below high (240)"]),
+    "a percentile beyond the middle": (
+        changed(intensity={"kind": "zscore", "low_percentile": 60}),
+        ["intensity.low_percentile", "60"],
+    ),
+    "a patch that the network can't halve": (changed(patch_size=[16, 18, 16]), ["[16, 18, 16]", "[4, 4, 4]"]),
+    "a patch of one voxel at the lowest level": (changed(patch_size=[4, 4, 4]), ["[4, 4, 4]", "larger"]),
+    "an overlap of one": (changed(overlap=1.0), ["overlap", "1.0"]),
+    "an unknown mirror": (changed(mirror=["up_down"]), ["mirror.0", "up_down", "left_right"]),
+    "the background as a label": (changed(labels=["background", "liver"]), ["labels", "'background'"]),
+    "a label twice": (changed(labels=["liver", "liver"]), ["labels", "once"]),
+    "a label with a space behind": (changed(labels=["liver "]), ["labels", "space"]),
+    "no label": (changed(labels=[]), ["labels", "at least 1"]),
+    "labels in one word": (changed(labels="liver"), ["labels", "'liver'"]),
+    "a cleaning of no label": (changed(cleaning={"lver": {}}), ["cleaning", "lver", "liver, spleen"]),
+    "a name of its own": (changed(name="mine"), ["name: unknown key", "'mine'"]),
+}
+
+
+@pytest.mark.parametrize(("content", "expected"), FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_named_with_file_key_and_value(tmp_path: Path, content: dict, expected: list[str]):
+    message = refusal(tmp_path, content)
+    assert all(line.startswith("mine.yaml: ") for line in message.splitlines())
+    assert [text for text in expected if text not in message] == [], message
+    assert len(message) < 1000
+
+
+UNREADABLE = {
+    "a list": "- description: mine",
+    "nothing": "",
+    "a comment": "# soon",
+    "a word": "unet",
+    "not UTF-8": b"description: \xff\xfe",
+    "a zero byte": b"description: a\x00b",
+    "deep brackets": "description: " + "[" * 5000,
+    "deep enough for YAML alone": "description: " + "[" * 250 + "]" * 250,
+    "a Python object": "x: !!python/object/apply:os.system ['touch {canary}']",
+    "a Python name": "x: !!python/name:os.system",
+    "an impossible date": "description: 2024-13-45",
+    "a truth value that is none": "x: !!bool maybe",
+    "an empty number": "x: !!int ''",
+    "a date that is none": "x: !!timestamp soon",
+    "a number of five thousand digits": "x: " + "1" * 5000,
+    "half a character": 'description: "\\ud800"',
+    "bytes": "description: !!binary aGVsbG8=",
+    "a set": "labels: !!set {a, b}",
+    "a list as a key": "? [a]\n: 1",
+    "a date as a key": "? 2024-01-01\n: 1",
+    "an endless list": "labels: &all [*all]",
+    "laughter": "a: &a [x, x]\nb: &b [*a, *a]",
+    "an open bracket": "labels: [liver",
+    "a tab": "labels:\n\t- liver",
+    "the same key twice": "description: a\ndescription: b",
+    "the same key twice in a section": "training: {epochs: 1, epochs: 2}",
+}
+
+
+@pytest.mark.parametrize("content", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_is_no_mapping_of_plain_values_is_refused(tmp_path: Path, content):
+    canary = tmp_path / "canary"
+    text = content.replace("{canary}", str(canary)) if isinstance(content, str) else content
+    message = refusal(tmp_path, text)
+    assert message.startswith("mine.yaml: ")
+    assert len(message) < 2000
+    assert not canary.exists()
+
+
+def test_a_key_twice_is_named(tmp_path: Path):
+    assert "'epochs' stands twice" in refusal(tmp_path, "training: {epochs: 1, epochs: 2}")
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path):
+    (tmp_path / "folder.yaml").mkdir()
+    for name in ("absent.yaml", "folder.yaml"):
+        with pytest.raises(BadInput, match=name):
+            load_config(tmp_path / name)
+
+
+def test_a_date_without_quotes_is_a_text(tmp_path: Path):
+    assert load_config(write(tmp_path, yaml.safe_dump(changed()) + "modality: 2024-12-25")).modality == "2024-12-25"
+
+
+@pytest.mark.parametrize("stem", ["My-Model", "2d_unet", "a.b", "ä", "a" * 65, "a b"])
+def test_a_file_name_that_is_no_model_name_is_refused(tmp_path: Path, stem: str):
+    message = refusal(tmp_path, changed(), f"{stem}.yaml")
+    assert f"{stem}.yaml: name: " in message and repr(stem) in message
+
+
+def places(content, path=()):
+    """Every key of a nested mapping, as the keys that lead there."""
+    for key, value in content.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+MISUSES = {
+    "deleted": KeyError,
+    "misspelt": None,
+    "a text": "word",
+    "a number": -1,
+    "a fraction": 1.5,
+    "a truth value": True,
+    "nothing": None,
+    "an empty list": [],
+    "a list of texts": ["a", "b", "c"],
+    "not numbers": [float("nan")] * 3,
+    "an empty mapping": {},
+    "a mapping": {"a": {"b": [1]}},
+    "a huge number": 10**25,
+}
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+@pytest.mark.parametrize("misuse", MISUSES)
+def test_a_mutated_file_is_a_model_or_a_refusal_with_its_name(tmp_path: Path, file: Path, misuse: str):
+    original = yaml.safe_load(file.read_text())
+    refused = 0
+    for place in places(original):
+        content = copy.deepcopy(original)
+        target = content
+        for key in place[:-1]:
+            target = target[key]
+        value = target.pop(place[-1])
+        if misuse == "misspelt":
+            target[f"{place[-1]}s_"] = value
+        elif misuse != "deleted":
+            target[place[-1]] = MISUSES[misuse]
+        try:
+            assert isinstance(load_config(write(tmp_path, yaml.safe_dump(content), file.name)), ModelConfig)
+        except BadInput as error:
+            refused += 1
+            assert str(error).startswith(f"{file.name}: ")
+            if misuse == "misspelt":
+                assert f"{place[-1]}s_" in str(error) or place[-1] in str(error)
+    assert refused >= 3
+
+
+def test_the_users_folder_replaces_a_shipped_model_and_keeps_the_others(tmp_path: Path):
+    write(tmp_path, yaml.safe_dump(changed(description="my own")), SHIPPED[0].name)
+    models = load_configs([folders.shipped_configs(), tmp_path])
+    assert models[SHIPPED[0].stem].description == "my own"
+    assert set(models) == {file.stem for file in SHIPPED}
+    assert models[SHIPPED[1].stem] == load_config(SHIPPED[1])
+
+
+def test_a_faulty_file_that_nobody_asks_for_does_no_harm(tmp_path: Path):
+    shutil.copy(SHIPPED[0], tmp_path)
+    write(tmp_path, "- broken", "broken.yaml")
+    assert list(load_configs([tmp_path], [SHIPPED[0].stem])) == [SHIPPED[0].stem]
+    with pytest.raises(BadInput, match=r"broken\.yaml"):
+        load_configs([tmp_path])
+
+
+def test_an_unknown_model_is_refused_with_the_known_ones(tmp_path: Path):
+    with pytest.raises(BadInput, match="model 'unet_spleen' is not one of .*unet_phantom"):
+        load_configs([folders.shipped_configs()], ["unet_spleen"])
+
+
+def test_a_missing_folder_is_named(tmp_path: Path):
+    with pytest.raises(BadInput, match="absent"):
+        load_configs([tmp_path / "absent"])

@@ -1,0 +1,133 @@
+"""Each network segments volumes and slices, learns with all its parameters and sums an image up."""
+
+import pytest
+import torch
+from torch import nn
+
+from labelrounds.config import ModelConfig
+from labelrounds.networks import build_network, networks
+
+NAMES = ["attention_unet", "unet", "vnet"]
+
+
+def options_of(name: str, channels: list[int], **more) -> dict:
+    depths = {"depths": [1] * len(channels)} if name == "vnet" else {}
+    return {**dict(networks.options(name)(channels=channels, **depths)), **more}
+
+
+def make(name: str, dimensions: int, channels=(4, 6, 8), in_channels=1, out_channels=3, **more):
+    """A network and the smallest images that leave it two voxels an axis at its lowest level."""
+    torch.manual_seed(0)
+    options = options_of(name, list(channels), **more)
+    divisor = networks.get(name).divisor(dimensions, **options)
+    network = networks.get(name)(dimensions, in_channels, out_channels, **options)
+    sides = [2 * step if axis < dimensions else 1 for axis, step in enumerate(divisor)]
+    return network, torch.randn(2, in_channels, *sides)
+
+
+def test_these_networks_are_registered():
+    assert [name for name in NAMES if name not in networks.names()] == []
+
+
+@pytest.mark.parametrize("channels", [(4, 6, 8), (3, 5, 7, 9)], ids=str)
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_logits_have_the_images_shape_and_a_channel_for_each_label(name: str, dimensions: int, channels):
+    network, images = make(name, dimensions, channels, in_channels=2, out_channels=5)
+    assert network(images).shape == (2, 5, *images.shape[2:])
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_reaches_every_parameter(name: str, dimensions: int):
+    network, images = make(name, dimensions)
+    network(images).square().sum().backward()
+    parameters = dict(network.named_parameters())
+    assert [key for key, value in parameters.items() if value.grad is None] == []
+    assert [key for key, value in parameters.items() if not value.grad.isfinite().all()] == []
+    # The bias of a convolution before a normalisation has none to speak of.
+    assert [key for key, value in parameters.items() if value.ndim > 1 and not value.grad.any()] == []
+
+
+@pytest.mark.parametrize(("flat_levels", "last"), [(0, 4), (1, 2), (2, 1)])
+@pytest.mark.parametrize("name", NAMES)
+def test_flat_levels_keep_the_slice_resolution(name: str, flat_levels: int, last: int):
+    options = options_of(name, [4, 6, 8], flat_levels=flat_levels)
+    assert networks.get(name).divisor(3, **options) == (4, 4, last)
+    network, _ = make(name, 3, flat_levels=flat_levels)
+    images = torch.randn(1, 1, 8, 8, last)
+    assert network(images).shape == (1, 3, 8, 8, last)
+    seen = []
+    network.bottleneck.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[2:])))
+    network(images)
+    assert seen == [(2, 2, 1)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_divisor_is_what_the_sides_must_be_multiples_of(name: str):
+    options = options_of(name, [4, 6, 8, 10])
+    assert networks.get(name).divisor(3, **options) == (8, 8, 8)
+    assert networks.get(name).divisor(2, **options) == (8, 8, 1)
+    network, _ = make(name, 3, (4, 6, 8, 10))
+    assert network(torch.randn(1, 1, 16, 24, 8)).shape == (1, 3, 16, 24, 8)
+    with pytest.raises((RuntimeError, ValueError)):
+        network(torch.randn(1, 1, 20, 24, 8))
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_embedding_is_the_bottlenecks_average_and_repeats_itself(name: str, dimensions: int):
+    network, images = make(name, dimensions)
+    network.eval()
+    once = network.embed(images)
+    assert once.shape == (2, 8)
+    assert torch.equal(once, network.embed(images))
+    assert not torch.allclose(once[0], once[1])
+    assert not once.requires_grad
+    assert not network.bottleneck._forward_hooks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_bottleneck_is_at_the_lowest_resolution(name: str):
+    network, images = make(name, 3)
+    sizes = {}
+    for key, module in network.named_modules():
+        if isinstance(module, nn.Conv3d):
+            module.register_forward_hook(
+                lambda module, inputs, output, key=key: sizes.update({key: output[0, 0].numel()})
+            )
+    network.bottleneck.register_forward_hook(
+        lambda module, inputs, output: sizes.update(bottleneck=output[0, 0].numel())
+    )
+    network(images)
+    assert sizes["bottleneck"] == min(sizes.values()) == 8
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_2d_network_sees_one_slice_at_a_time(name: str):
+    network, images = make(name, 2)
+    network.eval()
+    together = network(images)
+    alone = torch.cat([network(image[None]) for image in images])
+    assert torch.allclose(together, alone, atol=1e-5)
+    assert together.shape[-1] == 1
+
+
+def test_a_vnet_of_the_papers_widths_has_the_parameters_that_its_documentation_says():
+    with torch.device("meta"):
+        network = networks.get("vnet")(3, 1, 2, channels=[16, 32, 64, 128, 256], depths=[1, 2, 3, 3, 3], kernel=5)
+    millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
+    assert round(millions) == 44
+    assert "44 million" in networks.get("vnet").__doc__
+
+
+def test_build_network_follows_the_configuration(make_config):
+    config: ModelConfig = make_config(
+        labels=["a", "b", "c", "d"],
+        channels=3,
+        network={"name": "vnet", "channels": [2, 4, 6], "depths": [1, 1, 2], "kernel": 3},
+    )
+    network = build_network(config)
+    assert type(network).__name__ == "VNet"
+    assert network(torch.zeros(1, 3, 16, 16, 16)).shape == (1, 5, 16, 16, 16)
+    assert network.encoder[-1].convolutions[0].kernel_size == (3, 3, 3)
