@@ -5,6 +5,7 @@ orientation closest to RAS and resampled along its own axes, never rotated: an o
 the way back is exact.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,8 @@ from scipy import ndimage
 from torch.nn import functional
 
 from labelrounds.config import MIRROR_AXES, LabelCleaning, ModelConfig, WindowIntensity
-from labelrounds.reading import Image
+from labelrounds.errors import TooLarge
+from labelrounds.reading import MAX_VOXELS, Image
 
 _PERCENTILE_SAMPLES = 1_000_000
 
@@ -38,17 +40,26 @@ class Grid:
 
     @classmethod
     def of(cls, image: Image, config: ModelConfig) -> "Grid":
-        """Choose the network's grid for an image: closest to RAS, at the configured spacing."""
+        """Choose the network's grid for an image: closest to RAS, at the configured spacing.
+
+        Raises:
+            TooLarge: at that spacing the image would have more voxels than are ever read.
+        """
         orientation = nibabel.orientations.io_orientation(image.affine)
         axes = np.argsort(orientation[:, 0]).astype(int)
         flips = orientation[axes, 1] < 0
         source = np.array(image.shape)[axes]
         spacing = np.array(image.spacing_mm)[axes]
-        target = source.copy()
+        target = source.astype(float)
         if config.spacing_mm is not None:
-            target = np.maximum(1, np.round(source * spacing / np.array(config.spacing_mm))).astype(int)
+            target = np.maximum(1, np.round(source * spacing / np.array(config.spacing_mm)))
         if config.dimensions == 2:
             target[2] = source[2]
+        if target.prod() > MAX_VOXELS:
+            raise TooLarge(
+                f"the image of {list(source)} voxels has {target.prod():.3g} at the {list(config.spacing_mm or ())} mm"
+                f" of model {config.name}, over {MAX_VOXELS}"
+            )
         return cls(_triple(axes), tuple(bool(flip) for flip in flips), _triple(source), _triple(target))
 
     def forward(self, array: np.ndarray) -> np.ndarray:
@@ -92,11 +103,11 @@ def normalise(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
         return tensor.clamp(intensity.low, intensity.high).sub(middle).div(half)
     scaled = []
     for channel in tensor:
-        # Percentiles of a regular subsample: exact enough, and torch.quantile has an input limit.
-        sample = channel.flatten()[:: max(1, channel.numel() // _PERCENTILE_SAMPLES)].cpu().numpy()
+        # Percentiles of a subsample: exact enough, and torch.quantile has an input limit.
+        sample = channel.flatten()[:: _stride(channel.numel())].cpu().numpy()
         low, high = np.percentile(sample, [intensity.low_percentile, intensity.high_percentile])
         clipped = channel.clamp(float(low), float(high))
-        scaled.append((clipped - clipped.mean()) / clipped.std().clamp_min(1e-8))
+        scaled.append((clipped - clipped.mean()) / clipped.std(correction=0).clamp_min(1e-8))
     return torch.stack(scaled)
 
 
@@ -107,7 +118,7 @@ def clean(label: np.ndarray, config: ModelConfig) -> np.ndarray:
         value = config.label_values[name]
         mask = label == value
         if mask.any():
-            kept = _clean_mask(mask, cleaning)
+            kept = _clean_mask(mask, cleaning, config.dimensions)
             result[mask & ~kept] = 0
             result[kept & (result == 0)] = value
     return result
@@ -201,14 +212,25 @@ def _nearest(label: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
     return functional.interpolate(label[None, None], size=shape, mode="nearest-exact")[0, 0]
 
 
-def _clean_mask(mask: np.ndarray, cleaning: LabelCleaning) -> np.ndarray:
+def _stride(voxels: int) -> int:
+    """Return a step that meets all parts of a volume: one that divides a side would keep to a plane of it."""
+    stride = max(1, voxels // _PERCENTILE_SAMPLES)
+    while math.gcd(stride, voxels) > 1:
+        stride += 1
+    return stride
+
+
+def _clean_mask(mask: np.ndarray, cleaning: LabelCleaning, dimensions: int) -> np.ndarray:
     kept = mask
     if cleaning.largest_component:
         parts, count = ndimage.label(mask)
         if count > 1:
             kept = parts == np.argmax(np.bincount(parts.ravel())[1:]) + 1
     if cleaning.fill_holes:
-        kept = ndimage.binary_fill_holes(kept)
+        neighbours = ndimage.generate_binary_structure(3, 1)
+        if dimensions == 2:  # each slice for itself: across the slices its holes are open
+            neighbours[:, :, [0, 2]] = False
+        kept = ndimage.binary_fill_holes(kept, neighbours)
     return kept
 
 

@@ -268,7 +268,7 @@ def test_a_faulty_file_that_nobody_asks_for_does_no_harm(tmp_path: Path):
 
 
 def test_an_unknown_model_is_refused_with_the_known_ones(tmp_path: Path):
-    with pytest.raises(BadInput, match="model 'unet_spleen' is not one of .*unet_phantom"):
+    with pytest.raises(BadInput, match=r"model 'unet_spleen' is not one of .*unet_phantom"):
         load_configs([folders.shipped_configs()], ["unet_spleen"])
 
 
