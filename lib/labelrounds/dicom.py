@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from labelrounds.errors import BadInput, TooLarge, UnsupportedMedia
+from labelrounds.dicom_copies import COMPRESSED_SYNTAXES, PLAIN_SYNTAXES
+from labelrounds.errors import BadInput, LabelRoundsError, TooLarge, UnsupportedMedia
 from labelrounds.formats import is_dicom
 from labelrounds.geometry import Affine, ras_affine
 
@@ -37,7 +38,6 @@ _TAGS = [
 ]
 # Projection radiographs: their detector's spacing stands for the patient's.
 _PROJECTIONS = ("CR", "DX", "MG", "RG")
-_UNCOMPRESSED = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,12 @@ def _dataset(file: Path) -> Any:
     import pydicom
 
     try:
+        syntax = str(pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID", ""))
+        if syntax not in (*PLAIN_SYNTAXES, *COMPRESSED_SYNTAXES):
+            raise UnsupportedMedia(f"{file.name}: the transfer syntax {syntax!r} is not read")
         return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
+    except LabelRoundsError:
+        raise
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise BadInput(f"{file.name}: not readable as DICOM: {error}") from error
 
@@ -128,7 +133,7 @@ def _slice_of(file: Path) -> Slice | None:
     try:
         if "Rows" not in dataset:
             return None
-        _check_pixels(dataset, file)
+        _check_size(dataset, file)
         return Slice(
             path=file,
             series=str(dataset.get("SeriesInstanceUID", "") or ""),
@@ -144,11 +149,13 @@ def _slice_of(file: Path) -> Slice | None:
                 _number(dataset, "RescaleIntercept", 0.0, file.name),
             ),
         )
-    except (AttributeError, TypeError, ValueError, OverflowError, KeyError, RecursionError) as error:
+    except LabelRoundsError:
+        raise
+    except Exception as error:  # values are parsed when they are asked for
         raise BadInput(f"{file.name}: a damaged DICOM header: {error}") from error
 
 
-def _check_pixels(dataset: Any, file: Path) -> None:
+def _check_size(dataset: Any, file: Path) -> None:
     frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames != 1:
         raise UnsupportedMedia(f"{file.name}: {frames} frames in one file; only one slice a file is read")
@@ -158,10 +165,6 @@ def _check_pixels(dataset: Any, file: Path) -> None:
     bits = int(dataset.get("BitsAllocated", 0) or 0)
     if bits not in (1, 8, 16, 32, 64):
         raise BadInput(f"{file.name}: BitsAllocated {bits} is not one of 1, 8, 16, 32, 64")
-    syntax = str(getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", ""))
-    needed = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel", 1) or 1) * bits // 8
-    if syntax in _UNCOMPRESSED and file.stat().st_size < needed:
-        raise BadInput(f"{file.name}: the file is cut; {file.stat().st_size} bytes, its pixels need {needed}")
 
 
 def _spacing(dataset: Any, name: str) -> tuple[float, float] | None:

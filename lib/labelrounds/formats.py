@@ -35,6 +35,8 @@ _SIGNATURES = {
 # How a whole file ends; the decoders fill in grey for what is missing.
 _LAST_BYTES = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
 _GZIP = b"\x1f\x8b"
+# A flat picture shrinks by 1000 at most in these formats; what claims more would only cost memory.
+_HIGHEST_RATIO = 2000
 _HEADER_LIMIT = 2**20
 _CHUNK = 2**20
 
@@ -117,6 +119,17 @@ def _inflated_head(file: IO[bytes], name: str) -> bytes:
     if len(head) < NIFTI_HEADER_BYTES:
         raise BadInput(f"{name}: the file is cut inside its header")
     return head
+
+
+def check_plausible(path: Path, claimed_bytes: int) -> None:
+    """Refuse a compressed picture that is far too short for the pixels that it claims.
+
+    Raises:
+        BadInput: over 2000 times the file's length.
+    """
+    size = path.stat().st_size
+    if claimed_bytes > size * _HIGHEST_RATIO:
+        raise BadInput(f"{path.name}: {size} bytes cannot hold the {claimed_bytes} bytes of pixels that it claims")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ Non-finite voxels: an image of which more than half is NaN or infinite is refuse
 become the least finite value, plus infinity the greatest.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelrounds import dicom
+from labelrounds.dicom_copies import clean_copies
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
-from labelrounds.formats import format_of, header_of, unpacked
+from labelrounds.formats import check_plausible, format_of, header_of, unpacked
 from labelrounds.geometry import Affine, affine_of, affine_of_header, check_affine
 from labelrounds.headers import Header
 
@@ -147,20 +149,12 @@ def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> Geometry:
     kind = format_of(path)
     try:
         if kind == "dicom":
-            slices = dicom.dicom_slices(path, max_voxels)
-            if len(slices) > 1:
-                shape = (slices[0].columns, slices[0].rows, len(slices))
-                return Geometry(shape, dicom.slices_affine(slices), False)
-            path = slices[0].path
-        elif kind not in _FLAT:
+            return _dicom_geometry(path, max_voxels)
+        if kind not in _FLAT:
             header_of(path, kind, max_voxels)
-        io = _open(kind, path)
+        return _geometry_of(_open(kind, path), kind, path.name)
     except (RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
         raise BadInput(f"{path.name}: ITK cannot read it: {_reason(error)}") from error
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if kind in _FLAT else affine_of_header(io)
-    check_affine(affine, f"{path.name}: geometry")
-    sizes = [io.GetDimensions(axis) if axis < io.GetNumberOfDimensions() else 1 for axis in range(3)]
-    return Geometry((sizes[0], sizes[1], sizes[2]), affine, kind in _FLAT)
 
 
 def patient_of(path: Path) -> str | None:
@@ -187,6 +181,7 @@ def _read_picture(path: Path, kind: str, max_voxels: int, channels: int | None) 
     components = io.GetNumberOfComponents()
     if int(np.prod([*sizes, components], dtype=object)) > max_voxels:
         raise TooLarge(f"{path.name}: the header claims {sizes} x {components}, over {max_voxels} values")
+    check_plausible(path, int(io.GetImageSizeInBytes()))
     if len(sizes) > 2 and sizes[2] > 1:
         raise BadInput(f"{path.name}: {sizes[2]} pages; a picture has one")
     _check_channels(components, components in (3, 4), channels, path.name)
@@ -198,17 +193,34 @@ def _read_dicom(path: Path, max_voxels: int, channels: int | None) -> tuple[NDAr
     slices = dicom.dicom_slices(path, max_voxels)
     samples = slices[0].samples
     _check_channels(samples, samples in (3, 4), channels, path.name)
-    io = _open("dicom", slices[0].path)
-    size = (io.GetDimensions(0), io.GetDimensions(1), io.GetNumberOfComponents())
-    if size != (slices[0].columns, slices[0].rows, samples):
-        raise BadInput(f"{path.name}: ITK finds {size}, the header says {slices[0].columns} x {slices[0].rows}")
-    files = [found.path for found in slices]
-    image = _load(io, files, samples, dimensions=3, luminance=channels == 1, floating=dicom.varying_rescale(slices))
+    with clean_copies([found.path for found in slices]) as files:
+        io = _open("dicom", files[0])
+        size = (io.GetDimensions(0), io.GetDimensions(1), io.GetNumberOfComponents())
+        if size != (slices[0].columns, slices[0].rows, samples):
+            raise BadInput(f"{path.name}: ITK finds {size}, the header says {slices[0].columns} x {slices[0].rows}")
+        floating = dicom.varying_rescale(slices)
+        image = _load(io, files, samples, dimensions=3, luminance=channels == 1, floating=floating)
     return _channels_first(image), affine_of(image)
 
 
+def _dicom_geometry(path: Path, max_voxels: int) -> Geometry:
+    slices = dicom.dicom_slices(path, max_voxels)
+    if len(slices) > 1:
+        shape = (slices[0].columns, slices[0].rows, len(slices))
+        return Geometry(shape, dicom.slices_affine(slices), False)
+    with clean_copies([slices[0].path]) as files:
+        return _geometry_of(_open("dicom", files[0]), "dicom", path.name)
+
+
+def _geometry_of(io: Any, kind: str, name: str) -> Geometry:
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if kind in _FLAT else affine_of_header(io)
+    check_affine(affine, f"{name}: geometry")
+    x, y, z = (io.GetDimensions(axis) if axis < io.GetNumberOfDimensions() else 1 for axis in range(3))
+    return Geometry((x, y, z), affine, kind in _FLAT)
+
+
 def _check_channels(found: int, colour: bool, wanted: int | None, name: str) -> None:
-    if found == 1 or found == wanted or (colour and wanted in (None, 1)):
+    if found == (wanted or 1) or (colour and wanted in (None, 1)):
         return
     allowed = "1, or colours" if wanted is None else str(wanted)
     raise BadInput(f"{name}: {found} channels (or a fourth axis of that length); allowed: {allowed}")
@@ -301,4 +313,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, LabelRoundsError):
         return str(error)
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+    return re.sub(r"^(ITK ERROR: )?\w+\(0x[0-9a-f]+\): ", "", lines[-1])[:300] if lines else type(error).__name__
