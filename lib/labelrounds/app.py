@@ -13,7 +13,9 @@ from typing import Any
 import labelrounds.host
 
 # isort: split
+from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
@@ -23,10 +25,11 @@ from monailabel.interfaces.tasks.train import TrainTask
 import labelrounds
 from labelrounds import folders
 from labelrounds.config import ModelConfig, load_configs
+from labelrounds.dicomweb import DicomwebStore
 from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.inference import SegmentationInferer
 from labelrounds.jobs import job_queue
-from labelrounds.store import DicomwebStore, StudyStore
+from labelrounds.store import StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.training import SegmentationTrainer, TrainingRequest
 
@@ -194,4 +197,24 @@ class LabelRoundsApp(MONAILabelApp):
         return {**chosen, "path": str(self.image_path(chosen["id"]))} if chosen else {}
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        return DicomwebStore.connect(self.studies, known_labels=self.known_labels())
+        # The host would download the dcmqi tools here, which no hospital's firewall lets through; where they are
+        # needed (labels that come back from the server as DICOM SEG) they have to be on the PATH.
+        return DicomwebStore(
+            DICOMwebClientX(
+                url=self.studies,
+                session=_dicomweb_session(),
+                qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
+                wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
+                stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
+            ),
+            settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
+            known_labels=tuple(self.known_labels()),
+            cache_path=settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or str(folders.home() / "dicomweb"),
+            fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
+            convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,
+        )
+
+
+def _dicomweb_session() -> Any:
+    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
+    return create_session_from_user_pass(user, password) if user and password else None

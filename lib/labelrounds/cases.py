@@ -1,6 +1,7 @@
 """Labelled cases as training sees them: read and prepared once, kept in memory on the network's grid."""
 
 import logging
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 
 from labelrounds.config import ModelConfig
 from labelrounds.errors import LabelRoundsError
+from labelrounds.labels import on_grid_of
 from labelrounds.reading import read_image, read_label
 from labelrounds.store import LabelledCase
 from labelrounds.transforms import Grid, prepare, prepare_label, random_mapping, sample_patch
@@ -47,12 +49,10 @@ def prepare_case(case: LabelledCase, config: ModelConfig) -> PreparedCase:
     missing = [name for name in config.labels if name not in case.values]
     if missing:
         raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(case.values)})")
-    image = read_image(Path(case.image))
+    image = read_image(Path(case.image), channels=config.channels)
     if image.array.shape[0] != config.channels:
         raise LabelRoundsError(f"has {image.array.shape[0]} channels, the model takes {config.channels}")
-    stored = read_label(Path(case.label)).array[0]
-    if stored.shape != image.shape:
-        raise LabelRoundsError(f"its label has shape {stored.shape}, its image {image.shape}")
+    stored = on_grid_of(read_label(case.label), image.shape, image.affine, image.is_flat, "its label")
     meaning = np.zeros(256, dtype=np.uint8)
     for name, value in config.label_values.items():
         meaning[case.values[name]] = value
@@ -75,7 +75,7 @@ def prepare_cases(cases: Iterable[LabelledCase], config: ModelConfig) -> tuple[l
     for case in cases:
         try:
             prepared.append(prepare_case(case, config))
-        except LabelRoundsError as error:
+        except (LabelRoundsError, OSError) as error:
             logger.warning("Skip %s: %s", case.image_id, error)
             skipped[case.image_id] = str(error)
     return prepared, skipped
@@ -103,14 +103,20 @@ class PatchSampler:
         return sample_patch(image, label, mapping, self._config.patch_size)
 
     def _centre(self, case: PreparedCase, generator: torch.Generator) -> list[float]:
-        """Return the patch's middle (voxels), on the chosen label or anywhere, kept inside where it can be."""
+        """Return the patch's middle (voxels), on the chosen label or anywhere, kept inside where it can be.
+
+        A 2-D patch lies on a slice, never between two.
+        """
         shape = case.label.shape
         aimed = torch.rand(1, generator=generator) < self._config.training.foreground_fraction
         if aimed and case.foreground:
             voxels = case.foreground[int(torch.randint(len(case.foreground), (1,), generator=generator))]
-            middle = voxels[int(torch.randint(len(voxels), (1,), generator=generator))].tolist()
+            voxel = voxels[int(torch.randint(len(voxels), (1,), generator=generator))]
+            middle = [index + 0.5 for index in voxel.tolist()]
         else:
             middle = [float(torch.rand(1, generator=generator)) * side for side in shape]
+        if self._config.dimensions == 2:
+            middle[2] = math.floor(middle[2]) + 0.5
         limits = [(min(p, s) / 2, s - min(p, s) / 2) for p, s in zip(self._config.patch_size, shape, strict=True)]
         return [float(min(max(m, low), high)) - 0.5 for m, (low, high) in zip(middle, limits, strict=True)]
 

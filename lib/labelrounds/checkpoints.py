@@ -13,6 +13,7 @@ queue in ``jobs.py`` sees to it), any number of processes read; readers see the 
 """
 
 import json
+import re
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -57,16 +58,19 @@ class Checkpoints:
 
     def current(self) -> Version | None:
         """Return the served version: the pointer's, else the shipped one, else None."""
-        pointer = read_json(self.folder / "current.json")
-        if pointer is not None:
-            return self.version(int(pointer["version"]))
-        return self._shipped()
+        pointer = self._pointer()
+        if pointer is None:
+            return self._shipped()
+        number = pointer.get("version")
+        if not isinstance(number, int):
+            raise BadInput(f"{self.folder / 'current.json'} is damaged: version {number!r} is not a number")
+        return self.version(number)
 
     def versions(self) -> list[Version]:
         """Return every version there is, the shipped one first, then by number."""
         shipped = self._shipped()
-        numbers = sorted(int(path.name) for path in (self.folder / "versions").glob("[0-9]*"))
-        return ([shipped] if shipped else []) + [self.version(number) for number in numbers]
+        whole = [number for number in self._numbers() if self._record(number) is not None]
+        return ([shipped] if shipped else []) + [self.version(number) for number in whole]
 
     def version(self, number: int) -> Version:
         """Return a version by number.
@@ -77,11 +81,10 @@ class Checkpoints:
         shipped = self._shipped()
         if number == 0 and shipped is not None:
             return shipped
-        folder = self.folder / "versions" / f"{number:04d}"
-        record = read_json(folder / _RECORD)
+        record = self._record(number)
         if record is None:
             raise NotFound(f"model {self.config.name} has no version {number}")
-        return Version(self.config.name, number, folder / _WEIGHTS, record)
+        return Version(self.config.name, number, self._folder_of(number) / _WEIGHTS, record)
 
     def publish(self, network: nn.Module, record: dict[str, Any]) -> Version:
         """Write the network as the next version and serve it.
@@ -90,24 +93,30 @@ class Checkpoints:
             OutOfSpace: the disk could not take it; the version served before stays.
         """
         versions = self.folder / "versions"
-        versions.mkdir(parents=True, exist_ok=True)
-        for leftover in versions.glob(".new-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        number = max((int(path.name) for path in versions.glob("[0-9]*")), default=0) + 1
-        staging = Path(tempfile.mkdtemp(prefix=".new-", dir=versions))
+        number = max(self._numbers(), default=0) + 1
+        written: Path | None = None
         try:
-            tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-            save_file(tensors, staging / _WEIGHTS)
-            write_json(staging / _RECORD, {**self.describe(), **record})
-            flush(staging / _WEIGHTS)
-            staging.chmod(0o755)
-            final = versions / f"{number:04d}"
-            staging.rename(final)
+            versions.mkdir(parents=True, exist_ok=True)
+            for leftover in versions.glob(".new-*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            written = Path(tempfile.mkdtemp(prefix=".new-", dir=versions))
+            self._write(written, network, record)
+            written = written.rename(self._folder_of(number))
+            flush(versions)
             self.serve(number)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
+        except BaseException as error:
+            if written is not None and self._pointer() != {"version": number}:
+                shutil.rmtree(written, ignore_errors=True)
+            if isinstance(error, OSError | SafetensorError | OutOfSpace):
+                raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
+            raise
         return self.version(number)
+
+    def _write(self, folder: Path, network: nn.Module, record: dict[str, Any]) -> None:
+        save_file({name: value.cpu().contiguous() for name, value in _distinct(network).items()}, folder / _WEIGHTS)
+        write_json(folder / _RECORD, {**self.describe(), **record})
+        flush(folder / _WEIGHTS)
+        folder.chmod(0o755)
 
     def serve(self, number: int) -> None:
         """Point to the version that is served from now on.
@@ -134,10 +143,10 @@ class Checkpoints:
             tensors = load_file(version.weights, device=str(device))
         except (OSError, SafetensorError) as error:
             raise BadInput(f"the weights of {version} cannot be read: {error}") from error
-        differing = _differences(network.state_dict(), tensors)
+        differing = _differences(network, tensors)
         if differing:
             raise BadInput(f"the weights of {version} do not fit the configured network: {'; '.join(differing[:3])}")
-        network.load_state_dict(tensors)
+        network.load_state_dict(tensors, strict=False)  # nothing is missing but second names
 
     def describe(self) -> dict[str, Any]:
         """Return what every record says: the labels, the configuration, the package versions, the time."""
@@ -148,6 +157,20 @@ class Checkpoints:
             "packages": {name: metadata.version(name) for name in _PACKAGES},
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
+
+    def _pointer(self) -> dict[str, Any] | None:
+        return read_json(self.folder / "current.json")
+
+    def _folder_of(self, number: int) -> Path:
+        return self.folder / "versions" / f"{number:04d}"
+
+    def _record(self, number: int) -> dict[str, Any] | None:
+        return read_json(self._folder_of(number) / _RECORD)
+
+    def _numbers(self) -> list[int]:
+        """Return the numbers of the version folders, sorted; whatever else lies beside them is left alone."""
+        names = [path.name for path in (self.folder / "versions").glob("[0-9]*")]
+        return sorted(int(name) for name in names if re.fullmatch("[0-9]{4,9}", name))
 
     def _shipped(self) -> Version | None:
         weights = folders.shipped_weights() / f"{self.config.name}.safetensors"
@@ -178,8 +201,16 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
         staging.write_text(json.dumps(content, indent=2), encoding="utf-8")
 
 
-def _differences(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> list[str]:
-    lines = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
+def _distinct(network: nn.Module) -> dict[str, torch.Tensor]:
+    """Return a network's tensors, each under one name; of MONAI's DynUNet most have two."""
+    names = {id(value): name for name, value in network.state_dict(keep_vars=True).items()}
+    tensors = network.state_dict()
+    return {name: tensors[name] for name in names.values()}
+
+
+def _differences(network: nn.Module, found: dict[str, torch.Tensor]) -> list[str]:
+    expected = network.state_dict()
+    lines = [f"{name} is missing" for name in sorted(set(_distinct(network)) - set(found))]
     lines += [f"{name} is unknown" for name in sorted(set(found) - set(expected))]
     for name in sorted(set(expected) & set(found)):
         if expected[name].shape != found[name].shape:

@@ -91,5 +91,43 @@ def grid_distance_mm(one: Affine, other: Affine, shape: tuple[int, ...]) -> floa
     return float(np.linalg.norm(corners(one, grown) - corners(other, grown), axis=1).max())
 
 
+def onto_grid(array: NDArray[Any], affine: Affine, shape: tuple[int, int, int], wanted: Affine) -> NDArray[Any]:
+    """Return the voxels of one grid in the order of another that has its voxels at the same places.
+
+    3D Slicer keeps no left-handed voxel order: it turns the slices of such an image round when it reads it, and the
+    label that it submits then differs from the image file by a flip of an axis.
+
+    Args:
+        array: ``(X, Y, Z)``.
+        affine: Where its voxels lie, ``(4, 4)``.
+        shape: The other grid's size.
+        wanted: Where the other grid's voxels lie, ``(4, 4)``.
+
+    Raises:
+        BadInput: after the best flips and permutation of axes, the size differs or a corner lies further away than
+            ``GRID_TOLERANCE_MM``.
+    """
+    steps = np.linalg.inv(wanted)[:3, :3] @ affine[:3, :3]
+    axes = np.argmax(np.abs(steps), axis=1)
+    if sorted(axes) != [0, 1, 2]:
+        raise BadInput("its axes are not those of the image; export it on the image's grid")
+    turned, grid = array.transpose(axes), affine.copy()
+    grid[:3, :3] = affine[:3, axes]
+    for axis in range(3):
+        if steps[axis, axes[axis]] < 0:
+            turned = np.flip(turned, axis)
+            grid[:3, 3] += grid[:3, axis] * (turned.shape[axis] - 1)
+            grid[:3, axis] *= -1
+    if turned.shape != tuple(shape):
+        raise BadInput(f"{turned.shape} voxels, the image has {tuple(shape)}; export it on the image's grid")
+    distance = grid_distance_mm(grid, wanted, shape)
+    if distance > GRID_TOLERANCE_MM:
+        raise BadInput(
+            f"lies {distance:.4g} mm beside the image; at most {GRID_TOLERANCE_MM} mm is allowed."
+            " Export it on the image's grid"
+        )
+    return turned
+
+
 def _short(values: Any) -> str:
     return np.array2string(np.asarray(values), precision=4, suppress_small=True, separator=", ").replace("\n", "")

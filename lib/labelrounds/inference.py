@@ -5,6 +5,8 @@ device, the others wait their turn; the HTTP routes never wait, as they run else
 the first request and again when another version has been published in between.
 """
 
+import logging
+import os
 import tempfile
 import threading
 import time
@@ -19,11 +21,13 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, available_devices, choose_device, place
-from labelrounds.errors import BadInput, Conflict
+from labelrounds.errors import BadInput, Conflict, LabelRoundsError
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.reading import Image, read_image
 from labelrounds.transforms import Grid, clean, prepare, restore
 from labelrounds.writing import write_label
+
+logger = logging.getLogger(__name__)
 
 RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".seg.nrrd")
 _WINDOWS_AT_ONCE = 2
@@ -119,8 +123,15 @@ class SegmentationInferer(InferTask):
         self._turn = turn
 
     def is_valid(self) -> bool:
-        """Tell whether there is something trained to serve; what is not is no model in a client's list."""
-        return self._networks.checkpoints.current() is not None
+        """Tell whether there is something trained to serve; what is not is no model in a client's list.
+
+        A damaged version is served, in that a request for it is told what is wrong.
+        """
+        try:
+            return self._networks.checkpoints.current() is not None
+        except LabelRoundsError as error:
+            logger.warning("Model %s: %s", self._networks.config.name, error)
+            return True
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment ``request["image"]`` (a path) and write the result beside nothing else, in a temporary file.
@@ -139,21 +150,21 @@ class SegmentationInferer(InferTask):
         device = choose_device(_first(request.get("device")))
         extension = _extension(request.get("result_extension"))
         started = time.perf_counter()
-        image = read_image(Path(request["image"]))
+        image = read_image(Path(request["image"]), channels=config.channels)
         read = time.perf_counter()
         with self._turn:
             version, network = self._networks.get(device)
             turn = time.perf_counter()
             label = segment(network, image, config, device)
         segmented = time.perf_counter()
-        handle = tempfile.NamedTemporaryFile(prefix="labelrounds-", suffix=extension, delete=False)
-        handle.close()
+        handle, file = tempfile.mkstemp(prefix="labelrounds-", suffix=extension)
+        os.close(handle)
         try:
-            write_label(label, image.affine, Path(handle.name), config.labels)
+            write_label(label, image.affine, Path(file), config.labels)
         except BaseException:
-            Path(handle.name).unlink(missing_ok=True)
+            Path(file).unlink(missing_ok=True)
             raise
-        return handle.name, {
+        return file, {
             "label_names": config.label_values,
             "version": version.number,
             "latencies": {

@@ -25,7 +25,7 @@ from typing import Any
 
 from labelrounds import folders
 from labelrounds.checkpoints import read_json, write_json
-from labelrounds.errors import Busy, NotFound
+from labelrounds.errors import BadInput, Busy, NotFound
 
 logger = logging.getLogger(__name__)
 
@@ -92,11 +92,16 @@ class JobQueue:
 
     def resume(self, studies: str) -> Task | None:
         """Ask again for the task that a killed server left, if it was about the same studies."""
-        left = read_json(self._file)
-        if left is None or left.get("studies") != studies:
+        try:
+            left = read_json(self._file) or {}
+        except BadInput as error:
+            logger.warning("Resume nothing: %s", error)
             return None
-        logger.info("Resume the interrupted %s of %s", self.method, left["request"].get("model"))
-        return self.submit(left["request"], enqueue=True)
+        request = left.get("request")
+        if left.get("studies") != studies or not isinstance(request, dict):
+            return None
+        logger.info("Resume the interrupted %s of %s", self.method, request.get("model"))
+        return self.submit(request, enqueue=True)
 
     def abandon(self) -> None:
         """End the child at once because the server ends; its request stays written down for the next start."""
@@ -107,22 +112,28 @@ class JobQueue:
     def _work(self) -> None:
         while True:
             task = self._waiting.get()
-            if task["status"] == "SUBMITTED":
-                try:
-                    self._run(task)
-                except Exception:
-                    logger.exception("The %s task could not be run", self.method)
+            with self._lock:
+                if task["status"] != "SUBMITTED" or _ending.is_set():
+                    continue
+                task["status"] = "RUNNING"  # from here on stopping it goes through its process
+            try:
+                self._run(task)
+            except Exception:
+                logger.exception("The %s task could not be run", self.method)
+                with self._lock:
+                    self._process = None
                     task["status"], task["end_ts"] = "ERROR", _now()
 
     def _run(self, task: Task) -> None:
         from monailabel.config import settings
 
-        command = [sys.executable, "-m", "labelrounds.worker", self.method, json.dumps(task["request"])]
+        command = worker_command(self.method, task["request"])
         write_json(self._file, {"request": task["request"], "studies": settings.MONAI_LABEL_STUDIES})
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        ) as process:
             with self._lock:
                 self._process = process
-                task["status"] = "RUNNING"
                 if task.get("stopping"):
                     process.send_signal(signal.SIGTERM)
             for line in process.stdout or ():
@@ -131,11 +142,22 @@ class JobQueue:
                     logger.info("%s: %s", self.method, line.rstrip())
         with self._lock:
             self._process = None
-            done = "STOPPED" if task.get("stopping") else "DONE"
-            task["status"] = done if process.returncode == 0 else "ERROR"
+            task["status"] = _status(process.returncode, task.get("stopping", False))
             task["end_ts"] = _now()
         if process.returncode != -signal.SIGKILL or not _ending.is_set():
             self._file.unlink(missing_ok=True)
+
+
+def worker_command(method: str, request: dict[str, Any]) -> list[str]:
+    """Return the command line of a task's process."""
+    return [sys.executable, "-m", "labelrounds.worker", method, json.dumps(request)]
+
+
+def _status(returncode: int, stopping: bool) -> str:
+    """Return how a task ended; one that is stopped while its process starts ends by the signal itself."""
+    if stopping and returncode in (0, -signal.SIGTERM):
+        return "STOPPED"
+    return "DONE" if returncode == 0 else "ERROR"
 
 
 _ending = threading.Event()

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from labelrounds.errors import BadInput
-from labelrounds.geometry import GRID_TOLERANCE_MM, grid_distance_mm
+from labelrounds.geometry import Affine, onto_grid
 from labelrounds.reading import Image, read_geometry, read_label
 
 # Segments that MONAI Label's extension keeps for itself.
@@ -83,22 +84,28 @@ def check_prediction(label: Path, image: Path, label_names: object) -> Meaning:
 
 
 def check_grid(label: Image, image: Path, name: str) -> None:
-    """Refuse a label that does not lie voxel for voxel on its image; of a picture only the size counts.
+    """Refuse a label whose voxels are not those of its image; of a picture only the size counts.
 
     Raises:
-        BadInput: another shape, or corners further apart than 1e-3 mm.
+        BadInput: see `on_grid_of`.
     """
     geometry = read_geometry(image)
-    if label.shape != geometry.shape:
-        raise BadInput(f"{name}: {label.shape} voxels, the image has {geometry.shape}; export it on the image's grid")
-    if geometry.is_flat:
-        return
-    distance = grid_distance_mm(label.affine, geometry.affine, geometry.shape)
-    if distance > GRID_TOLERANCE_MM:
-        raise BadInput(
-            f"{name}: lies {distance:.4g} mm beside the image; at most {GRID_TOLERANCE_MM} mm is allowed. "
-            "Export it on the image's grid"
-        )
+    on_grid_of(label, geometry.shape, geometry.affine, geometry.is_flat, name)
+
+
+def on_grid_of(
+    label: Image, shape: tuple[int, int, int], affine: Affine, is_flat: bool, name: str
+) -> NDArray[np.uint8]:
+    """Return the label's voxels ``(X, Y, Z)`` in the order of its image's.
+
+    Raises:
+        BadInput: another size or place, `labelrounds.geometry.onto_grid` says which.
+    """
+    try:
+        # A picture has no geometry of its own, so there is none to compare.
+        return onto_grid(label.array[0], affine if is_flat else label.affine, shape, affine)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from error
 
 
 def by_position(known: Sequence[str]) -> dict[str, int]:

@@ -5,6 +5,7 @@ same cases, configuration and seed give the same weights on the CPU, and a run t
 draws what the uninterrupted one would have drawn.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -14,16 +15,19 @@ from typing import Any
 
 import torch
 from monai.losses import DiceCELoss
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from labelrounds.cases import PatchSampler, PreparedCase
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, place
+from labelrounds.errors import LabelRoundsError
 from labelrounds.inference import predict
 from labelrounds.metrics import dice_per_label
 from labelrounds.networks import SegmentationNetwork
 from labelrounds.transforms import vary_intensity
+
+logger = logging.getLogger(__name__)
 
 _LARGEST_AVERAGING = 0.99
 _GRADIENT_LIMIT = 12.0
@@ -94,7 +98,11 @@ class Learner:
         self._resume()
 
     def run(self, report: Callable[[Epoch], None], stopped: Callable[[], bool]) -> Outcome:
-        """Train to the end or until ``stopped`` says so, telling ``report`` about each epoch."""
+        """Train to the end or until ``stopped`` says so, telling ``report`` about each epoch.
+
+        Raises:
+            LabelRoundsError: the training diverges.
+        """
         history: list[Epoch] = []
         while self._done < self._epochs and not stopped():
             started = time.perf_counter()
@@ -120,22 +128,31 @@ class Learner:
         return evaluate(self._network, cases, self._config, self._device)
 
     def _train_epoch(self, stopped: Callable[[], bool]) -> float:
-        generator = torch.Generator().manual_seed(self._config.training.seed * 100_003 + self._done)
+        seed = self._config.training.seed * 100_003 + self._done
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)  # for a network that draws for itself, as dropout does
         iterations = self._config.training.iterations_per_epoch
         self._network.train()
-        total, count = 0.0, 0
+        losses: list[float] = []
         for iteration in range(iterations):
             if stopped():
-                break
+                return math.nan
             step = self._done * iterations + iteration
             for group in self._optimizer.param_groups:
                 group["lr"] = self._rate(step, self._epochs * iterations)
-            total += self._train_step(generator)
-            count += 1
-            self._follow(step)
-        return total / count if count else math.nan
+            loss = self._train_step(generator)
+            if math.isfinite(loss):
+                losses.append(loss)
+                self._follow(step)
+        if not losses:
+            raise LabelRoundsError(
+                f"the training diverges: no step of epoch {self._done + 1} had a finite loss; choose a"
+                f" training.learning_rate below {self._config.training.learning_rate:g}"
+            )
+        return sum(losses) / len(losses)
 
     def _train_step(self, generator: torch.Generator) -> float:
+        """Take one step and return its loss; a step whose loss or gradient is not finite is not taken: nan."""
         images, labels = self._sampler.draw(generator)
         images = vary_intensity(images, generator).contiguous()
         with autocast(self._device):
@@ -143,9 +160,11 @@ class Learner:
         loss = self._loss(logits.float(), labels[:, None])
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_LIMIT)
+        norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_LIMIT)
+        if not math.isfinite(loss.item() + norm.item()):
+            return math.nan
         self._optimizer.step()
-        return loss.detach().item()
+        return loss.item()
 
     def _rate(self, step: int, steps: int) -> float:
         """Warm up over the first 2 %, then fall as a polynomial (1 - t)^0.9, as nnU-Net's does."""
@@ -187,24 +206,32 @@ class Learner:
         note = {"fingerprint": self._fingerprint, "done": str(self._done), "best_dice": repr(self._best_dice)}
         self._state.parent.mkdir(parents=True, exist_ok=True)
         staging = self._state.with_suffix(".new")
-        save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, staging, metadata=note)
-        staging.replace(self._state)
+        try:
+            save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, staging, metadata=note)
+            staging.replace(self._state)
+        except (OSError, SafetensorError) as error:
+            staging.unlink(missing_ok=True)
+            logger.warning("Epoch %d is not saved, and can't be resumed: %s", self._done, error)
 
     def _resume(self) -> None:
         if self._state is None or not self._state.is_file():
             return
-        with safe_open(self._state, framework="pt", device=str(self._device)) as file:
-            note = file.metadata() or {}
+        try:
+            note, parts = _read_state(self._state)
             if note.get("fingerprint") != self._fingerprint:
                 return
-            parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "best": {}, "optimizer": {}}
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                part, name = key.split("/", 1)
-                parts[part][name] = file.get_tensor(key)
-        self._network.load_state_dict(parts["network"])
-        self._average, self._best = parts["average"], parts["best"]
-        self._load_optimizer(parts["optimizer"])
-        self._done, self._best_dice = int(note["done"]), float(note["best_dice"])
+            done, best_dice = int(note["done"]), float(note["best_dice"])
+            for part in ("best", "average", "network"):  # the first two only to see that they fit
+                self._network.load_state_dict(parts[part])
+            self._load_optimizer(parts["optimizer"])
+        except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
+            logger.warning("Start over, as %s is damaged: %s", self._state, error)
+            self._network.load_state_dict(self._average)
+            self._optimizer.state.clear()
+            return
+        self._average = {name: value.to(self._device) for name, value in parts["average"].items()}
+        self._best = {name: value.to(self._device) for name, value in parts["best"].items()}
+        self._done, self._best_dice = done, best_dice
 
     def _load_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
         state: dict[int, dict[str, Any]] = {}
@@ -238,6 +265,16 @@ def mean_dice(scores: list[dict[str, float]]) -> dict[str, float]:
 def mean_of(dice: dict[str, float]) -> float:
     """Return the mean over the labels."""
     return sum(dice.values()) / len(dice) if dice else 0.0
+
+
+def _read_state(file: Path) -> tuple[dict[str, str], dict[str, dict[str, torch.Tensor]]]:
+    """Return what ``Learner._save`` noted, and its tensors by part and name."""
+    parts: dict[str, dict[str, torch.Tensor]] = {"network": {}, "average": {}, "best": {}, "optimizer": {}}
+    with safe_open(file, framework="pt") as opened:
+        for key in opened.keys():  # noqa: SIM118 - not a dict
+            part, name = key.split("/", 1)
+            parts[part][name] = opened.get_tensor(key)
+        return opened.metadata() or {}, parts
 
 
 def _copy(network: SegmentationNetwork) -> dict[str, torch.Tensor]:

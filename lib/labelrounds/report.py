@@ -72,7 +72,7 @@ class Case:
             affine: ``(4, 4)``, from voxel indices to RAS mm.
         """
         turn = nib.orientations.io_orientation(affine)
-        right, anterior, superior = nib.affines.voxel_sizes(affine)[np.argsort(turn[:, 0])].tolist()
+        right, anterior, superior = np.linalg.norm(affine[:3, :3], axis=0)[np.argsort(turn[:, 0])].tolist()
 
         def turned(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
             return np.asarray(nib.orientations.apply_orientation(array, turn))
@@ -187,7 +187,8 @@ def draw_report(
     figure = Figure(figsize=(width, top + bottom), facecolor="white")
     figure.set_layout_engine("constrained", h_pad=0.07, w_pad=0.07)
     FigureCanvasAgg(figure)
-    pictures, curves = figure.subfigures(2, 1, height_ratios=(top, bottom), hspace=0.03)
+    parts: Any = figure.subfigures(2, 1, height_ratios=(top, bottom), hspace=0.03)
+    pictures, curves = parts
     _draw_cases(pictures, shown, labels, rows, window_hu)
     _draw_curves(curves, cases, labels, curve)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -298,7 +299,7 @@ def _note(axes: Axes, x: float, y: float, text: str, side: str) -> None:
 
 def _draw_curves(figure: SubFigure, cases: Sequence[Case], labels: Sequence[str], curve: LearningCurve) -> None:
     panels = ["organs"] + ["points"] * bool(curve.points) + ["epochs"] * bool(curve.epochs)
-    axes = figure.subplot_mosaic([panels])
+    axes: dict[str, Axes] = figure.subplot_mosaic([panels])
     _draw_organs(axes["organs"], cases, labels)
     if curve.points:
         _draw_points(axes["points"], curve)

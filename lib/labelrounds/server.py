@@ -9,7 +9,6 @@ whole-slide and OHIF routes, the proxy to the PACS, whole-archive uploads, and r
 
 import json
 import logging
-import os
 import re
 import shutil
 import tempfile
@@ -54,8 +53,8 @@ _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress"
 _NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}")}
 _SESSION = re.compile(r"[0-9a-f-]{36}")
 
-annotator = RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR)
-user = RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER)
+Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
+Caller = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 
 
 class Output(str, Enum):
@@ -78,13 +77,13 @@ def root() -> RedirectResponse:
 @own.post("/infer/{model}", tags=["Infer"], summary="Segment an image")
 def segment(
     background: BackgroundTasks,
+    _: Caller,
     model: str,
     image: str = "",
     session_id: str = "",
     params: Annotated[str, Form()] = "{}",
     file: Annotated[UploadFile | None, File()] = None,
     output: Output | None = None,
-    _: User = Depends(user),
 ) -> Any:
     """Segment an image of the datastore (``image``), of a session (``session_id``) or an uploaded ``file``."""
     options = parse_object("params", params)
@@ -108,10 +107,10 @@ def segment(
 @own.put("/datastore/", include_in_schema=False)
 @own.put("/datastore/image", tags=["Datastore"], summary="Upload an image")
 def add_image(
+    who: Annotator,
     file: Annotated[UploadFile, File()],
     image: str = "",
     params: Annotated[str, Form()] = "{}",
-    who: User = Depends(annotator),
 ) -> dict[str, str]:
     """Add an image to the datastore under the name ``image``, or under its file name."""
     details = {**parse_object("params", params), "user": who.username}
@@ -123,11 +122,11 @@ def add_image(
 
 @own.put("/datastore/label", tags=["Datastore"], summary="Submit a label")
 def submit_label(
+    _: Annotator,
     image: str,
     label: Annotated[UploadFile, File()],
     tag: str = "",
     params: Annotated[str, Form()] = "{}",
-    _: User = Depends(annotator),
 ) -> dict[str, Any]:
     """Save an annotator's label of an image, whole or not at all; see ``store.StudyStore.save_label``."""
     details = parse_object("params", params)
@@ -142,10 +141,10 @@ def submit_label(
 @own.put("/session/", tags=["Session"], summary="Keep an image for a session")
 def create_session(
     background: BackgroundTasks,
+    _: Caller,
     files: Annotated[list[UploadFile], File()],
     expiry: int = 0,
     uncompress: bool = False,
-    _: User = Depends(user),
 ) -> Any:
     """Keep an image, or the files of a DICOM series, for requests to ``/infer`` by session id."""
     if uncompress:
@@ -187,24 +186,19 @@ def session_image(session_id: str) -> Path:
 
 @contextmanager
 def received(upload: UploadFile) -> Iterator[Path]:
-    """Keep an upload in a temporary file of its kind while it is worked on.
+    """Keep an upload in a temporary file of the same name while it is worked on; errors then name what was sent.
 
     Raises:
         UnsupportedMedia: its name has no ending that is read.
     """
-    name = Path(upload.filename or "").name
-    ending = ending_of(name)
-    if not ending:
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(upload.filename or "").name)[-100:]
+    if not ending_of(name):
         raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join(ENDINGS)}")
-    if name.lower().endswith(".seg.nrrd"):
-        ending = ".seg.nrrd"
-    handle, path = tempfile.mkstemp(prefix="labelrounds-", suffix=ending)
-    try:
-        with os.fdopen(handle, "wb") as file:
+    with tempfile.TemporaryDirectory(prefix="labelrounds-") as folder:
+        path = Path(folder) / name
+        with path.open("wb") as file:
             shutil.copyfileobj(upload.file, file)
-        yield Path(path)
-    finally:
-        Path(path).unlink(missing_ok=True)
+        yield path
 
 
 def served(router: APIRouter, replaced: APIRouter) -> APIRouter:

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -138,7 +139,12 @@ class _Training:
     def run(self, items: list[LabelledCase], stopped: Callable[[], bool]) -> dict[str, Any]:
         """Prepare, train, judge and publish."""
         self._progress.write(
-            status="preparing", epoch=0, total_epochs=self._wanted.epochs, best_metric=0.0, labelled=len(items)
+            status="preparing",
+            started=round(self._started),
+            epoch=0,
+            total_epochs=self._wanted.epochs,
+            best_metric=0.0,
+            labelled=len(items),
         )
         try:
             parts, skipped = self._prepare(items)
@@ -147,11 +153,13 @@ class _Training:
             self._progress.write(status="training", cases=counts, skipped=skipped, started_from=origin)
             outcome = self._learn(network, parts, items, stopped)
             result = self._decide(outcome.network, incumbent, parts, outcome.epochs, skipped, origin)
-        except LabelRoundsError as error:
-            self._progress.write(status="failed", message=str(error), total_time=self._elapsed())
+        except Exception as error:
+            self._progress.write(
+                status="failed", message=str(error) or type(error).__name__, total_time=self._elapsed()
+            )
             raise
         status = "stopped" if outcome.stopped else "done"
-        self._progress.write(status=status, total_time=self._elapsed(), **result)
+        self._progress.write(status=status, epoch=outcome.epochs, total_time=self._elapsed(), **result)
         (self._checkpoints.folder / "state.safetensors").unlink(missing_ok=True)
         return {"status": status, **result}
 
@@ -286,12 +294,21 @@ class _Training:
         about = [
             self._config.model_dump(mode="json"),
             [self._wanted.epochs, self._wanted.start, served.number if served else None],
-            [[item.image_id, item.label.stat().st_mtime_ns, item.label.stat().st_size] for item in items],
+            [[item.image_id, _stamp(item.label)] for item in items],
         ]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
     def _elapsed(self) -> str:
         return time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started))
+
+
+def _stamp(file: Path) -> list[int] | None:
+    """Return what changes when a file is replaced; None where it is missing, whose case is skipped."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return [found.st_mtime_ns, found.st_size]
 
 
 def judge(candidate: dict[str, float], incumbent: dict[str, float] | None) -> str | None:
