@@ -5,76 +5,28 @@ phantoms' known truth) and submitted; a training on the server then gives a seco
 on patients that neither has seen.
 """
 
-import json
-import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import requests
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from labelrounds.checkpoints import read_json
-from labelrounds.errors import BadInput, LabelRoundsError
+from labelrounds.client import Client, running_server
+from labelrounds.errors import BadInput
 from labelrounds.metrics import dice_per_label
 from labelrounds.phantoms import LABELS, make_phantom, write_studies, write_truth
 from labelrounds.reading import read_label
 from labelrounds.report import Case, LearningCurve, dice_table, draw_report
 
 MODEL = "unet_phantom"
-ROUND_CASES, HELD_OUT_CASES = 8, 6
+ROUND_CASES, HELD_OUT_CASES, EPOCHS = 8, 6, 20
 FIRST_HELD_OUT = 900
 _MARKER = ".labelrounds-demo"
-_START_TIMEOUT_S, _TRAIN_TIMEOUT_S = 120, 1800
 _console = Console()
-
-
-class Client:
-    """The calls that a labelling client makes, over HTTP."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-        self._http = requests.Session()
-
-    def call(self, method: str, route: str, **options: Any) -> requests.Response:
-        """Make a request and return the answer.
-
-        Raises:
-            LabelRoundsError: the server answered with an error; its own words.
-        """
-        answer = self._http.request(method, self.address + route, timeout=300, **options)
-        if not answer.ok:
-            raise LabelRoundsError(f"{method} {route}: {answer.status_code} {answer.text[:500]}")
-        return answer
-
-    def segment(self, model: str, file: Path | None = None, image: str = "") -> np.ndarray:
-        """Return the label map ``(X, Y, Z)`` of a file or of an image of the datastore."""
-        upload = {} if file is None else {"files": {"file": (file.name, file.read_bytes())}}
-        answer = self.call("POST", f"/infer/{model}?image={image}&output=image", **upload)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "prediction.nrrd"
-            path.write_bytes(answer.content)
-            return read_label(path).array[0]
-
-    def submit(self, image: str, label: Path, labels: tuple[str, ...]) -> None:
-        """Submit a label as Slicer does: the segments' names in the order of their voxel values."""
-        info = {"label_info": [{"name": name, "idx": index} for index, name in enumerate(labels, start=1)]}
-        self.call(
-            "PUT",
-            f"/datastore/label?image={image}",
-            files={"label": (label.name, label.read_bytes())},
-            data={"params": json.dumps(info)},
-        )
 
 
 def play(output: Path, keep_serving: bool, port: int) -> None:
@@ -88,58 +40,17 @@ def play(output: Path, keep_serving: bool, port: int) -> None:
     _say("1  Making invented patients", f"{ROUND_CASES} to label, {HELD_OUT_CASES} held out, in {folder}")
     write_studies(folder / "studies", ROUND_CASES)
     truths = {path.name.split(".")[0]: path for path in write_truth(folder / "truth", ROUND_CASES)}
-    with _server(folder, port) as client:
+    with running_server(folder / "studies", folder / "home", port, [MODEL]) as client:
         _say("2  Server", f"running at {client.address}")
         before = _segment_held_out(client, folder)
         _label_round(client, truths)
-        curve = _train(client, folder)
+        curve = _train(client)
         after = _segment_held_out(client, folder)
         _show(before, after, curve, folder)
         _say("Done", f"in {time.monotonic() - started:.0f} s. Nothing left this machine.")
         _explain_slicer(client.address, keep_serving, output, port)
         if keep_serving:
             _wait_for_interrupt()
-
-
-@contextmanager
-def _server(folder: Path, port: int) -> Iterator[Client]:
-    """Run the server on loopback, in a process of its own, for as long as the block lasts."""
-    with socket.socket() as probe:
-        if probe.connect_ex(("127.0.0.1", port)) == 0:
-            raise BadInput(f"port {port} is in use; choose another with --port")
-    home = folder / "home"
-    command = [sys.executable, "-m", "labelrounds", "start", "--studies", str(folder / "studies"), "--port", str(port)]
-    with (folder / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--models", MODEL],
-            env={**os.environ, "LABELROUNDS_HOME": str(home)},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends the server in good order
-        )
-    try:
-        client = Client(f"http://127.0.0.1:{port}")
-        _wait_until_ready(client, process, folder / "server.log")
-        yield client
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-
-
-def _wait_until_ready(client: Client, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    deadline = time.monotonic() + _START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise LabelRoundsError(f"the server ended at its start; its last words:\n{log.read_text()[-2000:]}")
-        try:
-            client.call("GET", "/info/")
-            return
-        except requests.ConnectionError:
-            time.sleep(0.3)
-    raise LabelRoundsError(f"the server did not answer within {_START_TIMEOUT_S} s; see {log}")
 
 
 def _label_round(client: Client, truths: dict[str, Path]) -> None:
@@ -154,34 +65,19 @@ def _label_round(client: Client, truths: dict[str, Path]) -> None:
         _console.print(f"   {image}: segmented, {corrected:.0f} % of the organs' voxels corrected, submitted")
 
 
-def _train(client: Client, folder: Path) -> LearningCurve:
+def _train(client: Client) -> LearningCurve:
     """Start a training, follow it to its end and return its curve."""
     _say("4  Train", "on the server, from the shipped version, with the submitted labels")
-    client.call("POST", f"/train/{MODEL}", json={})
+    client.call("POST", f"/train/{MODEL}", json={"epochs": EPOCHS})
     curve = LearningCurve()
     with Progress(TextColumn("   {task.description}"), BarColumn(), TimeElapsedColumn(), console=_console) as bar:
         shown = bar.add_task("starting", total=1)
-        for stats in _follow(client):
+        for stats in client.follow_training(MODEL):
             bar.update(shown, total=stats.get("total_epochs", 1), completed=stats.get("epoch", 0))
             bar.update(shown, description=_status_line(stats))
             _record(curve, stats)
-    stats = read_json(folder / "home" / "models" / MODEL / "progress.json") or {}
     _console.print(f"   {stats.get('message', '')}")
     return curve
-
-
-def _follow(client: Client) -> Iterator[dict[str, Any]]:
-    """Yield the training's figures while it runs, and the last ones."""
-    deadline = time.monotonic() + _TRAIN_TIMEOUT_S
-    while time.monotonic() < deadline:
-        task = client.call("GET", "/train/").json()
-        yield client.call("GET", "/info/").json()["train_stats"][MODEL]
-        if task["status"] == "ERROR":
-            raise LabelRoundsError("the training failed: " + " / ".join(task["details"][-3:]))
-        if task["status"] not in ("SUBMITTED", "RUNNING"):
-            return
-        time.sleep(1)
-    raise LabelRoundsError(f"the training did not end within {_TRAIN_TIMEOUT_S} s")
 
 
 def _status_line(stats: dict[str, Any]) -> str:

@@ -43,6 +43,7 @@ class Header:
         gzip_at: Where the compressed part begins in the file, None where nothing is compressed.
         text: The header of an NRRD file as it stands, otherwise empty.
         pairs: The ``key:=value`` pairs of an NRRD file.
+        floats: The type of the values in numpy's words where a NIfTI file holds floats, otherwise empty.
     """
 
     sizes: tuple[int, int, int]
@@ -53,6 +54,7 @@ class Header:
     gzip_at: int | None
     text: bytes = b""
     pairs: dict[str, str] = field(default_factory=dict)
+    floats: str = ""
 
     @property
     def voxels(self) -> int:
@@ -90,6 +92,7 @@ def nifti_header(head: bytes, name: str, *, gzipped: bool) -> Header:
         item_bytes=_NIFTI_ITEM_BYTES[datatype],
         offset=int(vox_offset),
         gzip_at=0 if gzipped else None,
+        floats={16: order + "f4", 64: order + "f8"}.get(datatype, ""),
     )
 
 

@@ -172,7 +172,22 @@ def _read_volume(path: Path, kind: str, header: Header, channels: int | None) ->
             raise BadInput(f"{path.name}: ITK finds {claimed} x {components}, the header says {header.sizes}")
         four = len(claimed) == 4 and claimed[3] > 1
         image = _load(io, [file], components, dimensions=4 if four else 3, luminance=channels == 1)
-    return _channels_first(image), affine_of(image)
+        array = _channels_first(image)
+        if header.floats:
+            array = _not_finite_restored(array, file, header)
+    return array, affine_of(image)
+
+
+def _not_finite_restored(array: NDArray[Any], file: Path, header: Header) -> NDArray[Any]:
+    """Put NaN and infinity back where ITK's NIfTI library silently made them 0, which is tissue in a CT."""
+    shape = (*header.sizes, header.channels)
+    stored = np.memmap(file, header.floats, "r", header.offset, shape, order="F")
+    stored = np.moveaxis(stored, 3, 0)
+    lost = ~np.isfinite(stored)
+    if lost.any():
+        array = array.astype(np.float32)
+        array[lost] = stored[lost]
+    return array
 
 
 def _read_picture(path: Path, kind: str, max_voxels: int, channels: int | None) -> tuple[NDArray[Any], Affine]:

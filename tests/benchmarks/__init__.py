@@ -1,0 +1,1 @@
+"""Programs that measure, run by hand with `make bench`; each writes its figures to `results/`."""
