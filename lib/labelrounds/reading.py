@@ -181,8 +181,7 @@ def _read_volume(path: Path, kind: str, header: Header, channels: int | None) ->
 def _not_finite_restored(array: NDArray[Any], file: Path, header: Header) -> NDArray[Any]:
     """Put NaN and infinity back where ITK's NIfTI library silently made them 0, which is tissue in a CT."""
     shape = (*header.sizes, header.channels)
-    stored = np.memmap(file, header.floats, "r", header.offset, shape, order="F")
-    stored = np.moveaxis(stored, 3, 0)
+    stored = np.moveaxis(np.memmap(file, header.floats, "r", header.offset, shape, order="F"), 3, 0)
     lost = ~np.isfinite(stored)
     if lost.any():
         array = array.astype(np.float32)
