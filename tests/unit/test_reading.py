@@ -1,0 +1,643 @@
+"""What comes out of a file is right, or an error that says why; nibabel, pynrrd and pydicom are the judges."""
+
+import gc
+import gzip
+import os
+import random
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import nrrd
+import numpy as np
+import pydicom
+import pytest
+from PIL import Image as Picture
+
+from labelrounds.errors import BadInput, LabelRoundsError, NotFound, TooLarge, UnsupportedMedia
+from labelrounds.reading import patient_of, read_geometry, read_image, read_label
+
+DATA = Path(os.environ.get("LABELROUNDS_DATA") or Path(__file__).parents[3] / "shared" / "data")
+SHAPE = (11, 9, 7)
+
+
+def real(name: str) -> Path:
+    if not (DATA / name).exists():
+        pytest.skip(f"no real images: {DATA / name} is missing (set LABELROUNDS_DATA)")
+    return DATA / name
+
+
+def oblique(
+    spacing: tuple[float, float, float] = (0.7, 0.9, 2.5), flip: tuple[int, int, int] = (1, 1, 1)
+) -> np.ndarray:
+    rotation, _ = np.linalg.qr(np.random.default_rng(5).normal(size=(3, 3)))
+    affine = np.eye(4)
+    affine[:3, :3] = rotation * spacing * np.array(flip)
+    affine[:3, 3] = (-120.5, 80.25, -900.75)
+    return affine
+
+
+GEOMETRIES = {
+    "axial": np.diag([1.0, 1.0, 1.0, 1.0]),
+    "as a scanner stores it": np.diag([-0.7, -0.7, 2.0, 1.0]),
+    "flipped": np.diag([1.0, -1.0, -3.0, 1.0]),
+    "anisotropic": np.diag([0.3, 0.3, 8.0, 1.0]),
+    "axes exchanged": np.array([[0, 0, 2.0, 5], [-1.0, 0, 0, 6], [0, 1.5, 0, 7], [0, 0, 0, 1]]),
+    "oblique": oblique(),
+    "oblique and left-handed": oblique(flip=(1, -1, 1)),
+}
+geometries = pytest.mark.parametrize("affine", GEOMETRIES.values(), ids=GEOMETRIES.keys())
+
+
+def voxels(dtype: Any = np.int16, shape: tuple[int, ...] = SHAPE) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 100, shape).astype(dtype)
+
+
+def nifti(path: Path, array: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
+    nib.save(nib.Nifti1Image(voxels() if array is None else array, np.eye(4) if affine is None else affine), path)
+    return path
+
+
+def write_nrrd(path: Path, array: np.ndarray | None = None, **header: Any) -> Path:
+    geometry = {"space": "left-posterior-superior", "space directions": np.eye(3), "space origin": np.zeros(3)}
+    nrrd.write(str(path), voxels() if array is None else array, {**geometry, **header}, index_order="F")
+    return path
+
+
+def patched(source: Path, offset: int, form: str, *values: float) -> Path:
+    content = bytearray(source.read_bytes())
+    struct.pack_into(form, content, offset, *values)
+    source.write_bytes(content)
+    return source
+
+
+# Voxels and geometry
+
+
+@geometries
+def test_a_nifti_has_the_voxels_and_the_affine_that_nibabel_finds(tmp_path: Path, affine: np.ndarray):
+    image = read_image(nifti(tmp_path / "scan.nii.gz", affine=affine))
+    assert image.source == "nifti"
+    assert np.array_equal(image.array[0], voxels())
+    assert np.abs(image.affine - nib.load(tmp_path / "scan.nii.gz").affine).max() < 1e-4
+    assert image.spacing_mm == pytest.approx(np.linalg.norm(affine[:3, :3], axis=0))
+
+
+@geometries
+def test_an_nrrd_has_the_voxels_and_the_affine_that_were_written(tmp_path: Path, affine: np.ndarray):
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    path = write_nrrd(tmp_path / "scan.nrrd", **{"space directions": lps[:3, :3].T, "space origin": lps[:3, 3]})
+    image = read_image(path)
+    assert np.array_equal(image.array[0], voxels())
+    assert np.abs(image.affine - affine).max() < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("space", "to_ras"),
+    [("right-anterior-superior", (1, 1, 1)), ("LPS", (-1, -1, 1)), ("left-anterior-superior", (-1, 1, 1))],
+)
+def test_an_nrrd_in_another_space_lies_at_the_same_place(tmp_path: Path, space: str, to_ras: tuple[int, int, int]):
+    affine = oblique()
+    stored = np.diag([*to_ras, 1]) @ affine
+    fields = {"space": space, "space directions": stored[:3, :3].T, "space origin": stored[:3, 3]}
+    assert np.abs(read_image(write_nrrd(tmp_path / "scan.nrrd", **fields)).affine - affine).max() < 1e-9
+
+
+@geometries
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd"])
+def test_the_geometry_alone_is_that_of_the_image(tmp_path: Path, affine: np.ndarray, ending: str):
+    lps = np.diag([-1, -1, 1, 1]) @ affine
+    path = tmp_path / f"scan{ending}"
+    if ending == ".nrrd":
+        write_nrrd(path, **{"space directions": lps[:3, :3].T, "space origin": lps[:3, 3]})
+    else:
+        nifti(path, affine=affine)
+    image, geometry = read_image(path), read_geometry(path)
+    assert geometry.shape == image.shape == SHAPE
+    assert np.allclose(geometry.affine, image.affine, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["ct_abdomen/ct_thin.nii.gz", "ct_abdomen/mr_thin.nii.gz"])
+def test_a_real_scan_has_the_voxels_and_the_affine_that_nibabel_finds(name: str):
+    image, expected = read_image(real(name)), nib.load(real(name))
+    assert np.array_equal(image.array[0], np.asanyarray(expected.dataobj))
+    assert np.abs(image.affine - expected.affine).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ("uint8", "uint8"),
+        ("int8", "int16"),
+        ("int16", "int16"),
+        ("uint16", "uint16"),
+        ("int32", "int32"),
+        ("uint32", "uint32"),
+        ("float32", "float32"),
+        ("float64", "float32"),
+    ],
+)
+@pytest.mark.parametrize("ending", [".nii", ".nrrd"])
+def test_the_type_in_the_file_is_kept(tmp_path: Path, stored: str, read: str, ending: str):
+    write = nifti if ending == ".nii" else write_nrrd
+    image = read_image(write(tmp_path / f"scan{ending}", voxels(stored)))
+    assert image.array.dtype == read
+    assert np.array_equal(image.array[0], voxels(stored))
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_either_byte_order_is_read(tmp_path: Path, order: str):
+    header = nib.Nifti1Header(endianness=order)
+    header.set_data_dtype(np.dtype("int16").newbyteorder(order))
+    nib.save(nib.Nifti1Image(voxels(), oblique(), header), tmp_path / "scan.nii.gz")
+    image = read_image(tmp_path / "scan.nii.gz")
+    assert np.array_equal(image.array[0], voxels())
+    assert np.abs(image.affine - oblique()).max() < 1e-4
+
+
+def test_slope_and_intercept_of_a_nifti_are_applied(tmp_path: Path):
+    path = patched(nifti(tmp_path / "scan.nii"), 112, "<2f", 0.5, -100.0)
+    assert np.allclose(read_image(path).array[0], voxels() * 0.5 - 100)
+
+
+def test_the_array_outlives_the_reader(tmp_path: Path):
+    big = voxels(np.int16, (64, 64, 64))
+    image = read_image(nifti(tmp_path / "scan.nii", big))
+    for _ in range(3):
+        gc.collect()
+        np.ones((64, 64, 64), np.int16)
+    assert np.array_equal(image.array[0], big)
+
+
+def test_a_single_voxel_and_a_single_slice_are_images(tmp_path: Path):
+    assert read_image(nifti(tmp_path / "dot.nii", voxels(shape=(1, 1, 1)))).shape == (1, 1, 1)
+    assert read_image(nifti(tmp_path / "slice.nii", voxels(shape=(8, 9)))).shape == (8, 9, 1)
+
+
+def test_a_fourth_axis_is_taken_only_if_it_was_asked_for(tmp_path: Path):
+    path = nifti(tmp_path / "scan.nii.gz", voxels(shape=(6, 5, 4, 3)))
+    with pytest.raises(BadInput, match="3 channels"):
+        read_image(path)
+    with pytest.raises(BadInput, match="allowed: 2"):
+        read_image(path, channels=2)
+    image = read_image(path, channels=3)
+    assert np.array_equal(image.array, np.moveaxis(voxels(shape=(6, 5, 4, 3)), 3, 0))
+    assert image.affine.shape == (4, 4)
+
+
+def test_a_fourth_axis_of_one_is_no_axis(tmp_path: Path):
+    assert read_image(nifti(tmp_path / "scan.nii", voxels(shape=(6, 5, 4, 1)))).array.shape == (1, 6, 5, 4)
+
+
+def test_several_values_a_voxel_in_an_nrrd_are_channels(tmp_path: Path):
+    array = voxels(shape=(2, 6, 5, 4))
+    directions = np.array([[np.nan] * 3, *np.eye(3)])
+    kinds = ["vector", "domain", "domain", "domain"]
+    path = write_nrrd(tmp_path / "scan.nrrd", array, kinds=kinds, **{"space directions": directions})
+    with pytest.raises(BadInput, match="2 channels"):
+        read_image(path)
+    assert np.array_equal(read_image(path, channels=2).array, array)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_a_grey_picture_is_one_slice_of_1_mm(tmp_path: Path, ending: str):
+    pixels = voxels(np.uint8, (20, 30))
+    Picture.fromarray(pixels).save(tmp_path / f"xray{ending}", dpi=(72, 72))
+    image = read_image(tmp_path / f"xray{ending}")
+    assert np.array_equal(image.array[0, :, :, 0], pixels.T)
+    assert image.spacing_mm == (1, 1, 1)
+    assert read_geometry(tmp_path / f"xray{ending}").shape == (30, 20, 1)
+
+
+def test_a_colour_picture_keeps_its_colours_unless_one_channel_is_wanted(tmp_path: Path):
+    pixels = voxels(np.uint8, (20, 30, 3))
+    Picture.fromarray(pixels).save(tmp_path / "photo.png")
+    assert np.array_equal(read_image(tmp_path / "photo.png").array[:, :, :, 0], pixels.T)
+    grey = read_image(tmp_path / "photo.png", channels=1)
+    assert grey.array.shape == (1, 30, 20, 1)
+    luminance = pixels @ np.array([0.2125, 0.7154, 0.0721])
+    assert np.abs(grey.array[0, :, :, 0].T - luminance).max() <= 1
+
+
+def test_real_jpegs_are_read():
+    folder = real("mednist")
+    for kind in sorted(folder.iterdir()):
+        file = min(kind.glob("*.jpeg"))
+        expected = np.asarray(Picture.open(file).convert("L")).astype(int)
+        assert np.abs(read_image(file, channels=1).array[0, :, :, 0].T - expected).max() <= 1
+
+
+def test_several_pages_are_no_picture(tmp_path: Path):
+    page = Picture.fromarray(voxels(np.uint8, (20, 30)))
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page])
+    with pytest.raises(BadInput, match="2 pages"):
+        read_image(tmp_path / "pages.tif")
+
+
+# What does not fit its ending
+
+
+@pytest.mark.parametrize(
+    "name", ["scan.mha", "scan.mhd", "scan.npy", "scan", "scan.nii.zip", ".nii", "scan.nii.gz.exe"]
+)
+def test_other_endings_are_refused_before_anything_is_opened(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(b"ObjectType = Image\n" * 40)
+    with pytest.raises(UnsupportedMedia, match="ending is not one of"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"\x80\x04\x95 a pickle", b"ObjectType = Image\n" * 40, gzip.compress(bytes(500))]
+)
+def test_content_that_does_not_match_its_ending_is_refused(tmp_path: Path, ending: str, content: bytes):
+    path = tmp_path / f"scan{ending}"
+    path.write_bytes(content)
+    with pytest.raises(UnsupportedMedia):
+        read_image(path)
+
+
+def test_a_file_that_is_not_there_is_not_found(tmp_path: Path):
+    with pytest.raises(NotFound):
+        read_image(tmp_path / "scan.nii.gz")
+
+
+def test_nifti_in_two_files_and_nifti_2_are_refused(tmp_path: Path):
+    path = nifti(tmp_path / "pair.nii")
+    path.write_bytes(path.read_bytes()[:344] + b"ni1\0" + path.read_bytes()[348:])
+    with pytest.raises(UnsupportedMedia, match="two files"):
+        read_image(path)
+    nib.save(nib.Nifti2Image(voxels(), np.eye(4)), tmp_path / "two.nii")
+    with pytest.raises(UnsupportedMedia, match="NIfTI-2"):
+        read_image(tmp_path / "two.nii")
+
+
+def test_an_nrrd_whose_voxels_lie_in_another_file_is_refused(tmp_path: Path):
+    write_nrrd(tmp_path / "scan.nrrd")
+    text = (tmp_path / "scan.nrrd").read_bytes().replace(b"encoding: gzip", b"encoding: raw\ndata file: /etc/hostname")
+    (tmp_path / "scan.nrrd").write_bytes(text)
+    with pytest.raises(UnsupportedMedia, match="data file"):
+        read_image(tmp_path / "scan.nrrd")
+
+
+# Sizes
+
+
+def test_a_short_file_that_claims_32767_voxels_a_side_is_too_large(tmp_path: Path):
+    with pytest.raises(TooLarge, match="32767"):
+        read_image(patched(nifti(tmp_path / "scan.nii"), 40, "<4h", 3, 32767, 32767, 32767))
+    write_nrrd(tmp_path / "scan.nrrd")
+    text = (tmp_path / "scan.nrrd").read_bytes().replace(b"sizes: 11 9 7", b"sizes: 32767 32767 32767")
+    (tmp_path / "scan.nrrd").write_bytes(text)
+    with pytest.raises(TooLarge, match="32767"):
+        read_image(tmp_path / "scan.nrrd")
+
+
+def test_the_limit_counts_every_format(tmp_path: Path):
+    Picture.fromarray(voxels(np.uint8, (20, 30))).save(tmp_path / "xray.png")
+    for path in (
+        nifti(tmp_path / "a.nii"),
+        nifti(tmp_path / "a.nii.gz"),
+        write_nrrd(tmp_path / "a.nrrd"),
+        tmp_path / "xray.png",
+    ):
+        with pytest.raises(TooLarge):
+            read_image(path, max_voxels=500)
+
+
+def test_a_gzip_bomb_is_stopped_at_the_size_that_the_header_claims(tmp_path: Path):
+    content = nifti(tmp_path / "scan.nii").read_bytes()
+    (tmp_path / "bomb.nii.gz").write_bytes(gzip.compress(content + bytes(200 * 2**20), 1))
+    with pytest.raises(TooLarge, match="unpacks to over"):
+        read_image(tmp_path / "bomb.nii.gz")
+    text = write_nrrd(tmp_path / "scan.nrrd").read_bytes()
+    header = text[: text.index(b"\n\n") + 2]
+    (tmp_path / "bomb.nrrd").write_bytes(header + gzip.compress(bytes(200 * 2**20), 1))
+    with pytest.raises(TooLarge, match="unpacks to over"):
+        read_image(tmp_path / "bomb.nrrd")
+
+
+def test_a_picture_that_claims_far_more_than_it_holds_is_refused(tmp_path: Path):
+    Picture.fromarray(np.zeros((4, 4), np.uint8)).save(tmp_path / "xray.png")
+    content = bytearray((tmp_path / "xray.png").read_bytes())
+    struct.pack_into(">2I", content, 16, 30000, 30000)
+    struct.pack_into(">I", content, 29, zlib.crc32(bytes(content[12:29])))
+    (tmp_path / "xray.png").write_bytes(content)
+    with pytest.raises(BadInput, match="cannot hold"):
+        read_image(tmp_path / "xray.png")
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd"])
+def test_of_a_cut_volume_no_part_is_an_image(tmp_path: Path, ending: str):
+    write = write_nrrd if ending == ".nrrd" else nifti
+    content = write(tmp_path / f"whole{ending}", voxels(shape=(20, 20, 20))).read_bytes()
+    for percent in range(5, 100, 5):
+        path = tmp_path / f"cut{ending}"
+        path.write_bytes(content[: len(content) * percent // 100])
+        with pytest.raises((BadInput, UnsupportedMedia)):
+            read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".png", ".jpg", ".tif"])
+def test_of_a_cut_picture_no_part_is_an_image(tmp_path: Path, ending: str):
+    Picture.fromarray(voxels(np.uint8, (50, 60))).save(tmp_path / f"whole{ending}")
+    content = (tmp_path / f"whole{ending}").read_bytes()
+    for percent in range(5, 100, 10):
+        path = tmp_path / f"cut{ending}"
+        path.write_bytes(content[: len(content) * percent // 100])
+        with pytest.raises((BadInput, UnsupportedMedia)):
+            read_image(path)
+
+
+def test_a_gzip_with_a_wrong_checksum_is_refused(tmp_path: Path):
+    content = bytearray(nifti(tmp_path / "scan.nii.gz").read_bytes())
+    content[-6] ^= 1
+    (tmp_path / "scan.nii.gz").write_bytes(content)
+    with pytest.raises(BadInput, match="damaged"):
+        read_image(tmp_path / "scan.nii.gz")
+
+
+# Geometry that cannot be
+
+
+@pytest.mark.parametrize(
+    ("offset", "form", "values", "message"),
+    [
+        (80, "<f", (float("nan"),), r"pixdim\[1\] nan"),
+        (84, "<f", (0.0,), r"pixdim\[2\] 0.0"),
+        (88, "<f", (float("inf"),), r"pixdim\[3\] inf"),
+        (280, "<4f", (float("nan"), 0, 0, 0), "sform .* not finite"),
+        (280, "<4f", (0, 0, 0, 0), "sform .* above 0"),
+        (284, "<f", (0.4,), "sform .* sheared"),
+        (296, "<4f", (1, 0, 0, 0), "sform .* above 0"),
+        (40, "<h", (9,), r"dim\[0\] 9"),
+        (44, "<h", (-3,), r"dim\[2\] -3"),
+        (70, "<h", (1234,), "datatype 1234"),
+        (108, "<f", (float("nan"),), "vox_offset nan"),
+    ],
+)
+def test_a_nifti_header_that_cannot_be_is_refused_by_the_fields_name(
+    tmp_path: Path, offset: int, form: str, values: tuple[float, ...], message: str
+):
+    with pytest.raises(BadInput, match=message):
+        read_image(patched(nifti(tmp_path / "scan.nii"), offset, form, *values))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (b"(1,0,0)", b"(nan,0,0)", "space directions .* not finite"),
+        (b"(1,0,0)", b"(0,0,0)", "space directions .* above 0"),
+        (b"(1,0,0)", b"(1,0.9,0)", "space directions .* sheared"),
+        (b"(1,0,0)", b"(1,0.9)", "not 3 numbers"),
+        (b"space origin: (0,0,0)", b"space origin: (0,inf,0)", "not finite"),
+        (b"sizes: 11 9 7", b"sizes: 11 -9 7", "sizes"),
+        (b"sizes: 11 9 7", b"sizes: 11 9", "dimension"),
+        (b"type: int16", b"type: block", "type 'block'"),
+        (b"encoding: gzip", b"encoding: bzip2", "encoding 'bzip2'"),
+        (b"space: left-posterior-superior", b"space: scanner-xyz", "space 'scanner-xyz'"),
+    ],
+)
+def test_an_nrrd_header_that_cannot_be_is_refused_by_the_fields_name(
+    tmp_path: Path, old: bytes, new: bytes, message: str
+):
+    path = write_nrrd(tmp_path / "scan.nrrd")
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+    with pytest.raises((BadInput, UnsupportedMedia), match=message):
+        read_image(path)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", ">f4"])
+def test_a_few_voxels_that_are_not_finite_become_the_nearest_finite_ones(tmp_path: Path, ending: str, dtype: str):
+    array = (voxels() + 5).astype(dtype)
+    array[0, 0, :3] = (np.nan, np.inf, -np.inf)
+    path = tmp_path / f"scan{ending}"
+    if ending == ".nrrd":
+        write_nrrd(path, array)
+    else:
+        header = nib.Nifti1Header(endianness=array.dtype.byteorder.replace("=", "<"))
+        nib.save(nib.Nifti1Image(array, np.eye(4), header), path)
+    read = read_image(path).array[0]
+    assert read[0, 0, :3].tolist() == [array[1:].min(), array[1:].max(), array[1:].min()]
+    assert np.array_equal(read[1:], array[1:])
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_an_image_of_mostly_nan_is_refused(tmp_path: Path, ending: str):
+    array = voxels(np.float32)
+    array[:8] = np.nan
+    write = write_nrrd if ending == ".nrrd" else nifti
+    with pytest.raises(BadInput, match="NaN or infinite"):
+        read_image(write(tmp_path / f"scan{ending}", array))
+
+
+# Labels
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "float32", "float64"])
+def test_a_label_of_whole_numbers_is_read_from_any_type(tmp_path: Path, dtype: str):
+    label = read_label(nifti(tmp_path / "label.nii.gz", voxels(dtype)))
+    assert label.array.dtype == np.uint8
+    assert np.array_equal(label.array[0], voxels())
+
+
+@pytest.mark.parametrize("value", [-1, 256, 0.5])
+def test_other_label_values_are_refused(tmp_path: Path, value: float):
+    array = voxels(np.float32)
+    array[0, 0, 0] = value
+    with pytest.raises(BadInput, match="label values"):
+        read_label(nifti(tmp_path / "label.nii.gz", array))
+
+
+def segmentation(path: Path, array: np.ndarray, *segments: dict[str, str], **header: Any) -> Path:
+    pairs = {f"Segment{index}_{key}": value for index, one in enumerate(segments) for key, value in one.items()}
+    return write_nrrd(path, array, **header, **pairs)
+
+
+def test_a_segmentation_file_says_which_value_is_which_segment(tmp_path: Path):
+    segments = (
+        {"ID": "a", "Name": "liver", "LabelValue": "7", "Layer": "0"},
+        {"ID": "b", "Name": "spleen", "LabelValue": "2"},
+    )
+    label = read_label(segmentation(tmp_path / "label.seg.nrrd", voxels(np.uint8), *segments))
+    assert label.segments == {"liver": 7, "spleen": 2}
+
+
+def test_overlapping_segments_are_refused(tmp_path: Path):
+    segments = ({"ID": "a", "Name": "liver", "Layer": "0"}, {"ID": "b", "Name": "tumour", "Layer": "1"})
+    directions = np.array([[np.nan] * 3, *np.eye(3)])
+    path = tmp_path / "label.seg.nrrd"
+    segmentation(path, voxels(np.uint8, (2, *SHAPE)), *segments, **{"space directions": directions})
+    with pytest.raises(BadInput, match="overlapping segments are not supported"):
+        read_label(path)
+
+
+# DICOM
+
+
+SERIES = "dicom_brain_mr/11-T1post-18670"
+
+
+@pytest.mark.parametrize("name", [SERIES, "dicom_brain_mr/11_HCropVolume", "dicom_brain_mr/36468-FLAIRreg-58706"])
+def test_a_real_dicom_series_has_the_pixels_and_positions_of_its_files(name: str):
+    image = read_image(real(name))
+    slices = [pydicom.dcmread(file) for file in real(name).glob("*.dcm")]
+    normal = np.cross(slices[0].ImageOrientationPatient[:3], slices[0].ImageOrientationPatient[3:])
+    slices.sort(key=lambda found: float(np.dot(normal, found.ImagePositionPatient)))
+    assert image.shape == (slices[0].Columns, slices[0].Rows, len(slices))
+    for k, found in enumerate(slices):
+        rescaled = found.pixel_array * float(found.get("RescaleSlope", 1)) + float(found.get("RescaleIntercept", 0))
+        assert np.array_equal(image.array[0, :, :, k], rescaled.T)
+        assert np.allclose((image.affine @ [0, 0, k, 1])[:3] * [-1, -1, 1], found.ImagePositionPatient, atol=1e-2)
+    assert np.allclose(read_geometry(real(name)).affine, image.affine, atol=1e-3)
+    assert patient_of(real(name)) == slices[0].PatientID
+
+
+def series(folder: Path, count: int = 5, **changes: Any) -> list[Path]:
+    """Write slices 2 mm apart; ``changes`` maps a tag to a value, or to a function of the slice's number."""
+    folder.mkdir(exist_ok=True)
+    files = []
+    uid = pydicom.uid.generate_uid()
+    for number in range(count):
+        data = pydicom.Dataset()
+        data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.MRImageStorage, pydicom.uid.generate_uid()
+        data.SeriesInstanceUID, data.SeriesDescription, data.PatientID = uid, "T1", "P7"
+        data.Modality, data.Rows, data.Columns, data.PixelSpacing = "MR", 6, 8, [0.5, 0.75]
+        data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [1, 2, 3 + 2.0 * number]
+        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 0
+        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+        data.PixelData = (np.arange(48, dtype=np.uint16) + 100 * number).tobytes()
+        for tag, change in changes.items():
+            value = change(number) if callable(change) else change
+            if value is None:
+                delattr(data, tag)
+            else:
+                setattr(data, tag, value)
+        data.file_meta = pydicom.dataset.FileMetaDataset()
+        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        files.append(folder / f"{count - number:03d}.dcm")
+        data.save_as(files[-1], enforce_file_format=True)
+    return files
+
+
+def test_slices_are_ordered_by_their_position_whatever_the_files_are_called(tmp_path: Path):
+    series(tmp_path / "series")
+    image = read_image(tmp_path / "series")
+    assert image.shape == (8, 6, 5)
+    assert image.array[0, 0, 0].tolist() == [0, 100, 200, 300, 400]
+    assert np.allclose(image.affine, [[-0.75, 0, 0, -1], [0, -0.5, 0, -2], [0, 0, 2, 3], [0, 0, 0, 1]])
+
+
+def test_a_single_dicom_file_is_one_slice(tmp_path: Path):
+    file = series(tmp_path / "series", 1)[0]
+    assert read_image(file).shape == read_geometry(file).shape == (8, 6, 1)
+    assert patient_of(file) == "P7"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"PixelSpacing": None}, "PixelSpacing is missing"),
+        ({"PixelSpacing": [0.5, 0]}, "not above 0"),
+        ({"ImagePositionPatient": lambda n: [1, 2, 3 + 2.0 * n + (n == 4)]}, "uneven gaps"),
+        ({"ImagePositionPatient": lambda n: [1, 2, 3]}, "one position"),
+        ({"ImagePositionPatient": lambda n: [1, 2 + 0.5 * n, 3 + 2.0 * n]}, "sideways"),
+        ({"ImagePositionPatient": None}, "missing"),
+        ({"ImageOrientationPatient": lambda n: [1, 0, 0, 0, 0, -1] if n == 2 else [1, 0, 0, 0, 1, 0]}, "orientations"),
+        ({"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]}, "perpendicular"),
+        ({"SeriesInstanceUID": lambda n: f"1.2.{n % 2}"}, "2 series.*1.2.0 'T1'"),
+        ({"Rows": lambda n: 6 - (n == 3)}, "alike"),
+        ({"PixelData": lambda n: bytes(96 - 20 * (n == 3))}, "cut"),
+        ({"RescaleSlope": "nan"}, "RescaleSlope|damaged"),
+    ],
+)
+def test_a_series_that_is_no_volume_is_refused_with_the_reason(tmp_path: Path, changes: dict[str, Any], message: str):
+    series(tmp_path / "series", **changes)
+    with pytest.raises(BadInput, match=message):
+        read_image(tmp_path / "series")
+
+
+def test_several_frames_in_a_file_and_a_folder_without_images_are_refused(tmp_path: Path):
+    series(tmp_path / "frames", 1, NumberOfFrames=3)
+    with pytest.raises(UnsupportedMedia, match="3 frames"):
+        read_image(tmp_path / "frames")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "README").write_text("no image")
+    with pytest.raises(UnsupportedMedia, match="no DICOM image"):
+        read_image(tmp_path / "empty")
+
+
+def test_a_rescaling_that_differs_from_slice_to_slice_is_read_as_floats(tmp_path: Path):
+    series(tmp_path / "pet", RescaleSlope=lambda n: f"{0.5 + n}", RescaleIntercept="0")
+    read = read_image(tmp_path / "pet").array
+    assert read.dtype == np.float32
+    assert read[0, 1, 0].tolist() == pytest.approx([0.5, 1.5 * 101, 2.5 * 201, 3.5 * 301, 4.5 * 401])
+
+
+def test_a_compressed_series_is_read(tmp_path: Path):
+    for file in series(tmp_path / "series"):
+        data = pydicom.dcmread(file)
+        data.compress(pydicom.uid.RLELossless)
+        data.save_as(file)
+    assert read_image(tmp_path / "series").array[0, 0, 0].tolist() == [0, 100, 200, 300, 400]
+
+
+def test_a_folder_of_dicom_may_hold_other_things(tmp_path: Path):
+    series(tmp_path / "series")
+    (tmp_path / "series" / "README.txt").write_text("from the PACS")
+    (tmp_path / "series" / "more").mkdir()
+    assert read_image(tmp_path / "series").shape == (8, 6, 5)
+
+
+# Whatever is in a file: an image or an error that is meant for the user
+
+
+def mutations(content: bytes, header: int, count: int) -> list[bytes]:
+    chance = random.Random(7)
+    results = []
+    for _ in range(count):
+        mutated = bytearray(content)
+        for _ in range(chance.choice([1, 1, 2, 4, 8])):
+            place = chance.randrange(header)
+            if chance.random() < 0.5:
+                mutated[place] ^= 1 << chance.randrange(8)
+            else:
+                mutated[place] = chance.choice([0, 1, 127, 128, 255])
+        results.append(bytes(mutated))
+    return results
+
+
+def assert_image_or_error(path: Path) -> None:
+    for read in (read_image, read_geometry):
+        try:
+            found = read(path)
+        except LabelRoundsError as error:
+            assert error.status in (400, 413, 415), error
+            assert str(error)
+        else:
+            assert np.isfinite(found.affine).all()
+
+
+@pytest.mark.parametrize("kind", ["nii", "nii.gz", "nrrd", "dcm"])
+def test_a_mutated_header_gives_an_image_or_an_error(tmp_path: Path, kind: str):
+    if kind == "dcm":
+        content = series(tmp_path / "series", 1)[0].read_bytes()
+        header = len(content) - 96
+    elif kind == "nrrd":
+        content = write_nrrd(tmp_path / "scan.nrrd").read_bytes()
+        header = content.index(b"\n\n")
+    else:
+        content = nifti(tmp_path / "scan.nii").read_bytes()
+        header = 348
+    for mutated in mutations(content, header, 300):
+        path = tmp_path / f"mutated.{kind}"
+        path.write_bytes(gzip.compress(mutated, 1) if kind == "nii.gz" else mutated)
+        assert_image_or_error(path)
