@@ -91,7 +91,7 @@ def running_server(studies: Path, home: Path, port: int, models: Sequence[str]) 
         BadInput: the port is in use.
         LabelRoundsError: the server did not start; its last words.
     """
-    port = _free_port(port)
+    port = free_port(port)
     command = [sys.executable, "-m", "labelrounds", "start", "--studies", str(studies), "--port", str(port)]
     home.mkdir(parents=True, exist_ok=True)
     log_file = home / "server.log"
@@ -128,7 +128,12 @@ def _wait_until_ready(client: Client, process: "subprocess.Popen[bytes]", log: P
     raise LabelRoundsError(f"the server did not answer within {_START_TIMEOUT_S} s; see {log}")
 
 
-def _free_port(wanted: int) -> int:
+def free_port(wanted: int = 0) -> int:
+    """Return the wanted port, or any free one for 0.
+
+    Raises:
+        BadInput: it is in use.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

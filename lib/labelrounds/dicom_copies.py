@@ -12,7 +12,7 @@ from typing import Any
 
 from labelrounds.atomic import disk_errors
 from labelrounds.errors import BadInput, LabelRoundsError
-from labelrounds.formats import check_plausible
+from labelrounds.pictures import check_plausible
 
 PLAIN_SYNTAXES = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2")
 # JPEG, JPEG-LS, JPEG 2000 and RLE. Not the deflated one: unpacking it would have no limit.

@@ -15,6 +15,7 @@ from typing import IO
 from labelrounds.atomic import disk_errors
 from labelrounds.errors import BadInput, NotFound, TooLarge, UnsupportedMedia
 from labelrounds.headers import NIFTI_HEADER_BYTES, Header, nifti_header, nrrd_header
+from labelrounds.pictures import check_picture
 
 ENDINGS = {
     ".nii.gz": "nifti",
@@ -27,16 +28,8 @@ ENDINGS = {
     ".tif": "tiff",
     ".tiff": "tiff",
 }
-_SIGNATURES = {
-    "png": (b"\x89PNG\r\n\x1a\n",),
-    "jpeg": (b"\xff\xd8\xff",),
-    "tiff": (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
-}
-# How a whole file ends; the decoders fill in grey for what is missing.
-_LAST_BYTES = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
+PICTURES = ("png", "jpeg", "tiff")
 _GZIP = b"\x1f\x8b"
-# A flat picture shrinks by 1000 at most in these formats; what claims more would only cost memory.
-_HIGHEST_RATIO = 2000
 _HEADER_LIMIT = 2**20
 _CHUNK = 2**20
 
@@ -65,8 +58,8 @@ def format_of(path: Path) -> str:
     if kind == "dicom":
         if not is_dicom(path):
             raise UnsupportedMedia(f"{path.name}: the content is not DICOM (no 'DICM' at byte 128)")
-    elif kind in _SIGNATURES:
-        _check_signature(path, kind)
+    elif kind in PICTURES:
+        check_picture(path, kind)
     return kind
 
 
@@ -74,16 +67,6 @@ def is_dicom(path: Path) -> bool:
     """Tell whether a file has the DICOM preamble."""
     with path.open("rb") as file:
         return file.read(132)[128:] == b"DICM"
-
-
-def _check_signature(path: Path, kind: str) -> None:
-    with path.open("rb") as file:
-        if not file.read(8).startswith(_SIGNATURES[kind]):
-            raise UnsupportedMedia(f"{path.name}: the content is not {kind.upper()}")
-        if kind in _LAST_BYTES:
-            file.seek(max(0, path.stat().st_size - 4096))
-            if not file.read().rstrip(b"\0").endswith(_LAST_BYTES[kind]):
-                raise BadInput(f"{path.name}: the file is cut; its end is missing")
 
 
 def header_of(path: Path, kind: str, max_voxels: int) -> Header:
@@ -119,17 +102,6 @@ def _inflated_head(file: IO[bytes], name: str) -> bytes:
     if len(head) < NIFTI_HEADER_BYTES:
         raise BadInput(f"{name}: the file is cut inside its header")
     return head
-
-
-def check_plausible(path: Path, claimed_bytes: int) -> None:
-    """Refuse a compressed picture that is far too short for the pixels that it claims.
-
-    Raises:
-        BadInput: over 2000 times the file's length.
-    """
-    size = path.stat().st_size
-    if claimed_bytes > size * _HIGHEST_RATIO:
-        raise BadInput(f"{path.name}: {size} bytes cannot hold the {claimed_bytes} bytes of pixels that it claims")
 
 
 @contextmanager

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from labelrounds import dicom
 from labelrounds.dicom_copies import clean_copies
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
-from labelrounds.formats import check_plausible, format_of, header_of, unpacked
+from labelrounds.formats import PICTURES, format_of, header_of, unpacked
 from labelrounds.geometry import Affine, affine_of, affine_of_header, check_affine
 from labelrounds.headers import Header
+from labelrounds.pictures import check_plausible
 
 MAX_VOXELS = 2**30
-_FLAT = ("png", "jpeg", "tiff")
 _READERS = {
     "nifti": "NiftiImageIO",
     "nrrd": "NrrdImageIO",
@@ -70,7 +70,7 @@ class Image:
     @property
     def is_flat(self) -> bool:
         """True for a picture (PNG, JPEG, TIFF), whose geometry means nothing."""
-        return self.source in _FLAT
+        return self.source in PICTURES
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def read_image(path: Path, *, max_voxels: int = MAX_VOXELS, channels: int | None
     try:
         if kind == "dicom":
             array, affine = _read_dicom(path, max_voxels, channels)
-        elif kind in _FLAT:
+        elif kind in PICTURES:
             array, affine = _read_picture(path, kind, max_voxels, channels)
         else:
             header = header_of(path, kind, max_voxels)
@@ -150,7 +150,7 @@ def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> Geometry:
     try:
         if kind == "dicom":
             return _dicom_geometry(path, max_voxels)
-        if kind not in _FLAT:
+        if kind not in PICTURES:
             header_of(path, kind, max_voxels)
         return _geometry_of(_open(kind, path), kind, path.name)
     except (RuntimeError, ValueError, TypeError, MemoryError, OverflowError) as error:
@@ -227,10 +227,10 @@ def _dicom_geometry(path: Path, max_voxels: int) -> Geometry:
 
 
 def _geometry_of(io: Any, kind: str, name: str) -> Geometry:
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if kind in _FLAT else affine_of_header(io)
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) if kind in PICTURES else affine_of_header(io)
     check_affine(affine, f"{name}: geometry")
     x, y, z = (io.GetDimensions(axis) if axis < io.GetNumberOfDimensions() else 1 for axis in range(3))
-    return Geometry((x, y, z), affine, kind in _FLAT)
+    return Geometry((x, y, z), affine, kind in PICTURES)
 
 
 def _check_channels(found: int, colour: bool, wanted: int | None, name: str) -> None:

@@ -165,13 +165,13 @@ def draw_report(
     path: Path,
     window_hu: tuple[float, float] = (-160.0, 240.0),
 ) -> Path:
-    """Draw the held-out cases and the curves into one PNG.
+    """Draw the held-out cases and the curves into one picture, PNG or SVG by the ending.
 
     Args:
         cases: The first few are shown; all count for the Dice of each organ.
         labels: The organs; ``labels[k - 1]`` is the name of value k.
         curve: What has no points is left out.
-        path: Where the PNG is written; its folder is made.
+        path: Where it is written; its folder is made.
         window_hu: The intensities that are shown as black and as white.
 
     Returns:
@@ -192,7 +192,7 @@ def draw_report(
     _draw_cases(pictures, shown, labels, rows, window_hu)
     _draw_curves(curves, cases, labels, curve)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, format="png")
+    figure.savefig(path, dpi=130)
     return path
 
 

@@ -1,0 +1,67 @@
+"""What a PNG, JPEG or TIFF must look like before ITK opens it."""
+
+import struct
+from pathlib import Path
+
+from labelrounds.errors import BadInput, UnsupportedMedia
+
+_SIGNATURES = {"png": (b"\x89PNG\r\n\x1a\n",), "jpeg": (b"\xff\xd8\xff",), "tiff": (b"II*\0", b"MM\0*")}
+# How a whole file ends; the decoders fill in grey for what is missing.
+_LAST_BYTES = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
+_TIFF_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+# A flat picture shrinks by 1000 at most in these formats; what claims more would only cost memory.
+_HIGHEST_RATIO = 2000
+
+
+def check_picture(path: Path, kind: str) -> None:
+    """Check the first and last bytes of a ``png``, ``jpeg`` or ``tiff``, and the lengths in a TIFF's directory.
+
+    Raises:
+        UnsupportedMedia: the content is not of that kind.
+        BadInput: the file is cut, or a TIFF has several pages or lengths beyond its end.
+    """
+    with path.open("rb") as file:
+        if not file.read(8).startswith(_SIGNATURES[kind]):
+            raise UnsupportedMedia(f"{path.name}: the content is not {kind.upper()}")
+        if kind in _LAST_BYTES:
+            file.seek(max(0, path.stat().st_size - 4096))
+            if not file.read().rstrip(b"\0").endswith(_LAST_BYTES[kind]):
+                raise BadInput(f"{path.name}: the file is cut; its end is missing")
+    if kind == "tiff":
+        _check_tiff(path)
+
+
+def check_plausible(path: Path, claimed_bytes: int) -> None:
+    """Refuse a compressed picture that is far too short for the pixels that it claims.
+
+    Raises:
+        BadInput: over 2000 times the file's length.
+    """
+    size = path.stat().st_size
+    if claimed_bytes > size * _HIGHEST_RATIO:
+        raise BadInput(f"{path.name}: {size} bytes cannot hold the {claimed_bytes} bytes of pixels that it claims")
+
+
+def _check_tiff(path: Path) -> None:
+    """Check the first directory: libtiff takes as much memory as an entry claims, and goes through every page."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        order = "<" if file.read(2) == b"II" else ">"
+        try:
+            start = struct.unpack(order + "2xI", file.read(6))[0]
+            file.seek(start)
+            count = struct.unpack(order + "H", file.read(2))[0]
+            entries = [struct.unpack(order + "HHII", file.read(12)) for _ in range(count)]
+            following = struct.unpack(order + "I", file.read(4))[0]
+        except struct.error as error:
+            raise BadInput(f"{path.name}: the file is cut inside its directory") from error
+    sides = {256: 0, 257: 0}
+    for tag, kind, length, value in entries:
+        needed = _TIFF_ITEM_BYTES.get(kind, 1) * length
+        if needed > size or (needed > 4 and value + needed > size):
+            raise BadInput(f"{path.name}: the TIFF tag {tag} has {length} values, more than the file can hold")
+        if tag in sides:
+            sides[tag] = struct.unpack(order + ("H2x" if kind == 3 else "I"), struct.pack(order + "I", value))[0]
+    check_plausible(path, sides[256] * sides[257])
+    if following:
+        raise BadInput(f"{path.name}: several pages; a picture has one")

@@ -1,0 +1,37 @@
+"""Real servers on loopback; the tests talk HTTP to them as any client does."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from labelrounds.client import Client, running_server
+from labelrounds.phantoms import LABELS, write_studies, write_truth
+
+MODEL = "unet_phantom"
+
+
+@pytest.fixture(scope="session")
+def truths(tmp_path_factory) -> dict[str, Path]:
+    """The phantoms' labels, by image id."""
+    return {path.name.removesuffix(".nii.gz"): path for path in write_truth(tmp_path_factory.mktemp("truth"), 4)}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory) -> Iterator[Client]:
+    """A server on four phantoms whose routes are tested one by one; nothing is trained on it."""
+    folder = tmp_path_factory.mktemp("routes")
+    write_studies(folder / "studies", 4)
+    with running_server(folder / "studies", folder / "home", 0, [MODEL]) as client:
+        yield client
+
+
+@pytest.fixture
+def submit_all(truths):
+    """Submit the label of every phantom."""
+
+    def submit(client: Client) -> None:
+        for image, label in truths.items():
+            client.submit(image, label, LABELS)
+
+    return submit

@@ -1,0 +1,166 @@
+"""A training through the server: started, watched, stopped, killed, resumed; what is served changes only by it."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+from labelrounds.checkpoints import read_json
+from labelrounds.client import Client, running_server
+from labelrounds.phantoms import write_studies
+from tests.api.conftest import MODEL
+
+
+@pytest.fixture
+def trained(tmp_path, submit_all):
+    """A server of its own, with every phantom labelled, and its home folder."""
+    write_studies(tmp_path / "studies", 4)
+    with running_server(tmp_path / "studies", tmp_path / "home", 0, [MODEL]) as client:
+        submit_all(client)
+        yield client, tmp_path / "home"
+
+
+def status(client: Client) -> dict:
+    return client.call("GET", "/train/").json()
+
+
+def wait_until(condition, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.2)
+
+
+def epoch(home: Path) -> int:
+    return (read_json(home / "models" / MODEL / "progress.json") or {}).get("epoch", 0)
+
+
+def children_of(pid: int) -> list[int]:
+    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(child) for child in listed.stdout.split()]
+
+
+def test_a_training_publishes_a_version_or_says_why_not(trained):
+    client, home = trained
+    task = client.call("POST", f"/train/{MODEL}", json={"epochs": 2, "client_id": "ann"}).json()
+    assert task["status"] in ("SUBMITTED", "RUNNING")
+    assert client.call("GET", "/train/?check_if_running=true").ok
+    stats = list(client.follow_training(MODEL))[-1]
+    assert status(client)["status"] == "DONE"
+    assert (stats["epoch"], stats["total_epochs"], stats["status"]) == (2, 2, "done")
+    assert stats["total_time"]  # what tells Slicer's bar that it has ended
+    assert 0 <= stats["best_metric"] <= 1
+    if stats["published"] is None:
+        assert "Not published" in stats["message"]
+    else:
+        assert (home / "models" / MODEL / "versions" / f"{stats['published']:04d}" / "weights.safetensors").is_file()
+        answer = client.call("POST", f"/infer/{MODEL}?image=phantom_000&output=json", data={"params": "{}"})
+        assert answer.json()["version"] == stats["published"]
+    assert requests.get(client.address + "/train/?check_if_running=true", timeout=30).status_code == 404
+
+
+def test_of_racing_requests_one_trains_and_a_stop_keeps_what_it_has_reached(trained):
+    client, home = trained
+    answers: list[int] = []
+
+    def start() -> None:
+        answers.append(requests.post(f"{client.address}/train/{MODEL}", json={"epochs": 500}, timeout=60).status_code)
+
+    threads = [threading.Thread(target=start) for _ in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(answers) == [200] + [429] * 19
+    wait_until(lambda: epoch(home) >= 1)
+    stopped = client.call("DELETE", "/train/").json()
+    assert stopped["details"]  # Slicer reads the last line of it
+    wait_until(lambda: status(client)["status"] == "STOPPED")
+    stats = client.call("GET", "/info/").json()["train_stats"][MODEL]
+    assert stats["status"] == "stopped"
+    assert "ublished" in stats["message"]
+
+
+def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epoch(tmp_path, submit_all):
+    studies, home = tmp_path / "studies", tmp_path / "home"
+    write_studies(studies, 4)
+    with running_server(studies, home, 0, [MODEL]) as client:
+        submit_all(client)
+        client.call("POST", f"/train/{MODEL}", json={"epochs": 12})
+        wait_until(lambda: epoch(home) >= 2)
+        before = epoch(home)
+        server = server_pid(studies)
+        children = children_of(server)
+        assert children
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 30)
+    assert not (home / "models" / MODEL / "versions").exists()  # nothing served has changed
+    with running_server(studies, home, 0, [MODEL]) as client:
+        wait_until(lambda: status_or_none(client) is not None)
+        wait_until(lambda: epoch(home) > before)
+        resumed = client.call("GET", "/info/").json()["train_stats"][MODEL]
+        assert resumed["history"][0][0] >= before  # the epochs before are not trained again
+        client.call("DELETE", "/train/")
+        wait_until(lambda: status(client)["status"] == "STOPPED")
+
+
+def status_or_none(client: Client) -> dict | None:
+    answer = requests.get(client.address + "/train/", timeout=30)
+    return answer.json() if answer.ok else None
+
+
+def server_pid(studies: Path) -> int:
+    listed = subprocess.run(["pgrep", "-f", f"labelrounds start --studies {studies}"], capture_output=True, text=True)
+    return int(listed.stdout.split()[0])
+
+
+def test_a_killed_training_process_is_an_error_and_the_server_lives(trained):
+    client, home = trained
+    client.call("POST", f"/train/{MODEL}", json={"epochs": 500})
+    wait_until(lambda: epoch(home) >= 1)
+    workers = subprocess.run(["pgrep", "-f", "labelrounds.worker train"], capture_output=True, text=True).stdout
+    for worker in workers.split():
+        environment = Path(f"/proc/{worker}/environ").read_bytes()
+        if str(home).encode() in environment:
+            os.kill(int(worker), signal.SIGKILL)
+    wait_until(lambda: status(client)["status"] == "ERROR")
+    assert client.call("POST", f"/infer/{MODEL}?image=phantom_000&output=json", data={"params": "{}"}).ok
+
+
+def test_the_hosts_own_command_serves_the_same(tmp_path):
+    root = Path(__file__).parents[2]
+    write_studies(tmp_path / "studies", 1)
+    from labelrounds.client import free_port
+
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "monailabel.main", "start_server", "--uvicorn_app", "labelrounds.server:app"),
+        *("--app", str(root / "apps" / "radiology"), "--studies", str(tmp_path / "studies")),
+        *("--host", "127.0.0.1", "--port", str(port), "--conf", "models", MODEL),
+    ]
+    environment = {**os.environ, "LABELROUNDS_HOME": str(tmp_path / "home")}
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=tmp_path)
+    try:
+        client = Client(f"http://127.0.0.1:{port}")
+        wait_until(lambda: process.poll() is None and answers(client))
+        info = client.call("GET", "/info/").json()
+        assert info["name"] == "LabelRounds"
+        assert list(info["models"]) == [MODEL]
+        assert client.segment(MODEL, image="phantom_000").any()
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def answers(client: Client) -> bool:
+    try:
+        return client.call("GET", "/info/").ok
+    except requests.ConnectionError:
+        return False
