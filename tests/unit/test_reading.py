@@ -235,7 +235,7 @@ def test_real_jpegs_are_read():
 def test_several_pages_are_no_picture(tmp_path: Path):
     page = Picture.fromarray(voxels(np.uint8, (20, 30)))
     page.save(tmp_path / "pages.tif", save_all=True, append_images=[page])
-    with pytest.raises(BadInput, match="2 pages"):
+    with pytest.raises(BadInput, match="several pages"):
         read_image(tmp_path / "pages.tif")
 
 
@@ -626,11 +626,15 @@ def assert_image_or_error(path: Path) -> None:
             assert np.isfinite(found.affine).all()
 
 
-@pytest.mark.parametrize("kind", ["nii", "nii.gz", "nrrd", "dcm"])
+@pytest.mark.parametrize("kind", ["nii", "nii.gz", "nrrd", "dcm", "tif"])
 def test_a_mutated_header_gives_an_image_or_an_error(tmp_path: Path, kind: str):
     if kind == "dcm":
         content = series(tmp_path / "series", 1)[0].read_bytes()
         header = len(content) - 96
+    elif kind == "tif":
+        Picture.fromarray(voxels(np.uint8, (20, 30))).save(tmp_path / "picture.tif")
+        content = (tmp_path / "picture.tif").read_bytes()
+        header = len(content)
     elif kind == "nrrd":
         content = write_nrrd(tmp_path / "scan.nrrd").read_bytes()
         header = content.index(b"\n\n")
