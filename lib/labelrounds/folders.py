@@ -30,11 +30,17 @@ def app_folder() -> Path:
 
 
 def _shipped(folder: str, member: str) -> Path:
-    """Find a folder of the checkout, or of the installed distribution where there is no checkout."""
-    checkout = Path(__file__).parents[2] / folder
-    if (checkout / member).is_file():
-        return checkout
-    for file in metadata.files("labelrounds") or []:
-        if file.as_posix().endswith(f"share/labelrounds/{folder}/{member}"):
-            return Path(str(file.locate())).resolve().parent
-    raise FileNotFoundError(f"share/labelrounds/{folder}/{member} is missing from the installation")
+    """Find a folder of the checkout, or of the installed distribution where there is no checkout.
+
+    Raises:
+        FileNotFoundError: the installation is incomplete.
+    """
+    shared = f"share/labelrounds/{folder}"
+    # A plain installation lists the files; one with pip's --target puts them beside the package.
+    listed = [file for file in metadata.files("labelrounds") or [] if file.as_posix().endswith(f"{shared}/{member}")]
+    places = [Path(__file__).parents[2] / folder, *(Path(str(file.locate())).parent for file in listed)]
+    places.append(Path(__file__).parents[1] / shared)
+    for place in places:
+        if (place / member).is_file():
+            return place.resolve()
+    raise FileNotFoundError(f"{shared}/{member} is missing from the installation")
