@@ -40,9 +40,24 @@ def low_precision(device_type: str) -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Return the mixed-precision context for a device; it does nothing where that would not pay."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=low_precision(device.type))
+def autocast(device: torch.device, sound: bool = True) -> torch.autocast:
+    """Return the mixed-precision context for a device; it does nothing where that would not pay or is not sound."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=sound and low_precision(device.type))
+
+
+def sound_gradients(network: torch.nn.Module, shortest: int, device: torch.device) -> bool:
+    """Tell whether a network may be trained in bfloat16.
+
+    On the CPU, where the first of a 3-D convolution's three axes is shorter than its kernel, oneDNN reads and writes
+    beyond the memory of the kernel's gradient (torch 2.13): it is garbage, or the process crashes.
+
+    Args:
+        network: the network.
+        shortest: the voxels along that axis at the network's lowest level.
+        device: where it is trained.
+    """
+    kernels = [module.kernel_size[0] for module in network.modules() if isinstance(module, torch.nn.Conv3d)]
+    return device.type != "cpu" or max(kernels, default=1) <= shortest
 
 
 def place(network: Network, device: torch.device, dimensions: int) -> Network:

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 
 from labelrounds.cases import PatchSampler, PreparedCase
 from labelrounds.config import ModelConfig
-from labelrounds.devices import autocast, place
+from labelrounds.devices import autocast, place, sound_gradients
 from labelrounds.errors import LabelRoundsError
 from labelrounds.inference import predict
 from labelrounds.metrics import dice_per_label
 from labelrounds.networks import SegmentationNetwork
+from labelrounds.networks.base import lowest_shape
 from labelrounds.transforms import vary_intensity
 
 logger = logging.getLogger(__name__)
@@ -85,6 +86,7 @@ class Learner:
         self._validation = validation
         self._state, self._fingerprint = state, fingerprint
         self._network = place(network, device, config.dimensions)
+        self._sound = sound_gradients(network, lowest_shape(config)[0], device)
         self._sampler = PatchSampler(train, config, device)
         self._loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
         self._optimizer = torch.optim.AdamW(
@@ -155,7 +157,7 @@ class Learner:
         """Take one step and return its loss; a step whose loss or gradient is not finite is not taken: nan."""
         images, labels = self._sampler.draw(generator)
         images = vary_intensity(images, generator).contiguous()
-        with autocast(self._device):
+        with autocast(self._device, self._sound):
             logits = self._network(images)
         loss = self._loss(logits.float(), labels[:, None])
         self._optimizer.zero_grad(set_to_none=True)

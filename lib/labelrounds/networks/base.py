@@ -72,6 +72,13 @@ def build_network(config: "ModelConfig") -> SegmentationNetwork:
     return network(config.dimensions, config.channels, len(config.labels) + 1, **dict(options))
 
 
+def lowest_shape(config: "ModelConfig") -> tuple[int, ...]:
+    """Return a patch's shape at the network's lowest level."""
+    options = networks.options(config.network.name).model_validate(config.network.options, strict=False)
+    divisor = networks.get(config.network.name).divisor(config.dimensions, **dict(options))
+    return tuple(side // step for side, step in zip(config.patch_size, divisor, strict=True))
+
+
 def steps(levels: int, dimensions: int, flat_levels: int = 0) -> list[tuple[int, ...]]:
     """Return the stride of each of ``levels`` resolution steps, the first ``flat_levels`` of them in-plane only.
 

@@ -1,0 +1,231 @@
+"""A labelled case reaches the network as it was annotated, and one that can't be used is named."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from labelrounds.cases import PatchSampler, PreparedCase, prepare_case, prepare_cases
+from labelrounds.errors import LabelRoundsError
+from labelrounds.store import LabelledCase
+
+AFFINE = np.diag([-1.0, -2.0, 3.0, 1.0])
+CPU = torch.device("cpu")
+
+
+def save(array: np.ndarray, file: Path, affine=AFFINE) -> Path:
+    nib.save(nib.Nifti1Image(array, affine), file)
+    return file
+
+
+@pytest.fixture
+def labelled(tmp_path):
+    """A case on disk: ``near`` has the value 7 in the file, ``far`` 3, and an organ of another model 1."""
+
+    def make(name="case", values=None, label_affine=AFFINE, label_shape=(12, 10, 8), **changes) -> LabelledCase:
+        label = np.zeros(label_shape, np.uint8)
+        label[2:5, 2:5, 2:5], label[6:9, 5:8, 4:7], label[0, 0, 0] = 7, 3, 1
+        image = np.random.default_rng(0).normal(size=(12, 10, 8)).astype(np.float32)
+        return LabelledCase(
+            image_id=name,
+            image=changes.get("image", save(image, tmp_path / f"{name}.nii.gz")),
+            label=changes.get("label", save(label, tmp_path / f"{name}_label.nii.gz", label_affine)),
+            values={"other": 1, "far": 3, "near": 7} if values is None else values,
+            patient=name,
+        )
+
+    return make
+
+
+def test_a_label_gets_the_models_values_by_name(labelled, make_config):
+    case = prepare_case(labelled(), make_config())
+    counts = np.bincount(case.label.numpy().ravel(), minlength=4)
+    assert counts[1:].tolist() == [27, 27, 0]
+    # The file runs to the left and to the back, the network's grid to the right and to the front.
+    assert (case.label.numpy()[::-1, ::-1][2:5, 2:5, 2:5] == 1).all()
+    assert (case.label.numpy()[::-1, ::-1][6:9, 5:8, 4:7] == 2).all()
+
+
+def test_a_case_knows_its_grids_spacing_and_its_labels_voxels(labelled, make_config):
+    case = prepare_case(labelled(), make_config(spacing_mm=[2.0, 2.0, 2.0]))
+    assert tuple(case.label.shape) == tuple(case.image.shape[1:]) == (6, 10, 12)
+    assert np.allclose(case.spacing_mm, (2.0, 2.0, 2.0))
+    for value, voxels in enumerate(case.foreground, start=1):
+        assert len(voxels) == int((case.label == value).sum())
+        assert (case.label[tuple(voxels.T)] == value).all()
+
+
+def test_the_spacing_is_that_of_the_rounded_grid(labelled, make_config):
+    case = prepare_case(labelled(), make_config(spacing_mm=[5.0, 5.0, 5.0]))
+    assert tuple(case.label.shape) == (2, 4, 5)
+    assert np.allclose(case.spacing_mm, (6.0, 5.0, 4.8))
+
+
+def test_a_case_without_one_of_the_labels_is_refused(labelled, make_config):
+    with pytest.raises(LabelRoundsError, match=r"not annotated: far \(has near, other\)"):
+        prepare_case(labelled(values={"near": 7, "other": 1}), make_config())
+
+
+def test_a_label_without_a_voxel_is_annotated_all_the_same(labelled, make_config):
+    case = prepare_case(labelled(values={"near": 7, "far": 9}), make_config())
+    assert len(case.foreground) == 1 and not (case.label == 2).any()
+
+
+def test_cases_that_can_not_be_used_are_named_and_the_others_kept(labelled, make_config, tmp_path):
+    broken, absent = tmp_path / "broken.nii.gz", tmp_path / "absent.nii.gz"
+    broken.write_bytes(b"not a study")
+    moved = AFFINE.copy()
+    moved[0, 3] = 0.5
+    prepared, skipped = prepare_cases(
+        [
+            labelled("good"),
+            labelled("unreadable", image=broken),
+            labelled("gone", image=absent),
+            labelled("unlabelled", label=broken),
+            labelled("other_organs", values={"other": 1}),
+            labelled("other_shape", label_shape=(12, 10, 9)),
+            labelled("other_place", label_affine=moved),
+            labelled("turned", label_affine=np.diag([1.0, 2.0, 3.0, 1.0])),
+        ],
+        make_config(),
+    )
+    assert [case.image_id for case in prepared] == ["good"]
+    assert "not annotated: near, far" in skipped["other_organs"]
+    assert "(12, 10, 9)" in skipped["other_shape"]
+    assert "0.5 mm beside" in skipped["other_place"]
+    assert list(skipped) == [
+        "unreadable",
+        "gone",
+        "unlabelled",
+        "other_organs",
+        "other_shape",
+        "other_place",
+        "turned",
+    ]
+    assert all(skipped.values())
+
+
+def test_a_label_that_is_stored_the_other_way_round_is_turned_back(labelled, make_config):
+    straight = prepare_case(labelled(), make_config())
+    flipped = np.diag([1.0, -2.0, 3.0, 1.0])
+    flipped[0, 3] = -11.0
+    case = labelled("flipped", label_affine=flipped)
+    stored = np.asarray(nib.load(case.label).dataobj)
+    save(np.ascontiguousarray(stored[::-1]), case.label, flipped)
+    assert torch.equal(prepare_case(case, make_config()).label, straight.label)
+
+
+def test_a_disk_that_fails_costs_the_case_alone(labelled, make_config, monkeypatch):
+    from labelrounds import cases
+
+    def fails(path, **options):
+        if "bad" in path.name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_image(path, **options)
+
+    read_image = cases.read_image
+    monkeypatch.setattr(cases, "read_image", fails)
+    prepared, skipped = prepare_cases([labelled("bad"), labelled("good")], make_config())
+    assert [case.image_id for case in prepared] == ["good"]
+    assert "Permission denied" in skipped["bad"]
+
+
+def test_a_voxel_size_beyond_reason_costs_the_case_alone(labelled, make_config, tmp_path):
+    huge = np.diag([1e5, 1e5, 1e5, 1.0])
+    image = save(np.zeros((12, 10, 8), np.float32), tmp_path / "huge_image.nii.gz", huge)
+    case = labelled("huge", image=image, label_affine=huge)
+    assert "over" in prepare_cases([case], make_config(spacing_mm=[1.0, 1.0, 1.0]))[1]["huge"]
+
+
+def test_an_image_of_several_channels_is_read_for_a_model_of_as_many(labelled, make_config, tmp_path):
+    image = save(np.random.default_rng(0).normal(size=(12, 10, 8, 2)).astype(np.float32), tmp_path / "two.nii.gz")
+    assert prepare_case(labelled(image=image), make_config(channels=2)).image.shape == (2, 12, 10, 8)
+    with pytest.raises(LabelRoundsError, match="2 channels"):
+        prepare_case(labelled(image=image), make_config())
+
+
+# Sampling
+
+
+def ramp_case(config, shape=(20, 18, 9)) -> PreparedCase:
+    """The intensity is the slice's number; the only labelled voxels lie in one place."""
+    label = torch.zeros(shape, dtype=torch.uint8)
+    label[4, 5, 6] = 1
+    return PreparedCase(
+        "ramp",
+        "ramp",
+        torch.arange(float(shape[2])).expand(1, *shape).contiguous(),
+        label,
+        (1.0, 1.0, 5.0),
+        (torch.nonzero(label),),
+    )
+
+
+def still(make_config, **changes):
+    training = {"rotation_degrees": 0.0, "scale_range": [1.0, 1.0], **changes.pop("training", {})}
+    return make_config(training=training, **changes)
+
+
+def test_a_batch_has_the_configured_shape(make_config, make_case):
+    config = make_config(training={"batch_size": 3})
+    sampler = PatchSampler([make_case(seed, config) for seed in range(2)], config, CPU)
+    images, labels = sampler.draw(torch.Generator().manual_seed(0))
+    assert images.shape == (3, 1, 16, 16, 16) and images.dtype == torch.float32
+    assert labels.shape == (3, 16, 16, 16) and labels.dtype == torch.int64
+
+
+def test_the_same_generator_draws_the_same_batch(make_config, make_case):
+    config = make_config(mirror=["left_right"])
+    sampler = PatchSampler([make_case(seed, config) for seed in range(3)], config, CPU)
+    one, again, other = (sampler.draw(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1])
+    assert not torch.equal(one[0], other[0])
+
+
+def test_an_aimed_patch_holds_the_label_that_it_aims_at(make_config):
+    config = still(make_config, patch_size=[8, 8, 8], training={"foreground_fraction": 1.0, "batch_size": 1})
+    sampler = PatchSampler([ramp_case(config)], config, CPU)
+    for seed in range(20):
+        _, labels = sampler.draw(torch.Generator().manual_seed(seed))
+        assert (labels == 1).sum() == 1
+
+
+def test_an_aimed_2d_patch_is_the_slice_of_the_label_itself(make_config):
+    config = still(make_config, patch_size=[8, 8, 1], training={"foreground_fraction": 1.0, "batch_size": 1})
+    sampler = PatchSampler([ramp_case(config)], config, CPU)
+    for seed in range(10):
+        images, labels = sampler.draw(torch.Generator().manual_seed(seed))
+        assert torch.allclose(images, torch.full_like(images, 6.0), atol=1e-4)
+        assert (labels == 1).sum() == 1
+
+
+def test_a_2d_patch_is_never_a_mixture_of_two_slices(make_config):
+    config = make_config(patch_size=[8, 8, 1], training={"foreground_fraction": 0.0, "batch_size": 1})
+    sampler = PatchSampler([ramp_case(config)], config, CPU)
+    seen = set()
+    for seed in range(80):
+        images, _ = sampler.draw(torch.Generator().manual_seed(seed))
+        assert torch.allclose(images, images.round(), atol=1e-4)
+        assert images.round().unique().numel() == 1
+        seen.add(int(images.round().mean()))
+    assert seen == set(range(9))
+
+
+def test_patches_stay_within_the_case_where_they_fit(make_config):
+    config = still(make_config, patch_size=[8, 8, 8], training={"foreground_fraction": 0.5, "batch_size": 1})
+    case = ramp_case(config, (20, 18, 16))
+    sampler = PatchSampler([case], config, CPU)
+    for seed in range(40):
+        images, _ = sampler.draw(torch.Generator().manual_seed(seed))
+        steps = images[0, 0, 0, 0].diff()
+        assert torch.allclose(steps, torch.ones(7), atol=1e-3), "the border is repeated inside the patch"
+
+
+def test_a_case_smaller_than_the_patch_lies_in_its_middle(make_config):
+    config = still(make_config, training={"batch_size": 1})
+    case = ramp_case(config, (8, 8, 8))
+    image, label = (each[0] for each in PatchSampler([case], config, CPU).draw(torch.Generator().manual_seed(0)))
+    assert torch.allclose(image[:, 4:12, 4:12, 4:12], case.image, atol=1e-4)
+    assert torch.equal(label[4:12, 4:12, 4:12], case.label.long())

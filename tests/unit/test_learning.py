@@ -1,0 +1,346 @@
+"""A training repeats itself, goes on where it was killed, and keeps the best that it reached."""
+
+import logging
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from labelrounds.errors import LabelRoundsError
+from labelrounds.learning import Learner, evaluate, mean_dice, mean_of
+from labelrounds.networks import build_network
+
+CPU = torch.device("cpu")
+
+
+def never() -> bool:
+    return False
+
+
+class StopAfter:
+    """Says stop from the given call on."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def __call__(self) -> bool:
+        self.left -= 1
+        return self.left < 0
+
+
+@pytest.fixture
+def make_config(make_config):
+    """Make a model of the smallest patches that its networks take."""
+    return lambda **changes: make_config(**{"patch_size": [8, 8, 8], **changes})
+
+
+@pytest.fixture
+def cases(make_config, make_case):
+    config = make_config()
+    return [make_case(seed, config) for seed in range(3)]
+
+
+def learner(config, cases, epochs=3, device=CPU, state: Path | None = None, fingerprint="one", seed=0, change=None):
+    torch.manual_seed(seed)
+    network = build_network(config)
+    if change is not None:
+        change(network)
+    return Learner(
+        config,
+        network,
+        cases[:2],
+        cases[2:],
+        device,
+        epochs=epochs,
+        learning_rate=config.training.learning_rate,
+        state=state,
+        fingerprint=fingerprint,
+    )
+
+
+def weights(outcome) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in outcome.network.state_dict().items()}
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def epochs_of(run, stopped=never) -> tuple:
+    reported = []
+    return run.run(reported.append, stopped), reported
+
+
+@pytest.mark.parametrize("network", ["unet", "vnet", "attention_unet"])
+def test_the_same_seed_gives_the_same_weights_bit_for_bit(make_config, cases, network):
+    options = {"depths": [1, 1, 1]} if network == "vnet" else {}
+    config = make_config(network={"name": network, "channels": [4, 6, 8], **options})
+    first, second = (weights(learner(config, cases, epochs=2).run(lambda epoch: None, never)) for _ in range(2))
+    assert same(first, second)
+
+
+@pytest.mark.parametrize("lowest", [1, 2, 3])
+def test_gradients_are_those_of_full_precision_however_small_the_lowest_level(make_config, make_case, lowest):
+    config = make_config(patch_size=[4 * lowest, 16, 16])
+    gradients = []
+    for full_precision in (False, True):
+        run = learner(config, [make_case(seed, config) for seed in range(3)])
+        with torch.autocast("cpu", enabled=False), pytest.MonkeyPatch.context() as patch:
+            if full_precision:
+                patch.setattr("labelrounds.learning.autocast", lambda *args: torch.autocast("cpu", enabled=False))
+            patch.setattr(run._optimizer, "step", lambda: None)
+            patch.setattr("torch.nn.utils.clip_grad_norm_", lambda parameters, limit: torch.ones(()))
+            for _ in range(3):
+                run._train_step(torch.Generator().manual_seed(0))
+        gradients.append({name: value.grad for name, value in run._network.named_parameters()})
+    for name, exact in gradients[1].items():
+        assert (gradients[0][name] - exact).norm() <= 0.3 * exact.norm() + 1e-3, name
+
+
+def test_another_seed_draws_other_patches(make_config, cases):
+    training = {"epochs": 1, "iterations_per_epoch": 2}
+    outcomes = [
+        learner(make_config(training={**training, "seed": seed}), cases, epochs=1).run(lambda epoch: None, never)
+        for seed in (0, 1)
+    ]
+    assert not same(weights(outcomes[0]), weights(outcomes[1]))
+
+
+def test_each_epoch_is_reported_with_its_figures(make_config, cases):
+    outcome, reported = epochs_of(learner(make_config(), cases, epochs=3))
+    assert [(epoch.number, epoch.total) for epoch in reported] == [(1, 3), (2, 3), (3, 3)]
+    assert all(math.isfinite(epoch.loss) and epoch.seconds > 0 for epoch in reported)
+    assert set(reported[-1].dice) == {"near", "far"}
+    assert (outcome.epochs, outcome.stopped, outcome.history) == (3, False, reported)
+
+
+def test_it_learns(make_config, make_case):
+    config = make_config(
+        training={"iterations_per_epoch": 15, "learning_rate": 2e-2, "rotation_degrees": 0.0}, patch_size=[16, 16, 16]
+    )
+    cases = [make_case(seed, config) for seed in range(3)]
+    outcome, reported = epochs_of(learner(config, cases, epochs=6))
+    assert reported[-1].loss < 0.7 * reported[0].loss
+    assert mean_of(mean_dice(evaluate(outcome.network, cases[2:], config, CPU))) > 0.5
+
+
+class Interrupted(Exception):
+    """Stands in for the end of the process just after an epoch was saved."""
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])
+@pytest.mark.parametrize("network", ["unet", "attention_unet"])
+def test_a_killed_training_goes_on_to_the_same_bits(make_config, cases, tmp_path, network, killed_after):
+    config = make_config(network={"name": network, "channels": [4, 6, 8]})
+    state = tmp_path / "state.safetensors"
+    whole = weights(learner(config, cases, epochs=3).run(lambda epoch: None, never))
+
+    def killed(epoch):
+        if epoch.number == killed_after:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        learner(config, cases, epochs=3, state=state).run(killed, never)
+    outcome, reported = epochs_of(learner(config, cases, epochs=3, state=state, seed=99))
+    assert [epoch.number for epoch in reported] == list(range(killed_after + 1, 4))
+    assert same(weights(outcome), whole)
+
+
+def test_dropout_is_drawn_again_as_before(make_config, cases, tmp_path):
+    def with_dropout(network):
+        network.net.bottleneck.register_forward_hook(
+            lambda module, inputs, output: nn.functional.dropout(output, 0.5, module.training)
+        )
+
+    state, config = tmp_path / "state.safetensors", make_config()
+    whole = weights(learner(config, cases, epochs=2, change=with_dropout).run(lambda epoch: None, never))
+
+    def killed(epoch):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        learner(config, cases, epochs=2, state=state, change=with_dropout).run(killed, never)
+    torch.rand(7)
+    resumed = learner(config, cases, epochs=2, state=state, change=with_dropout).run(lambda epoch: None, never)
+    assert same(weights(resumed), whole)
+
+
+def test_a_state_of_another_run_is_ignored(make_config, cases, tmp_path):
+    state, config = tmp_path / "state.safetensors", make_config()
+    learner(config, cases, epochs=2, state=state, fingerprint="one").run(lambda epoch: None, never)
+    _, reported = epochs_of(learner(config, cases, epochs=2, state=state, fingerprint="another"))
+    assert [epoch.number for epoch in reported] == [1, 2]
+
+
+def damage_cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-50])
+
+
+def damage_header(file: Path) -> None:
+    file.write_bytes(b"\xff" * 8 + file.read_bytes()[8:])
+
+
+def damage_empty(file: Path) -> None:
+    file.write_bytes(b"")
+
+
+def rewritten(change):
+    def damage(file: Path) -> None:
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        with safe_open(file, "pt") as opened:
+            note, tensors = opened.metadata(), {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        change(note, tensors)
+        save_file(tensors, file, metadata=note)
+
+    return damage
+
+
+def first_of(tensors, part):
+    return next(key for key in tensors if key.startswith(part))
+
+
+DAMAGES = {
+    "cut": damage_cut,
+    "another header": damage_header,
+    "empty": damage_empty,
+    "no count": rewritten(lambda note, tensors: note.pop("done")),
+    "a count that is none": rewritten(lambda note, tensors: note.update(done="many")),
+    "a tensor missing": rewritten(lambda note, tensors: tensors.pop(first_of(tensors, "network/"))),
+    "an average missing": rewritten(lambda note, tensors: tensors.pop(first_of(tensors, "average/"))),
+    "a tensor of another shape": rewritten(
+        lambda note, tensors: tensors.update({first_of(tensors, "best/"): torch.zeros(1, 2)})
+    ),
+    "a tensor too many": rewritten(lambda note, tensors: tensors.update({"loose": torch.zeros(1)})),
+    "an unknown part": rewritten(lambda note, tensors: tensors.update({"more/weight": torch.zeros(1)})),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_state_is_told_and_the_training_starts_over(make_config, cases, tmp_path, caplog, damage):
+    state, config = tmp_path / "state.safetensors", make_config()
+    whole = weights(learner(config, cases, epochs=1, state=state).run(lambda epoch: None, never))
+    damage(state)
+    with caplog.at_level(logging.WARNING):
+        again = learner(config, cases, epochs=1, state=state)
+    assert "Start over" in caplog.text and "state.safetensors" in caplog.text
+    outcome, reported = epochs_of(again)
+    assert [epoch.number for epoch in reported] == [1]
+    assert same(weights(outcome), whole)
+
+
+def test_a_state_that_can_not_be_saved_does_not_end_the_training(make_config, cases, tmp_path, caplog, monkeypatch):
+    def full(tensors, file, metadata=None):
+        Path(file).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("labelrounds.learning.save_file", full)
+    outcome, _ = epochs_of(learner(make_config(), cases, epochs=2, state=tmp_path / "state.safetensors"))
+    assert outcome.epochs == 2
+    assert "No space left" in caplog.text
+    assert list(tmp_path.glob("state*")) == []
+
+
+def test_stopping_keeps_the_best_that_was_reached(make_config, cases):
+    whole, reported = epochs_of(learner(make_config(), cases, epochs=30), StopAfter(10))
+    assert whole.stopped and whole.epochs == len(reported) < 20
+    kept = mean_of(mean_dice(evaluate(whole.network, cases[2:], make_config(), CPU)))
+    assert kept >= max(mean_of(epoch.dice) for epoch in reported if epoch.dice) - 1e-6
+
+
+def test_stopping_within_an_epoch_does_not_count_it(make_config, cases):
+    config = make_config(training={"iterations_per_epoch": 5})
+    # Asked before the epoch, before each of five steps, after the epoch, before the next, and after two steps of it.
+    outcome, reported = epochs_of(learner(config, cases, epochs=3), StopAfter(10))
+    assert [epoch.number for epoch in reported] == [1]
+    assert (outcome.epochs, outcome.stopped) == (1, True)
+
+
+def test_stopping_before_the_first_epoch_changes_nothing(make_config, cases):
+    run = learner(make_config(), cases)
+    before = {name: value.clone() for name, value in run._network.state_dict().items()}
+    outcome, reported = epochs_of(run, lambda: True)
+    assert (outcome.epochs, outcome.stopped, reported) == (0, True, [])
+    assert same(weights(outcome), before)
+
+
+def test_the_best_epoch_is_chosen_and_not_the_last(make_config, cases, monkeypatch):
+    dice = iter([0.2, 0.9, 0.4])
+    seen = []
+
+    def scripted(network, cases, config, device):
+        seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return [{"near": value, "far": value} for value in [next(dice)]]
+
+    monkeypatch.setattr("labelrounds.learning.evaluate", scripted)
+    outcome, _ = epochs_of(learner(make_config(), cases, epochs=3))
+    assert same(weights(outcome), seen[1])
+    assert not same(weights(outcome), seen[2])
+
+
+def test_without_validation_cases_the_last_average_counts(make_config, cases):
+    outcome, reported = epochs_of(learner(make_config(), cases[:2], epochs=2))
+    assert [epoch.dice for epoch in reported] == [None, None]
+    assert all(value.isfinite().all() for value in weights(outcome).values())
+
+
+def test_a_step_without_a_finite_loss_is_left_out(make_config, cases, monkeypatch):
+    config = make_config(training={"iterations_per_epoch": 4})
+    run = learner(config, cases, epochs=1)
+    true_loss, calls = run._loss, []
+
+    def sometimes(logits, labels):
+        calls.append(1)
+        return true_loss(logits, labels) * (math.nan if len(calls) % 2 else 1.0)
+
+    monkeypatch.setattr(run, "_loss", sometimes)
+    outcome, reported = epochs_of(run)
+    assert len(calls) == 4
+    assert math.isfinite(reported[0].loss)
+    assert all(value.isfinite().all() for value in weights(outcome).values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_training_that_diverges_ends_with_advice(make_config, cases, monkeypatch, value):
+    run = learner(make_config(), cases)
+    true_loss = run._loss
+    monkeypatch.setattr(run, "_loss", lambda logits, labels: true_loss(logits, labels) * value)
+    with pytest.raises(LabelRoundsError, match=r"diverges.*epoch 1.*learning_rate below 0\.01"):
+        epochs_of(run)
+
+
+def test_means_leave_out_the_cases_without_the_label():
+    nan = math.nan
+    scores = [{"a": 1.0, "b": nan, "c": nan}, {"a": 0.5, "b": 0.25, "c": nan}]
+    assert mean_dice(scores) == {"a": 0.75, "b": 0.25, "c": 0.0}
+    assert mean_of({"a": 0.75, "b": 0.25, "c": 0.5}) == 0.5
+    assert mean_dice([]) == {} and mean_of({}) == 0.0
+
+
+def test_a_2d_model_learns_too(make_config, make_case):
+    config = make_config(patch_size=[16, 16, 1])
+    cases = [make_case(seed, config) for seed in range(3)]
+    outcome, reported = epochs_of(learner(config, cases, epochs=1))
+    assert math.isfinite(reported[0].loss)
+    assert outcome.network.dimensions == 2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_killed_training_goes_on_on_a_gpu(make_config, cases, tmp_path):
+    state, config, cuda = tmp_path / "state.safetensors", make_config(), torch.device("cuda:0")
+    whole = weights(learner(config, cases, epochs=3, device=cuda).run(lambda epoch: None, never))
+
+    def killed(epoch):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        learner(config, cases, epochs=3, device=cuda, state=state).run(killed, never)
+    resumed, reported = epochs_of(learner(config, cases, epochs=3, device=cuda, state=state))
+    assert [epoch.number for epoch in reported] == [2, 3]
+    # Sums on a GPU have no fixed order, and so no fixed last bits.
+    for name, value in weights(resumed).items():
+        assert torch.allclose(value, whole[name], atol=0.05), name
