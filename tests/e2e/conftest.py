@@ -33,9 +33,9 @@ class Study:
 
 @pytest.fixture(scope="session")
 def studies(tmp_path_factory) -> dict[str, Study]:
-    """Write a phantom of each geometry, by which they are keyed, and one, `no kidneys`, of the upper abdomen only."""
+    """Write a phantom of each geometry, by which they are keyed, and one of the `upper abdomen` only."""
     images, truths = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("truth")
-    keys = [*phantoms.GEOMETRIES, "no kidneys"]
+    keys = [*phantoms.GEOMETRIES, "upper abdomen"]
     image_paths = phantoms.write_studies(images, len(keys))
     truth_paths = phantoms.write_truth(truths, len(keys))
     for path in (image_paths[-1], truth_paths[-1]):
@@ -57,13 +57,17 @@ def session_server(studies, tmp_path_factory) -> Iterator[LabelServer]:
 
 @pytest.fixture
 def server(session_server) -> Iterator[LabelServer]:
-    """Lend the server, and take away the labels and images that a test leaves on it."""
+    """Lend the server; take away the trainings, labels and images that a test leaves on it."""
     images = session_server.images()
     yield session_server
+    session_server.stop_training()
     for image in session_server.labelled():
         session_server.withdraw_label(image)
     for image in session_server.images() - images:
         session_server.remove_image(image)
+    log = session_server.take_log()
+    print(log)  # pytest shows it with a test that failed
+    assert "Traceback" not in log, f"the server failed at a request:\n{log}"
 
 
 @pytest.fixture

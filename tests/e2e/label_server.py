@@ -35,6 +35,7 @@ class LabelServer:
         self.studies = studies
         self.url = f"http://127.0.0.1:{port}"
         home.mkdir(parents=True, exist_ok=True)
+        self._log_read = 0
         self._log = home / "server.log"
         arguments = ["start", "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
         with self._log.open("wb") as log:
@@ -55,7 +56,7 @@ class LabelServer:
             except requests.ConnectionError:
                 time.sleep(0.2)
         self.stop()
-        raise RuntimeError(f"the server did not start (exit code {self._process.returncode}):\n{self.log()}")
+        raise RuntimeError(f"the server did not start (exit code {self._process.returncode}):\n{self.take_log()}")
 
     def stop(self) -> None:
         self._process.terminate()
@@ -64,8 +65,11 @@ class LabelServer:
         except subprocess.TimeoutExpired:
             self._process.kill()
 
-    def log(self) -> str:
-        return self._log.read_text(errors="replace")
+    def take_log(self) -> str:
+        """Return what the server has logged since the last call."""
+        log = self._log.read_bytes()
+        new, self._log_read = log[self._log_read :], len(log)
+        return new.decode(errors="replace")
 
     def info(self) -> dict:
         return self._get("/info/").json()
@@ -107,6 +111,10 @@ class LabelServer:
                 files={"label": (label.name, file)},
                 timeout=60,
             ).raise_for_status()
+
+    def stop_training(self) -> None:
+        if requests.get(f"{self.url}/train/", params={"check_if_running": True}, timeout=60).ok:
+            self._delete("/train/")
 
     def withdraw_label(self, image: str) -> None:
         self._delete("/datastore/label", id=image, tag="final")
