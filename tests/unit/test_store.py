@@ -526,10 +526,12 @@ def test_no_label_loses_its_meaning_to_other_threads_and_processes(many: Path, t
     other = child(
         """
         store = StudyStore(sys.argv[1])
+        store.save_label("case_39", sys.argv[2], "original", {})  # the first one loads ITK
         print("ready", flush=True)
         for number in range(20, 40):
             store.save_label(f"case_{number:02d}", sys.argv[2], "final", {"label_info": [{"name": "spleen"}]})
-            store.update_image_info("case_00", {f"from elsewhere {number}": True})
+            for part in range(8):
+                store.update_image_info("case_00", {f"from elsewhere {number} {part}": True})
         """,
         str(many),
         label,
@@ -542,7 +544,8 @@ def test_no_label_loses_its_meaning_to_other_threads_and_processes(many: Path, t
         try:
             for number in numbers:
                 store.save_label(f"case_{number:02d}", label, "final", listed("liver"))
-                store.update_image_info("case_00", {f"from here {number}": True})
+                for part in range(8):
+                    store.update_image_info("case_00", {f"from here {number} {part}": True})
                 store.refresh()
                 store.list_images(), store.status(), store.datalist(), store.json()
         except BaseException as error:
@@ -559,7 +562,7 @@ def test_no_label_loses_its_meaning_to_other_threads_and_processes(many: Path, t
         for number in range(40):
             expected = {"liver": 1} if number < 20 else {"spleen": 1}
             assert found.get_label_info(f"case_{number:02d}", "final")["labels"] == expected
-        assert sum("from" in key for key in found.get_image_info("case_00")) == 40
+        assert sum("from" in key for key in found.get_image_info("case_00")) == 40 * 8
 
 
 # Killed
