@@ -49,7 +49,14 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
         check_id(image_id)
         if image_id not in self._datastore.objects and image_id not in self.list_images():
             raise NotFound(f"series {image_id!r}: not on the DICOMweb server")
-        return str(super().get_image_uri(image_id))
+        path = Path(super().get_image_uri(image_id))
+        if path.is_file() and image_id in self._datastore.objects:
+            cached = Path(StudyStore.get_image_uri(self, image_id))
+            if cached != path:
+                # The host returns the temporary file of its first conversion, and forgets it.
+                path.unlink()
+            return str(cached)
+        return str(path)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what is known of a series; nothing before it was fetched."""
