@@ -120,9 +120,14 @@ class JobQueue:
                 self._run(task)
             except Exception:
                 logger.exception("The %s task could not be run", self.method)
+                self._forget()
                 with self._lock:
                     self._process = None
                     task["status"], task["end_ts"] = "ERROR", _now()
+
+    def _forget(self) -> None:
+        with contextlib.suppress(OSError):  # the queue goes on; at worst the task is run once more
+            self._file.unlink()
 
     def _run(self, task: Task) -> None:
         from monailabel.config import settings
@@ -142,10 +147,10 @@ class JobQueue:
                     logger.info("%s: %s", self.method, line.rstrip())
         with self._lock:
             self._process = None
+            if process.returncode != -signal.SIGKILL or not _ending.is_set():
+                self._forget()
             task["status"] = _status(process.returncode, task.get("stopping", False))
             task["end_ts"] = _now()
-        if process.returncode != -signal.SIGKILL or not _ending.is_set():
-            self._file.unlink(missing_ok=True)
 
 
 def worker_command(method: str, request: dict[str, Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every unit test has a home of its own and computes on two threads."""
+"""Every unit test has a home of its own and computes on one thread: two would wait for each other on shared cores."""
 
 import json
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 

@@ -27,9 +27,11 @@ def candidates(datastore: Datastore, client: str | None) -> list[str]:
 
 def _turn(info: dict[str, Any], client: str | None) -> tuple[bool, float]:
     """Return whether another client holds the case, and when it was last handed out (0: never)."""
-    notes = [note for note in info.get("strategy", {}).values() if isinstance(note, dict)]
-    if not notes:
+    of_strategies = info.get("strategy")
+    notes = list(of_strategies.values()) if isinstance(of_strategies, dict) else []
+    dated = [note for note in notes if isinstance(note, dict) and isinstance(note.get("ts"), int | float)]
+    if not dated:
         return False, 0.0
-    latest = max(notes, key=lambda note: float(note.get("ts", 0)))
-    at = float(latest.get("ts", 0))
+    latest = max(dated, key=lambda note: float(note["ts"]))
+    at = float(latest["ts"])
     return latest.get("client_id") != client and time.time() - at < LEASE_S, at

@@ -1,0 +1,64 @@
+"""A client may name a device of this machine, and arithmetic is fast only where it is right."""
+
+import pytest
+import torch
+
+from labelrounds import devices
+from labelrounds.devices import autocast, available_devices, choose_device, place, sound_gradients
+from labelrounds.errors import BadInput
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+
+
+def test_the_best_device_comes_first(two_gpus):
+    assert available_devices() == ["cuda:0", "cuda:1", "cpu"]
+    assert choose_device() == choose_device("") == choose_device("cuda") == torch.device("cuda:0")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+def test_without_a_gpu_the_cpu_is_chosen(no_gpu):
+    assert choose_device() == torch.device("cpu")
+    with pytest.raises(BadInput, match="device 'cuda' is not on this machine; available: cpu"):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["gpu", "cuda:", "cuda:x", "cuda:2", "cuda:00", "CPU", "cpu ", "cpu\n", "cuda:1e9", "meta", "cuda:٣", 0, [], ()],
+)
+def test_what_is_no_device_of_this_machine_is_refused(two_gpus, wanted):
+    with pytest.raises(BadInput, match=r"available: cuda:0, cuda:1, cpu|is not one of cuda:0, cuda:1, cpu"):
+        choose_device(wanted)
+
+
+def test_mixed_precision_is_off_where_it_does_not_pay_or_is_not_sound(monkeypatch):
+    for pays in (True, False):
+        monkeypatch.setattr(devices, "low_precision", lambda kind, pays=pays: pays)
+        for sound in (True, False):
+            with autocast(torch.device("cpu"), sound):
+                assert torch.is_autocast_enabled("cpu") == (pays and sound)
+
+
+@pytest.mark.parametrize(("kernel", "shortest", "sound"), [(3, 3, True), (3, 2, False), (5, 4, False), (5, 5, True)])
+def test_a_kernel_longer_than_the_lowest_level_is_trained_in_full_precision(kernel, shortest, sound):
+    network = torch.nn.Sequential(torch.nn.Conv3d(1, 2, 1), torch.nn.Conv3d(2, 2, (kernel, 1, 1)))
+    assert sound_gradients(network, shortest, torch.device("cpu")) == sound
+    assert sound_gradients(network, shortest, torch.device("cuda:0"))
+    assert sound_gradients(torch.nn.Conv2d(1, 1, 9), 1, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("dimensions", "shape"), [(3, (1, 2, 4, 4, 4)), (2, (1, 2, 4, 4))])
+def test_the_memory_layout_changes_no_answer(dimensions, shape):
+    convolution = (torch.nn.Conv3d if dimensions == 3 else torch.nn.Conv2d)(2, 3, 3)
+    images = torch.randn(shape)
+    before = convolution(images)
+    assert torch.allclose(place(convolution, torch.device("cpu"), dimensions)(images), before, atol=1e-5)
