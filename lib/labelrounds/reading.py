@@ -23,6 +23,7 @@ from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.formats import PICTURES, format_of, header_of, unpacked
 from labelrounds.geometry import Affine, affine_of, affine_of_header, check_affine
 from labelrounds.headers import Header
+from labelrounds.itk_loading import load_itk
 from labelrounds.pictures import check_plausible
 
 MAX_VOXELS = 2**30
@@ -242,7 +243,7 @@ def _check_channels(found: int, colour: bool, wanted: int | None, name: str) -> 
 
 def _open(kind: str, path: Path) -> Any:
     """Return ITK's reader of a format with the file's header read."""
-    import itk
+    itk = load_itk()
 
     io = getattr(itk, _READERS[kind]).New()
     io.SetFileName(str(path))
@@ -254,7 +255,7 @@ def _load(
     io: Any, files: Sequence[Path], components: int, *, dimensions: int, luminance: bool, floating: bool = False
 ) -> Any:
     """Return the ITK image that ``io`` reads, in the nearest type that ITK's Python package has."""
-    import itk
+    itk = load_itk()
 
     value = "float" if floating else io.GetComponentTypeAsString(io.GetComponentType())
     if components == 1 or luminance:
@@ -271,7 +272,7 @@ def _load(
 
 def _channels_first(image: Any) -> NDArray[Any]:
     """Return ``(C, X, Y, Z)`` of an ITK image, as a copy: a view of ITK's memory does not keep it alive."""
-    import itk
+    itk = load_itk()
 
     array = itk.array_from_image(image).T
     if image.GetNumberOfComponentsPerPixel() > 1:

@@ -16,6 +16,7 @@ from labelrounds.atomic import disk_errors, replacing
 from labelrounds.errors import BadInput, LabelRoundsError
 from labelrounds.geometry import Affine, check_affine, set_affine
 from labelrounds.headers import nrrd_header
+from labelrounds.itk_loading import load_itk
 
 LABEL_ENDINGS = (".seg.nrrd", ".nrrd", ".nii.gz", ".nii")
 # Level 1 is as small as 6 for label maps, within a few per cent, and several times as fast.
@@ -114,7 +115,7 @@ def _checked(array: NDArray[Any], name: str, highest: int) -> NDArray[np.uint8]:
 
 
 def _itk_image(slices: NDArray[np.uint8], affine: Affine) -> Any:
-    import itk
+    itk = load_itk()
 
     image = itk.image_view_from_array(slices)
     set_affine(image, affine)
@@ -122,7 +123,7 @@ def _itk_image(slices: NDArray[np.uint8], affine: Affine) -> Any:
 
 
 def _write(image: Any, target: Path, ending: str) -> None:
-    import itk
+    itk = load_itk()
 
     io = itk.NrrdImageIO.New() if ending.endswith(".nrrd") else itk.NiftiImageIO.New()
     writer = itk.ImageFileWriter[type(image)].New(Input=image, FileName=str(target), ImageIO=io)

@@ -5,6 +5,9 @@ import gzip
 import os
 import random
 import struct
+import subprocess
+import sys
+import textwrap
 import zlib
 from pathlib import Path
 from typing import Any
@@ -595,6 +598,29 @@ def test_a_folder_of_dicom_may_hold_other_things(tmp_path: Path):
     (tmp_path / "series" / "README.txt").write_text("from the PACS")
     (tmp_path / "series" / "more").mkdir()
     assert read_image(tmp_path / "series").shape == (8, 6, 5)
+
+
+def test_the_first_images_of_a_process_may_be_read_by_many_threads_at_once(tmp_path: Path):
+    files = [nifti(tmp_path / "a.nii.gz"), write_nrrd(tmp_path / "b.nrrd"), series(tmp_path / "series")[0].parent]
+    script = f"""
+        from concurrent.futures import ThreadPoolExecutor
+        from pathlib import Path
+        import numpy as np
+        from labelrounds.reading import read_image
+        from labelrounds.writing import write_label
+
+        def work(number):
+            if number % 4 == 3:
+                path = Path({str(tmp_path)!r}) / f"{{number}}.seg.nrrd"
+                return 3, write_label(np.ones((3, 3, 3), np.uint8), np.eye(4), path, ["liver"]).stat().st_size
+            return number % 4, int(read_image(Path({[str(file) for file in files]!r}[number % 4])).array.sum())
+
+        with ThreadPoolExecutor(12) as pool:
+            found = set(pool.map(work, range(48)))
+        assert len(found) == 4, found
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
 
 
 # Whatever is in a file: an image or an error that is meant for the user
