@@ -46,16 +46,19 @@ def prepare_case(case: LabelledCase, config: ModelConfig) -> PreparedCase:
     Raises:
         LabelRoundsError: a file can't be used, or a label of the model was not annotated in this case.
     """
-    missing = [name for name in config.labels if name not in case.values]
+    values = config.label_values if case.values is None else case.values
+    missing = [name for name in config.labels if name not in values]
     if missing:
-        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(case.values)})")
+        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
     image = read_image(Path(case.image), channels=config.channels)
     if image.array.shape[0] != config.channels:
         raise LabelRoundsError(f"has {image.array.shape[0]} channels, the model takes {config.channels}")
     stored = on_grid_of(read_label(case.label), image.shape, image.affine, image.is_flat, "its label")
+    if case.values is None and stored.max() > len(config.labels):
+        raise LabelRoundsError(f"its label has the value {stored.max()}, the model has {len(config.labels)} labels")
     meaning = np.zeros(256, dtype=np.uint8)
     for name, value in config.label_values.items():
-        meaning[case.values[name]] = value
+        meaning[values[name]] = value
     grid = Grid.of(image, config)
     label = prepare_label(meaning[stored], grid)
     source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)

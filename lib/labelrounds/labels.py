@@ -3,7 +3,7 @@
 3D Slicer exports the segments that it lists in ``label_info`` as values 1, 2, 3 in that order. The ``idx`` beside a
 name counts background and scribbles too, which are not exported, and so is not the value: names go by their place in
 the list. A segmentation file (``.seg.nrrd``) says itself which value is which segment. A label without a list, such as
-a file dropped into the folder, is read by the order of the app's labels.
+a file dropped into the folder, has no names of its own: each model reads it in the order of its own labels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,11 +28,12 @@ class Meaning:
     """What the values of a label map stand for.
 
     Attributes:
-        values: Name to voxel value, also of labels without a voxel.
+        values: Name to voxel value, also of labels without a voxel. None where nobody has named them: they are then
+            1, 2, 3 in the order of the labels of whichever model is trained on them.
         unknown: Those names that no model of the app has.
     """
 
-    values: dict[str, int]
+    values: dict[str, int] | None
     unknown: tuple[str, ...] = ()
 
 
@@ -54,16 +55,14 @@ def check_label(label: Path, image: Path, label_info: object, known: Sequence[st
     check_grid(read, image, label.name)
     present = [int(value) for value in np.flatnonzero(np.bincount(read.array.ravel(order="K"), minlength=256)) if value]
     if names is None and read.segments is None:
-        meaning = Meaning(by_position(known))
         if known:
-            _check_values(meaning, {}, present, label.name)
-        return meaning
+            _check_values(by_position(known), {}, present, label.name)
+        return Meaning(None)
     values = by_position(names or ()) if read.segments is None else read.segments
     values = {name: value for name, value in values.items() if name not in NOT_LABELS or read.segments is None}
-    meaning = Meaning(values, tuple(name for name in values if known and name not in known))
-    _check_values(meaning, read.segments or {}, present, label.name)
-    _check_known(meaning, present, known, label.name)
-    return meaning
+    _check_values(values, read.segments or {}, present, label.name)
+    _check_known(values, present, known, label.name)
+    return Meaning(values, tuple(name for name in values if known and name not in known))
 
 
 def check_prediction(label: Path, image: Path, label_names: object) -> Meaning:
@@ -134,16 +133,16 @@ def _name(entry: Any) -> str:
     return name.strip()
 
 
-def _check_values(meaning: Meaning, segments: Mapping[str, int], present: list[int], name: str) -> None:
-    allowed = {0, *meaning.values.values(), *segments.values()}
+def _check_values(values: Mapping[str, int], segments: Mapping[str, int], present: list[int], name: str) -> None:
+    allowed = {0, *values.values(), *segments.values()}
     strange = [value for value in present if value not in allowed]
     if strange:
-        named = ", ".join(f"{value} {label}" for label, value in meaning.values.items()) or "none"
+        named = ", ".join(f"{value} {label}" for label, value in values.items()) or "none"
         raise BadInput(f"{name}: has the values {_short(strange)}; allowed are 0 and the labels listed: {named}")
 
 
-def _check_known(meaning: Meaning, present: list[int], known: Sequence[str], name: str) -> None:
-    drawn = [label for label, value in meaning.values.items() if value in present]
+def _check_known(values: Mapping[str, int], present: list[int], known: Sequence[str], name: str) -> None:
+    drawn = [label for label, value in values.items() if value in present]
     if known and drawn and not set(drawn) & set(known):
         raise BadInput(
             f"{name}: no model knows {', '.join(drawn)}, so it could not be learnt; known are {', '.join(known)}. "

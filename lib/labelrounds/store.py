@@ -56,14 +56,15 @@ class LabelledCase:
         image_id: The image's name in the store.
         image: Its file.
         label: The label's file: a version that no later submission changes, where the file system has links.
-        values: Name to voxel value in the label, also of labels without a voxel.
+        values: Name to voxel value in the label, also of labels without a voxel; None where nobody has named them
+            and they are 1, 2, 3 in the order of the labels of the model that is trained.
         patient: Whose image it is: the PatientID, or else the image's own id.
     """
 
     image_id: str
     image: Path
     label: Path
-    values: dict[str, int]
+    values: dict[str, int] | None
     patient: str
 
 
@@ -241,7 +242,9 @@ class StudyStore(IndexedFolder):
         sent = _plain(label_info or {})
         meaning = self._meaning(source, image, tag, sent)
         info = _info(sent, image_id + ext, checksum(source))
-        info["labels"] = meaning.values
+        info.pop("labels", None)
+        if meaning.values is not None:
+            info["labels"] = meaning.values
         info.pop("unknown_labels", None)
         if meaning.unknown:
             logger.warning("%s %s: no model knows the labels %s", image_id, tag, ", ".join(meaning.unknown))
@@ -366,13 +369,13 @@ class StudyStore(IndexedFolder):
         if old_ext != ext:
             self._path(image_id, tag, old_ext).unlink(missing_ok=True)
 
-    def _values(self, info: dict[str, Any]) -> dict[str, int]:
+    def _values(self, info: dict[str, Any]) -> dict[str, int] | None:
         if isinstance(info.get("labels"), dict):
             return dict(info["labels"])
         # Saved by MONAI Label itself: the list of the client is all there is.
         sent = info.get("label_info")
         names = [entry.get("name") for entry in sent if isinstance(entry, dict)] if isinstance(sent, list) else []
-        return by_position([str(name) for name in names] or self.known_labels)
+        return by_position([str(name) for name in names]) if names else None
 
 
 def _info(sent: dict[str, Any] | None, name: str, digest: str) -> dict[str, Any]:

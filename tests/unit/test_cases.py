@@ -1,5 +1,6 @@
 """A labelled case reaches the network as it was annotated, and one that can't be used is named."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -229,3 +230,26 @@ def test_a_case_smaller_than_the_patch_lies_in_its_middle(make_config):
     image, label = (each[0] for each in PatchSampler([case], config, CPU).draw(torch.Generator().manual_seed(0)))
     assert torch.allclose(image[:, 4:12, 4:12, 4:12], case.image, atol=1e-4)
     assert torch.equal(label[4:12, 4:12, 4:12], case.label.long())
+
+
+def test_a_label_that_nobody_named_is_read_in_the_order_of_the_model_that_is_trained(labelled, make_config, tmp_path):
+    label = np.zeros((12, 10, 8), np.uint8)
+    label[2:5, 2:5, 2:5], label[6:9, 5:8, 4:7] = 1, 2
+    unnamed = replace(labelled(label=save(label, tmp_path / "unnamed.nii.gz")), values=None)
+    assert np.bincount(prepare_case(unnamed, make_config()).label.numpy().ravel())[1:].tolist() == [27, 27]
+
+
+def test_a_label_that_nobody_named_is_skipped_when_it_has_more_values_than_the_model(labelled, make_config):
+    prepared, skipped = prepare_cases([replace(labelled(), values=None)], make_config())
+    assert prepared == []
+    assert "has the value 7, the model has 2 labels" in skipped["case"]
+
+
+def test_a_label_whose_axes_slicer_has_turned_lies_on_its_image(labelled, make_config, tmp_path):
+    straight = labelled()
+    label = nib.load(straight.label)
+    turned = nib.as_closest_canonical(label)
+    assert not np.array_equal(turned.affine, label.affine)
+    other = replace(straight, label=tmp_path / "turned.nii.gz")
+    nib.save(turned, other.label)
+    assert torch.equal(prepare_case(other, make_config()).label, prepare_case(straight, make_config()).label)

@@ -5,10 +5,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from labelrounds.errors import BadInput
-from labelrounds.metrics import dice, dice_per_label, hd95, nsd
 from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
+
+from labelrounds.errors import BadInput
+from labelrounds.metrics import dice, dice_per_label, hd95, nsd
 
 Mask = NDArray[np.uint8]
 SPACING_MM = (0.8, 1.5, 3.0)

@@ -6,9 +6,10 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy.ndimage import map_coordinates
+
 from labelrounds.errors import BadInput
 from labelrounds.phantoms import GEOMETRIES, LABELS, Phantom, make_phantom, write_studies, write_truth
-from scipy.ndimage import map_coordinates
 
 SPINE = LABELS.index("spine") + 1
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from labelrounds.errors import BadInput
-from labelrounds.phantoms import LABELS, make_phantom
-from labelrounds.report import Case, LearningCurve, as_seen, dice_table, draw_report, fullest_slice
 from matplotlib.image import imread
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+
+from labelrounds.errors import BadInput
+from labelrounds.phantoms import LABELS, make_phantom
+from labelrounds.report import Case, LearningCurve, as_seen, dice_table, draw_report, fullest_slice
 
 YELLOW, ORANGE, BLUE = (0xF0, 0xE4, 0x42), (0xE8, 0x60, 0x1C), (0x56, 0xB4, 0xE9)
 NOTHING = LearningCurve()

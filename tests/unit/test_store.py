@@ -94,9 +94,10 @@ def test_an_empty_label_is_accepted(store: StudyStore, tmp_path: Path):
     assert store.get_labeled_images() == ["case_1", "case_2"]
 
 
-def test_a_label_without_a_list_is_read_by_the_order_of_the_app(store: StudyStore, tmp_path: Path):
+def test_a_label_without_a_list_is_left_to_the_model_that_is_trained(store: StudyStore, tmp_path: Path):
     store.save_label("case_1", str(label_file(tmp_path / "label.nii.gz", 1, 3)), "final", {})
-    assert store.get_label_info("case_1", "final")["labels"] == {"liver": 1, "spleen": 2, "kidney": 3}
+    assert "labels" not in store.get_label_info("case_1", "final")
+    assert store.training_items()[0].values is None
     with pytest.raises(BadInput, match=r"\[4\].*1 liver, 2 spleen, 3 kidney"):
         store.save_label("case_2", str(label_file(tmp_path / "label.nii.gz", 4)), "final", {})
 
@@ -382,7 +383,7 @@ def test_a_label_dropped_into_the_folder_is_taken_up(studies: Path):
     StudyStore(studies, KNOWN)
     label_file(studies / "labels" / "final" / "case_2.nii.gz", 1, 2)
     (case,) = StudyStore(studies, KNOWN).training_items()
-    assert (case.image_id, case.values) == ("case_2", {"liver": 1, "spleen": 2, "kidney": 3})
+    assert (case.image_id, case.values) == ("case_2", None)
 
 
 def test_a_watched_folder_takes_up_what_is_dropped_or_moved_into_it(studies: Path, tmp_path: Path):
