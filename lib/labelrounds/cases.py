@@ -108,7 +108,7 @@ class PatchSampler:
     def _centre(self, case: PreparedCase, generator: torch.Generator) -> list[float]:
         """Return the patch's middle (voxels), on the chosen label or anywhere, kept inside where it can be.
 
-        A 2-D patch lies on a slice, never between two.
+        A patch that is not turned or scaled has voxels of the case, not mixtures; so has a 2-D one its slice.
         """
         shape = case.label.shape
         aimed = torch.rand(1, generator=generator) < self._config.training.foreground_fraction
@@ -118,9 +118,9 @@ class PatchSampler:
             middle = [index + 0.5 for index in voxel.tolist()]
         else:
             middle = [float(torch.rand(1, generator=generator)) * side for side in shape]
-        if self._config.dimensions == 2:
-            middle[2] = math.floor(middle[2]) + 0.5
-        limits = [(min(p, s) / 2, s - min(p, s) / 2) for p, s in zip(self._config.patch_size, shape, strict=True)]
+        sides = self._config.patch_size
+        middle = [math.floor(m - p / 2 + 0.5) + p / 2 for m, p in zip(middle, sides, strict=True)]
+        limits = [(min(p, s) / 2, s - min(p, s) / 2) for p, s in zip(sides, shape, strict=True)]
         return [float(min(max(m, low), high)) - 0.5 for m, (low, high) in zip(middle, limits, strict=True)]
 
 

@@ -193,6 +193,18 @@ def test_an_aimed_patch_holds_the_label_that_it_aims_at(make_config):
         assert (labels == 1).sum() == 1
 
 
+@pytest.mark.parametrize("patch_size", [[8, 8, 8], [12, 8, 4], [8, 8, 1]], ids=str)
+def test_a_patch_that_is_not_turned_has_voxels_of_the_case_and_no_mixtures(make_config, patch_size):
+    config = still(make_config, patch_size=patch_size, training={"batch_size": 1})
+    case = ramp_case(config, (20, 18, 13))
+    sampler = PatchSampler([case], config, CPU)
+    for seed in range(20):
+        images, labels = sampler.draw(torch.Generator().manual_seed(seed))
+        assert torch.allclose(images, images.round(), atol=1e-4)
+        marked = labels == 1
+        assert not marked.any() or torch.allclose(images[0, 0][marked[0]], torch.tensor(6.0), atol=1e-4)
+
+
 def test_an_aimed_2d_patch_is_the_slice_of_the_label_itself(make_config):
     config = still(make_config, patch_size=[8, 8, 1], training={"foreground_fraction": 1.0, "batch_size": 1})
     sampler = PatchSampler([ramp_case(config)], config, CPU)

@@ -291,13 +291,13 @@ def test_a_request_about_other_studies_is_not_resumed(queue, home):
 def test_a_server_that_ends_leaves_its_request_for_the_next(home, go, studies):
     queue = jobs.job_queue("train")
     task = queue.submit({"model": "m", "until": str(go)}, enqueue=False)
-    waiting = queue.submit({"model": "another"}, enqueue=True)
+    waiting = [queue.submit({"model": name}, enqueue=True) for name in ("another", "a third")]
     wait_till_it_works(task)
     jobs.abandon_all()
     wait_till_ended(task)
     wait_for(lambda: queue._waiting.empty())
     assert json.loads(note_of(home).read_text())["request"]["model"] == "m"
-    assert list(waiting["details"]) == ["submitted"], "the ending server has started another task"
+    assert list(waiting[0]["details"]) == ["submitted"], "the ending server has started another task"
     jobs._ending.clear()
     go.touch()
     resumed = JobQueue("train").resume("/studies")

@@ -79,7 +79,12 @@ def test_divisor_is_what_the_sides_must_be_multiples_of(name: str):
 def test_an_embedding_is_the_bottlenecks_average_and_repeats_itself(name: str, dimensions: int):
     network, images = make(name, dimensions)
     network.eval()
+    seen = []
+    handle = network.bottleneck.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    network(images)
+    handle.remove()
     once = network.embed(images)
+    assert torch.allclose(once, seen[0].mean(dim=tuple(range(2, seen[0].ndim))), atol=1e-6)
     assert once.shape == (2, 8)
     assert torch.equal(once, network.embed(images))
     assert not torch.allclose(once[0], once[1])
@@ -89,7 +94,7 @@ def test_an_embedding_is_the_bottlenecks_average_and_repeats_itself(name: str, d
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_bottleneck_is_at_the_lowest_resolution(name: str):
-    network, images = make(name, 3)
+    network, images = make(name, 3, (2, 4, 6, 8))
     sizes = {}
     for key, module in network.named_modules():
         if isinstance(module, nn.Conv3d):
