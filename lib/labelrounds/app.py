@@ -103,11 +103,24 @@ class LabelRoundsApp(MONAILabelApp):
     def info(self) -> dict[str, Any]:
         """Return what clients show; the trainer that runs comes first, as they read the first entry's figures."""
         described: dict[str, Any] = super().info()
-        running = {task["request"].get("model") for task in job_queue("train").unfinished()[:1]}
-        latest = sorted(
-            described["train_stats"].items(), key=lambda item: (item[0] not in running, -item[1].get("started", 0))
-        )
-        return {**described, "train_stats": dict(latest)}
+        stats = described["train_stats"]
+        latest = dict(sorted(stats.items(), key=lambda item: -item[1].get("started", 0)))
+        for task in job_queue("train").unfinished()[:1]:
+            model = task["request"]["model"]
+            latest = {model: self._running_figures(task, latest.pop(model, {})), **latest}
+        return {**described, "train_stats": latest}
+
+    def _running_figures(self, task: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+        """Return a running training's figures, from its first moment to its last.
+
+        Until its process has written something, the file holds an earlier training's figures or nothing; once it has
+        written its end, ``total_time`` would make Slicer show an empty bar while the process still runs.
+        """
+        epochs = task["request"].get("epochs", self.configs[task["request"]["model"]].training.epochs)
+        figures = {"epoch": 0, "total_epochs": epochs, "best_metric": written.get("best_metric", 0.0)}
+        if written.get("started", 0) >= task["submitted"]:
+            figures |= written
+        return {key: value for key, value in figures.items() if key != "total_time"}
 
     def infer(self, request: dict[str, Any], datastore: Datastore | None = None) -> dict[str, Any]:
         """Segment one image.

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -62,6 +63,7 @@ class JobQueue:
                 "status": "SUBMITTED",
                 "request": request,
                 "start_ts": _now(),
+                "submitted": time.time(),
                 "details": deque(["submitted"], maxlen=_LINES_KEPT),
             }
             self.tasks.append(task)

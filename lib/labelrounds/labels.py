@@ -21,6 +21,7 @@ from labelrounds.reading import Image, read_geometry, read_label
 # Segments that MONAI Label's extension keeps for itself.
 NOT_LABELS = ("background", "foreground_scribbles", "background_scribbles")
 _NAME_LENGTH = 255
+_SEGMENTS = ".seg.nrrd"
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,11 @@ def on_grid_of(
         # A picture has no geometry of its own, so there is none to compare.
         return onto_grid(label.array[0], affine if is_flat else label.affine, shape, affine)
     except BadInput as error:
-        raise BadInput(f"{name}: {error}") from error
+        # Slicer writes a segmentation file finer than its image once an empty segment is in it.
+        hint = (
+            '; set "File Extension" to .nii.gz in Slicer\'s settings of MONAI Label' if name.endswith(_SEGMENTS) else ""
+        )
+        raise BadInput(f"{name}: {error}{hint}") from error
 
 
 def by_position(known: Sequence[str]) -> dict[str, int]:

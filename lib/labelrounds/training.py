@@ -140,7 +140,7 @@ class _Training:
         """Prepare, train, judge and publish."""
         self._progress.write(
             status="preparing",
-            started=round(self._started),
+            started=self._started,
             epoch=0,
             total_epochs=self._wanted.epochs,
             best_metric=0.0,
