@@ -157,7 +157,7 @@ def test_progress_is_what_monai_labels_slicer_module_reads(config, studies, monk
     for figures in seen:
         assert figures["total_epochs"] == 3
         assert isinstance(figures["best_metric"], float) and 0 <= figures["best_metric"] <= 1
-        assert isinstance(figures["started"], int)
+        assert isinstance(figures["started"], float)
         assert ("total_time" in figures) == (figures["status"] == "done")
         json.dumps(figures, allow_nan=False)
     assert SegmentationTrainer(config).stats() == seen[-1] == progress_of(config)
