@@ -1,17 +1,21 @@
 """One real server for the whole run, on one phantom of each geometry; a Slicer of its own for each test."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
-from label_server import LabelServer, free_port
+import torch
+from label_server import MODEL, MODEL_WITHOUT_SPLEEN, LabelServer, free_port
 from observed import Volume, read_nifti
 from slicer_process import SlicerProcess
 
-from labelrounds import phantoms
+from labelrounds import folders, phantoms
+from labelrounds.checkpoints import Checkpoints
+from labelrounds.config import load_config
+from labelrounds.networks import build_network
 
 
 @dataclass
@@ -33,26 +37,39 @@ class Study:
 
 @pytest.fixture(scope="session")
 def studies(tmp_path_factory) -> dict[str, Study]:
-    """Write a phantom of each geometry, by which they are keyed, and one of the `upper abdomen` only."""
+    """Write a phantom of each geometry, by which they are keyed."""
     images, truths = tmp_path_factory.mktemp("studies"), tmp_path_factory.mktemp("truth")
-    keys = [*phantoms.GEOMETRIES, "upper abdomen"]
-    image_paths = phantoms.write_studies(images, len(keys))
-    truth_paths = phantoms.write_truth(truths, len(keys))
-    for path in (image_paths[-1], truth_paths[-1]):
-        whole = nib.load(path)
-        nib.save(nib.Nifti1Image(np.asarray(whole.dataobj)[:, :, 40:], whole.slicer[:, :, 40:].affine), path)
+    count = len(phantoms.GEOMETRIES)
+    paths = zip(phantoms.write_studies(images, count), phantoms.write_truth(truths, count), strict=True)
     return {
-        key: Study(image.name.removesuffix(".nii.gz"), image, truth)
-        for key, image, truth in zip(keys, image_paths, truth_paths, strict=True)
+        geometry: Study(image.name.removesuffix(".nii.gz"), image, truth)
+        for geometry, (image, truth) in zip(phantoms.GEOMETRIES, paths, strict=True)
     }
 
 
 @pytest.fixture(scope="session")
 def session_server(studies, tmp_path_factory) -> Iterator[LabelServer]:
-    server = LabelServer(studies["axial"].image_path.parent, tmp_path_factory.mktemp("home"))
+    home, configs = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("configs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABELROUNDS_HOME", str(home))
+        add_model_without_spleen(configs)
+    server = LabelServer(studies["axial"].image_path.parent, home, configs)
     server.wait()
     yield server
     server.stop()
+
+
+def add_model_without_spleen(configs: Path) -> None:
+    """Add a model of the user's own that knows the spleen and never finds it; it is the shipped one otherwise."""
+    shipped = folders.shipped_configs() / f"{MODEL}.yaml"
+    shutil.copy(shipped, configs / f"{MODEL_WITHOUT_SPLEEN}.yaml")
+    config = load_config(configs / f"{MODEL_WITHOUT_SPLEEN}.yaml")
+    network = build_network(config)
+    original = Checkpoints(load_config(shipped))
+    original.load(original.current(), network)
+    with torch.no_grad():
+        network.get_parameter("net.output_block.conv.conv.bias")[config.label_values["spleen"]] = -1e4
+    Checkpoints(config).publish(network, {})
 
 
 @pytest.fixture

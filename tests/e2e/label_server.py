@@ -14,6 +14,7 @@ from requests_toolbelt import MultipartDecoder
 
 COMMAND = Path(sys.executable).with_name("labelrounds")
 MODEL = "unet_phantom"
+MODEL_WITHOUT_SPLEEN = "unet_spleenless"
 
 
 def free_port() -> int:
@@ -28,16 +29,17 @@ class LabelServer:
     Args:
         studies: Folder of the images, which the server also writes labels to.
         home: Folder of the server's trained state, and of its log.
+        configs: Folder of the user's own models.
     """
 
-    def __init__(self, studies: Path, home: Path):
+    def __init__(self, studies: Path, home: Path, configs: Path):
         port = free_port()
         self.studies = studies
         self.url = f"http://127.0.0.1:{port}"
         home.mkdir(parents=True, exist_ok=True)
         self._log_read = 0
         self._log = home / "server.log"
-        arguments = ["start", "--studies", str(studies), "--host", "127.0.0.1", "--port", str(port)]
+        arguments = ["start", "--studies", studies, "--configs", configs, "--host", "127.0.0.1", "--port", str(port)]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [COMMAND, *arguments],

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from label_server import MODEL
+from label_server import MODEL, MODEL_WITHOUT_SPLEEN
 from observed import read_nifti
 
 from labelrounds import phantoms
@@ -48,16 +48,9 @@ def test_fetch_offers_the_models_strategies_and_trainers_of_the_server(slicer, s
 
 def test_fetch_shows_how_many_studies_are_labelled(slicer, label_all_but, studies):
     assert slicer.bar("activeLearningProgressBar") == 0
-    label_all_but(studies["axial"], studies["oblique"], studies["flipped"])
+    label_all_but(studies["axial"], studies["oblique"])
     slicer.fetch()
-    assert slicer.bar("activeLearningProgressBar") == 50
-
-
-@each_geometry
-def test_next_sample_shows_the_image_where_the_scanner_saw_it(slicer, open_study, geometry):
-    study = open_study(geometry)
-    shown = slicer.scene().image
-    assert np.array_equal(shown.on_grid_of(study.image), study.image.voxels)
+    assert slicer.bar("activeLearningProgressBar") == 60
 
 
 def test_next_sample_from_a_server_elsewhere_downloads_the_image(slicer, open_study, studies, tmp_path):
@@ -75,11 +68,14 @@ def test_next_sample_prepares_an_empty_segment_for_each_label(slicer, open_study
 
 
 @each_geometry
-def test_run_puts_each_named_segment_where_the_server_found_it(slicer, server, open_study, geometry, tmp_path):
+def test_image_and_segments_lie_where_the_scanner_and_the_server_put_them(
+    slicer, server, open_study, geometry, tmp_path
+):
     study = open_study(geometry)
     names, prediction = server.predict(MODEL, study.name, tmp_path)
     assert slicer.run() == []
     scene = slicer.scene()
+    assert np.array_equal(scene.image.on_grid_of(study.image), study.image.voxels)
     assert names == list(phantoms.LABELS)
     assert_segments(scene, names, prediction, study.image)
     assert overlap(scene, study, "liver") > 0.6
@@ -117,34 +113,6 @@ def test_next_sample_moves_on_to_a_study_that_has_no_label_yet(slicer, server, l
     assert name.startswith(slicer.current_image())
 
 
-def test_training_moves_the_bars_and_gives_the_button_back(slicer, server, open_study):
-    open_study("axial")
-    slicer.fetch()
-    slicer.choose("trainerBox", MODEL)
-    slicer.set_option("train", MODEL, "epochs", "2")
-    assert slicer.click("trainingButton") == []
-    training = slicer.watch_training(timeout_s=180)
-    assert training.progress[0] == 1
-    assert 50 in training.progress
-    assert training.progress[-1] == 100
-    assert training.progress == sorted(training.progress)
-    assert len(set(training.accuracy)) > 1
-    assert training.accuracy[-1] == int(100 * server.info()["train_stats"][MODEL]["best_metric"]) > 0
-    assert training.buttons == [(False, True), (True, False)]
-
-
-def test_stopping_a_training_gives_the_button_back(slicer, open_study):
-    open_study("axial")
-    slicer.fetch()
-    slicer.choose("trainerBox", MODEL)
-    assert slicer.click("trainingButton") == []
-    assert slicer.enabled("trainingButton", "stopTrainingButton") == [False, True]
-    (question,) = slicer.click("stopTrainingButton")
-    assert question.kind == "question"
-    training = slicer.watch_training(timeout_s=60)
-    assert training.buttons[-1] == (True, False)
-
-
 def test_auto_run_segments_the_next_sample_at_once(open_slicer, server, label_all_but, studies):
     label_all_but(studies["axial"])
     slicer = open_slicer(server.url, autoRunSegmentationOnNextSample=True)
@@ -174,13 +142,15 @@ def test_own_image_is_segmented_in_a_session_and_uploaded_with_its_label(slicer,
     assert_saved(server, "phantom_008", read_nifti(path), scene)
 
 
-def test_organ_outside_the_image_leaves_its_segment_empty_and_the_others_in_place(slicer, server, open_study, tmp_path):
-    study = open_study("upper abdomen")
-    names, prediction = server.predict(MODEL, study.name, tmp_path)
-    assert 0 < len(np.unique(prediction.voxels)) - 1 < len(names)
+def test_organ_that_was_not_found_has_an_empty_segment_and_shifts_no_other(slicer, server, open_study, tmp_path):
+    study = open_study("axial")
+    names, prediction = server.predict(MODEL_WITHOUT_SPLEEN, study.name, tmp_path)
+    assert set(np.unique(prediction.voxels)) == {0, 1, 3, 4, 5}
+    slicer.choose("segmentationModelSelector", MODEL_WITHOUT_SPLEEN)
     assert slicer.run() == []
     scene = slicer.scene()
     assert_segments(scene, names, prediction, study.image)
+    assert not scene.segments["spleen"].voxels.any()
     assert overlap(scene, study, "liver") > 0.6
 
 
@@ -261,6 +231,35 @@ def test_label_of_which_no_model_knows_a_name_is_an_error_message(slicer, server
     assert "liver" in error.text
     assert_same_scene(slicer.scene(), scene)
     assert study.name not in server.labelled()
+
+
+# Last, as a training may publish another version of the model.
+def test_training_moves_the_bars_and_gives_the_button_back(slicer, server, open_study):
+    open_study("axial")
+    slicer.fetch()
+    slicer.choose("trainerBox", MODEL)
+    slicer.set_option("train", MODEL, "epochs", "2")
+    assert slicer.click("trainingButton") == []
+    training = slicer.watch_training(timeout_s=180)
+    assert training.progress[0] == 1
+    assert 50 in training.progress
+    assert training.progress[-1] == 100
+    assert training.progress == sorted(training.progress)
+    assert len(set(training.accuracy)) > 1
+    assert training.accuracy[-1] == int(100 * server.info()["train_stats"][MODEL]["best_metric"]) > 0
+    assert training.buttons == [(False, True), (True, False)]
+
+
+def test_stopping_a_training_gives_the_button_back(slicer, open_study):
+    open_study("axial")
+    slicer.fetch()
+    slicer.choose("trainerBox", MODEL)
+    assert slicer.click("trainingButton") == []
+    assert slicer.enabled("trainingButton", "stopTrainingButton") == [False, True]
+    (question,) = slicer.click("stopTrainingButton")
+    assert question.kind == "question"
+    training = slicer.watch_training(timeout_s=60)
+    assert training.buttons[-1] == (True, False)
 
 
 def assert_segments(scene, names, prediction, image):
