@@ -18,6 +18,7 @@ from labelrounds.errors import BadInput
 from labelrounds.networks import networks
 
 MOST_EPOCHS = 100_000
+_EXPONENT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
 NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
 MIRROR_AXES = {"left_right": 0, "posterior_anterior": 1, "inferior_superior": 2}
 MirrorAxis = Literal["left_right", "posterior_anterior", "inferior_superior"]
@@ -252,6 +253,8 @@ def _describe(path: Path, fault: Any) -> str:
     message = fault["msg"].removeprefix("Value error, ")
     value = fault["input"]
     shown = "" if isinstance(value, dict) else f", got {_shortened(repr(value))}"
+    if isinstance(value, str) and _EXPONENT.fullmatch(value):
+        shown += " (a text to YAML; with a point, as in 1.0e-3, it is a number)"
     return f"{path.name}: {where}: {message}{shown}"
 
 

@@ -17,7 +17,7 @@ from labelrounds import folders
 from labelrounds.app import LabelRoundsApp, configured_models
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.devices import choose_device
-from labelrounds.errors import BadInput
+from labelrounds.errors import BadInput, NotFound
 from labelrounds.inference import ServedNetworks, segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
@@ -101,7 +101,10 @@ def predict_file(model: str, image: Path, output: Path, configs: Path | None, de
     Raises:
         LabelRoundsError: an unknown model, no trained version, an unusable image or output name.
     """
-    config = configured_models(conf_of(model, configs))[model]
+    known = configured_models(conf_of("", configs))
+    if model not in known:
+        raise NotFound(f"model {model!r} is not one of {', '.join(known)}")
+    config = known[model]
     if not output.expanduser().resolve().parent.is_dir():
         raise BadInput(f"output {str(output)!r}: the folder does not exist")
     where = choose_device(device)

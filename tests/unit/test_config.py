@@ -275,3 +275,11 @@ def test_an_unknown_model_is_refused_with_the_known_ones(tmp_path: Path):
 def test_a_missing_folder_is_named(tmp_path: Path):
     with pytest.raises(BadInput, match="absent"):
         load_configs([tmp_path / "absent"])
+
+
+def test_a_number_that_yaml_takes_for_a_text_is_explained(tmp_path):
+    file = tmp_path / "unet_test.yaml"
+    text = (folders.shipped_configs() / "unet_phantom.yaml").read_text()
+    file.write_text(text.replace("learning_rate: 2.0e-3", "learning_rate: 2e-3"))
+    with pytest.raises(BadInput, match=r"training\.learning_rate.*got '2e-3'.*1\.0e-3"):
+        load_config(file)
