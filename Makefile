@@ -47,6 +47,20 @@ $(VENV)/installed: $(CONSTRAINTS)
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/installed-test: $(CONSTRAINTS)
+$(VENV)/installed-test: $(CONSTRAINTS) $(VENV)/libraries
 	$(PIP) --editable '.[test]'
 	touch $@ $(VENV)/installed
+
+# What a real Slicer core and Qt load, for the end-to-end tests: without any one of them their import fails.
+LIBRARIES := libGL.so.1 libEGL.so.1 libxkbcommon.so.0 libfontconfig.so.1 libdbus-1.so.3 libglib-2.0.so.0
+DEBIAN := libgl1 libegl1 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0
+ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
+
+$(VENV)/libraries: $(CONSTRAINTS)
+	@missing=; for library in $(LIBRARIES); do ldconfig -p | grep -q "$$library " || missing="$$missing $$library"; done; \
+	if [ -n "$$missing" ]; then \
+		echo "Missing for the end-to-end tests:$$missing"; \
+		command -v apt-get > /dev/null || { echo "install them with your package manager"; exit 1; }; \
+		$(ROOT) apt-get update -q && $(ROOT) apt-get install -qy --no-install-recommends $(DEBIAN); \
+	fi
+	touch $@
