@@ -57,7 +57,7 @@ DEBIAN := libgl1 libegl1 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 $(VENV)/libraries: $(CONSTRAINTS)
-	@missing=; for library in $(LIBRARIES); do ldconfig -p | grep -q "$$library " || missing="$$missing $$library"; done; \
+	@missing=; for library in $(LIBRARIES); do PATH="$$PATH:/sbin" ldconfig -p | grep -q "$$library " || missing="$$missing $$library"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "Missing for the end-to-end tests:$$missing"; \
 		command -v apt-get > /dev/null || { echo "install them with your package manager"; exit 1; }; \
