@@ -24,7 +24,7 @@ from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
 from labelrounds.config import MOST_EPOCHS, ModelConfig
 from labelrounds.devices import available_devices, choose_device
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError
-from labelrounds.learning import Epoch, Learner, evaluate, mean_dice, mean_of
+from labelrounds.learning import Epoch, Learner, Outcome, evaluate, mean_dice, mean_of
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.splits import TEST, TRAIN, VALIDATION, assign_parts
 from labelrounds.store import LabelledCase
@@ -68,7 +68,7 @@ class Progress:
 
     def __init__(self, checkpoints: Checkpoints) -> None:
         self._file = checkpoints.folder / "progress.json"
-        self._content: dict[str, Any] = {}
+        self.content: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
         """Return the last training's figures; empty when there was none."""
@@ -76,8 +76,8 @@ class Progress:
 
     def write(self, **changes: Any) -> None:
         """Add to the figures and write them."""
-        self._content |= changes
-        write_json(self._file, self._content)
+        self.content |= changes
+        write_json(self._file, self.content)
 
 
 class SegmentationTrainer(TrainTask):
@@ -151,7 +151,7 @@ class _Training:
             incumbent, network, origin = self._start_network()
             counts = {part: len(cases) for part, cases in parts.items()}
             self._progress.write(status="training", cases=counts, skipped=skipped, started_from=origin)
-            outcome = self._learn(network, parts, items, stopped)
+            outcome = self._learn(network, parts, items, origin, stopped)
             result = self._decide(outcome.network, incumbent, parts, outcome.epochs, skipped, origin)
         except Exception as error:
             self._progress.write(
@@ -198,9 +198,9 @@ class _Training:
         network: SegmentationNetwork,
         parts: dict[str, list[PreparedCase]],
         items: list[LabelledCase],
+        origin: str,
         stopped: Callable[[], bool],
-    ) -> Any:
-        warm = self._progress._content["started_from"] != "scratch"
+    ) -> Outcome:
         learner = Learner(
             self._config,
             network,
@@ -208,7 +208,7 @@ class _Training:
             parts[VALIDATION],
             self._device,
             epochs=self._wanted.epochs,
-            learning_rate=self._config.training.learning_rate * (0.5 if warm else 1.0),
+            learning_rate=self._config.training.learning_rate * (1.0 if origin == "scratch" else 0.5),
             state=self._checkpoints.folder / "state.safetensors",
             fingerprint=self._fingerprint(items),
         )
@@ -227,11 +227,11 @@ class _Training:
         }
         if epoch.dice is not None:
             mean = mean_of(epoch.dice)
-            best = max(mean, self._progress._content.get("best_metric", 0.0))
+            best = max(mean, self._progress.content.get("best_metric", 0.0))
             figures |= {"dice": _rounded(epoch.dice), "best_metric": round(best, 4)}
             for label, dice in epoch.dice.items():
                 writer.add_scalar(f"dice/{label}", dice, epoch.number)
-            history = [*self._progress._content.get("history", []), [epoch.number, round(mean, 4)]]
+            history = [*self._progress.content.get("history", []), [epoch.number, round(mean, 4)]]
             figures["history"] = history
         self._progress.write(**figures)
         shown = f", Dice {mean_of(epoch.dice):.3f}" if epoch.dice else ""
@@ -314,8 +314,7 @@ def _stamp(file: Path) -> list[int] | None:
 def judge(candidate: dict[str, float], incumbent: dict[str, float] | None) -> str | None:
     """Return why a candidate must not replace what is served, or None when it may.
 
-    Both are mean Dice per label on the same cases. The mean may fall by 0.005 and no label by more than 0.02,
-    which is what the choice of the last epoch alone moves them by.
+    Both are mean Dice per label on the same cases. The mean may fall by 0.005 and no label by more than 0.02.
     """
     if incumbent is None:
         return None
