@@ -1,6 +1,6 @@
 """How well a prediction agrees with a human's label, on arrays of one shape.
 
-The one place for these numbers: the demo, ``labelrounds bench`` and the tests of accuracy take them from here.
+The one place for these numbers: training, the demo and the benchmarks take them from here.
 Definitions follow Metrics Reloaded (DOI 10.1038/s41592-023-02151-z). A surface is the set of voxels of a mask that
 share a face with a voxel outside it; distances run between voxel centres, in mm.
 """

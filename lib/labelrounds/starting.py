@@ -119,20 +119,27 @@ def predict_file(model: str, image: Path, output: Path, configs: Path | None, de
 def models_table(configs: Path | None) -> Table:
     """Return a table of the models with their versions and scores."""
     table = Table("model", "network", "labels", "version", "Dice", "judged on", title="Models")
+    table.columns[0].no_wrap = True
     for name, config in configured_models(conf_of("", configs)).items():
         checkpoints = Checkpoints(config)
         served = checkpoints.current()
         first = (name, config.network.name, ", ".join(config.labels))
         for version in checkpoints.versions():
             mark = " (served)" if served and served.number == version.number else ""
-            dice = version.record.get("best_metric")
-            shown = "" if dice is None else f"{dice:.3f}"
             number = "shipped" if version.number == 0 else str(version.number)
-            table.add_row(*first, number + mark, shown, str(version.record.get("judged_on", "")))
+            table.add_row(*first, number + mark, *_score(version.record))
             first = ("", "", "")
         if served is None:
-            table.add_row(*first, "none yet", "", "submit labels, then train")
+            table.add_row(*first, "none yet", "", "")
     return table
+
+
+def _score(record: dict[str, Any]) -> tuple[str, str]:
+    """Return a version's mean Dice and the kind and number of cases that it was measured on."""
+    cases = {part: len(names) for part, names in record.get("cases", {}).items()}
+    part = "validation" if cases.get("validation") else "train"
+    dice = record.get("best_metric")
+    return ("", "") if dice is None else (f"{dice:.3f}", f"{cases.get(part, 0)} {part}")
 
 
 def _log_config() -> dict[str, Any]:
