@@ -37,7 +37,7 @@ _UNFINISHED = ("SUBMITTED", "RUNNING")
 
 
 class JobQueue:
-    """The tasks of one method (``train``, ``batch_infer``, ``scoring``), run one after the other."""
+    """The tasks of one method (``train``), run one after the other."""
 
     def __init__(self, method: str) -> None:
         self.method = method

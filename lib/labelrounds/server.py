@@ -4,7 +4,8 @@
 
 Our own are the routes that compute or store (``/infer``, uploads, labels, sessions): plain functions, so that they
 run in a thread and a long one never holds up the others. Not served at all: replacing weights over HTTP, the
-whole-slide and OHIF routes, the proxy to the PACS, whole-archive uploads, and reloading the app, which deadlocks.
+whole-slide and OHIF routes, the proxy to the PACS, archive uploads, the logs, batch inference (which fails without a
+GPU) and scoring (there is none), and reloading the app, which deadlocks.
 """
 
 import json
@@ -23,18 +24,15 @@ import labelrounds.host
 # isort: split
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import (
     activelearning,
-    batch_infer,
     datastore,
     infer,
     info,
     login,
-    logs,
     model,
-    scoring,
     session,
     train,
 )
@@ -69,9 +67,9 @@ own = APIRouter()
 
 
 @own.get("/", include_in_schema=False)
-def root() -> RedirectResponse:
-    """Show the interactive documentation of the routes."""
-    return RedirectResponse("docs")
+def root() -> dict[str, str]:
+    """Say what this is; the routes are described in ``openapi.json``."""
+    return {"name": "LabelRounds", "version": labelrounds.__version__, "routes": "openapi.json"}
 
 
 @own.post("/infer/{model}", tags=["Infer"], summary="Segment an image")
@@ -231,9 +229,12 @@ def answer(error: LabelRoundsError) -> Response:
 
 def build() -> FastAPI:
     """Assemble the application."""
-    application = FastAPI(title="LabelRounds", version=labelrounds.__version__, lifespan=lifespan)
+    # FastAPI's documentation pages load their scripts from the internet, which no hospital's browser should.
+    application = FastAPI(
+        title="LabelRounds", version=labelrounds.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+    )
     application.include_router(own)
-    hosts = [activelearning, batch_infer, datastore, info, logs, model, scoring, session, train]
+    hosts = [activelearning, datastore, info, model, session, train]
     if settings.MONAI_LABEL_AUTH_ENABLE:
         hosts.append(login)
     for endpoint in hosts:

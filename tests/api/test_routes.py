@@ -127,7 +127,13 @@ def test_a_wrong_request_is_refused_in_words_and_changes_nothing(
 
 @pytest.mark.parametrize(
     ("method", "route"),
-    [("PUT", f"/model/{MODEL}"), ("DELETE", f"/model/{MODEL}"), ("GET", "/proxy/dicom/x"), ("POST", "/reload")],
+    [
+        ("PUT", f"/model/{MODEL}"),
+        ("DELETE", f"/model/{MODEL}"),
+        ("GET", "/proxy/dicom/x"),
+        ("POST", "/reload"),
+        ("GET", "/logs/"),
+    ],
 )
 def test_what_is_not_served_is_not_there(server, method, route):
     assert ask(server, method, route).status_code in (404, 405)
@@ -215,3 +221,10 @@ def test_next_sample_hands_out_each_case_once_and_then_none(server, truths):
     assert ask(server, "POST", "/activelearning/random", json={}).json() == {}
     for image in truths:
         ask(server, "DELETE", f"/datastore/label?id={image}&tag=final")
+
+
+def test_no_page_of_the_server_loads_anything_from_elsewhere(server):
+    assert ask(server, "GET", "/").json()["name"] == "LabelRounds"
+    assert ask(server, "GET", "/docs").status_code == 404
+    routes = ask(server, "GET", "/openapi.json").json()["paths"]
+    assert {"/info/", "/infer/{model}", "/train/{model}", "/datastore/label"} <= set(routes)
