@@ -33,7 +33,7 @@ Studies = Annotated[
     str,
     typer.Option(
         help="The folder with your images (NIfTI or NRRD), or the address of a DICOMweb server."
-        " Left out: invented patients, made in LABELROUNDS_HOME."
+        " Left out: invented patients, made in LABELROUNDS_HOME, and the model for them."
     ),
 ]
 

@@ -23,7 +23,7 @@ from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.writing import write_label
 
-PHANTOM_STUDIES = 12
+PHANTOM_STUDIES, PHANTOM_MODEL = 12, "unet_phantom"
 
 
 def conf_of(models: str, configs: Path | None) -> dict[str, str]:
@@ -74,6 +74,8 @@ def serve(studies: str, models: str, configs: Path | None, host: str, port: int)
     """Serve until interrupted."""
     import uvicorn
 
+    if not studies and not models and configs is None:
+        models = PHANTOM_MODEL  # the others know no organ of the invented patients
     configure_host(studies_of(studies), models, configs, port)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     print(f"Studies: {settings.MONAI_LABEL_STUDIES}\nModel versions and logs: {folders.home()}")
