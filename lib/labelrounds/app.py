@@ -98,7 +98,7 @@ class LabelRoundsApp(MONAILabelApp):
     def on_init_complete(self) -> None:
         """Start the host's housekeeping, and go on with a training that a killed server left."""
         super().on_init_complete()
-        job_queue("train").resume(settings.MONAI_LABEL_STUDIES)
+        job_queue("train").resume(settings.MONAI_LABEL_STUDIES, self._trainers)
 
     def info(self) -> dict[str, Any]:
         """Return what clients show; the trainer that runs comes first, as they read the first entry's figures."""
@@ -127,24 +127,21 @@ class LabelRoundsApp(MONAILabelApp):
 
         Args:
             request: ``model``; ``image``, an image id, or a ``Path`` to a file that the server itself has
-                written (an upload, a session); optional ``device``, ``result_extension``, and ``save_label``
-                with ``label_tag`` to keep the result in the datastore.
+                written (an upload, a session); optional ``device`` and ``result_extension``.
+            datastore: where an image id is looked up; the app's own when None.
+
+        Returns:
+            ``file``, a temporary file that the caller removes, and ``params``, what the client reads.
 
         Raises:
             NotFound: no such model or image.
             Conflict: the model has no trained version.
         """
-        store = datastore or self.datastore()
         task = self.inferer(str(request.get("model")))
         image = request.get("image")
-        path = image if isinstance(image, Path) else self.image_path(str(image), store)
+        path = image if isinstance(image, Path) else self.image_path(str(image), datastore)
         file, params = task({**request, "image": str(path)})
-        label = file
-        if request.get("save_label") and not isinstance(image, Path):
-            tag = request.get("label_tag") or "original"
-            details = {"model": request["model"], "params": params, "labels": params["label_names"]}
-            label = store.save_label(image, file, tag, details)
-        return {"label": label, "tag": request.get("label_tag") or "original", "file": file, "params": params}
+        return {"file": file, "label": file, "tag": "original", "params": params}
 
     def inferer(self, model: str) -> InferTask:
         """Return a model that can be served.

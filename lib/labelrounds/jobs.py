@@ -21,7 +21,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from datetime import datetime
 from typing import Any
 
@@ -93,15 +93,15 @@ class JobQueue:
                 self._process.send_signal(signal.SIGTERM)
             return task
 
-    def resume(self, studies: str) -> Task | None:
-        """Ask again for the task that a killed server left, if it was about the same studies."""
+    def resume(self, studies: str, models: Container[str]) -> Task | None:
+        """Ask again for the task that a killed server left, if it was about these studies and one of these models."""
         try:
             left = read_json(self._file) or {}
         except BadInput as error:
             logger.warning("Resume nothing: %s", error)
             return None
         request = left.get("request")
-        if left.get("studies") != studies or not isinstance(request, dict):
+        if left.get("studies") != studies or not isinstance(request, dict) or request.get("model") not in models:
             return None
         logger.info("Resume the interrupted %s of %s", self.method, request.get("model"))
         return self.submit(request, enqueue=True)

@@ -263,11 +263,11 @@ def test_the_request_is_noted_while_it_runs_and_forgotten_after(queue, home, go,
 def test_what_a_killed_server_left_is_asked_for_again(queue, home, studies):
     note_of(home).parent.mkdir(parents=True)
     note_of(home).write_text(json.dumps({"request": {"model": "m"}, "studies": "/studies"}))
-    task = queue.resume("/studies")
+    task = queue.resume("/studies", ["m"])
     wait_till_ended(task)
     assert task["request"] == {"model": "m"} and task["status"] == "DONE"
     wait_for(lambda: not note_of(home).exists())
-    assert queue.resume("/studies") is None
+    assert queue.resume("/studies", ["m"]) is None
 
 
 @pytest.mark.parametrize(
@@ -278,14 +278,21 @@ def test_nothing_is_resumed_from_a_note_that_says_nothing(queue, home, content):
     note_of(home).parent.mkdir(parents=True)
     if content is not None:
         note_of(home).write_text(content)
-    assert queue.resume("/studies") is None
+    assert queue.resume("/studies", ["m"]) is None
     assert queue.tasks == []
 
 
 def test_a_request_about_other_studies_is_not_resumed(queue, home):
     note_of(home).parent.mkdir(parents=True)
     note_of(home).write_text(json.dumps({"request": {"model": "m"}, "studies": "/elsewhere"}))
-    assert queue.resume("/studies") is None
+    assert queue.resume("/studies", ["m"]) is None
+
+
+def test_a_request_for_a_model_that_is_not_served_now_is_left_for_a_server_that_has_it(queue, home):
+    note_of(home).parent.mkdir(parents=True)
+    note_of(home).write_text(json.dumps({"request": {"model": "m"}, "studies": "/studies"}))
+    assert queue.resume("/studies", ["another"]) is None
+    assert note_of(home).exists()
 
 
 def test_a_server_that_ends_leaves_its_request_for_the_next(home, go, studies):
@@ -300,7 +307,7 @@ def test_a_server_that_ends_leaves_its_request_for_the_next(home, go, studies):
     assert list(waiting[0]["details"]) == ["submitted"], "the ending server has started another task"
     jobs._ending.clear()
     go.touch()
-    resumed = JobQueue("train").resume("/studies")
+    resumed = JobQueue("train").resume("/studies", ["m"])
     wait_till_ended(resumed)
     assert resumed["request"] == task["request"] and resumed["status"] == "DONE"
 
