@@ -200,9 +200,10 @@ class LabelRoundsApp(MONAILabelApp):
         Raises:
             NotFound: no such strategy.
         """
-        strategy = self._strategies.get(request.get("strategy") or "random")
+        name = request.get("strategy") or "random"
+        strategy = self._strategies.get(name) if isinstance(name, str) else None
         if strategy is None:
-            raise NotFound(f"strategy {request.get('strategy')!r} is not one of {', '.join(self._strategies)}")
+            raise NotFound(f"strategy {name!r} is not one of {', '.join(self._strategies)}")
         chosen: dict[str, Any] | None = strategy(request, self.datastore())
         return {**chosen, "path": str(self.image_path(chosen["id"]))} if chosen else {}
 

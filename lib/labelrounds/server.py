@@ -44,11 +44,15 @@ import labelrounds
 from labelrounds import jobs
 from labelrounds.errors import BadInput, LabelRoundsError, NotFound, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
+from labelrounds.history import checksum
 
 logger = logging.getLogger(__name__)
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
-_NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}")}
+_NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
+# What the server itself notes of an image or a label, and goes by.
+_OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels"}
+_CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 _SESSION = re.compile(r"[0-9a-f-]{36}")
 
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
@@ -111,11 +115,37 @@ def add_image(
     params: Annotated[str, Form()] = "{}",
 ) -> dict[str, str]:
     """Add an image to the datastore under the name ``image``, or under its file name."""
-    details = {**parse_object("params", params), "user": who.username}
+    details = {**parse_notes("params", params), "user": who.username}
     with received(file) as path:
         name = Path(file.filename or "").name
         image_id = image or name[: len(name) - len(ending_of(name))]
         return {"image": app_instance().datastore().add_image(image_id, str(path), details)}
+
+
+@own.put("/datastore/image/info", tags=["Datastore"], summary="Note something about an image")
+def note_image(_: Annotator, image: str, info: Annotated[str, Form()] = "{}") -> dict[str, Any]:
+    """Add to what is noted about an image."""
+    app_instance().datastore().update_image_info(image, parse_notes("info", info))
+    return {}
+
+
+@own.put("/datastore/label/info", tags=["Datastore"], summary="Note something about a label")
+def note_label(_: Annotator, label: str, tag: str, info: Annotated[str, Form()] = "{}") -> dict[str, Any]:
+    """Add to what is noted about a label."""
+    app_instance().datastore().update_label_info(label, tag, parse_notes("info", info))
+    return {}
+
+
+@own.head("/datastore/image", tags=["Datastore"], summary="Check that an image is there")
+def check_image(_: Caller, image: str, check_sum: str = "") -> dict[str, Any]:
+    """Answer 200 if the image is there and, where a SHA-256 is given, is the same file; else 404."""
+    path = app_instance().image_path(image)
+    wanted = _CHECKSUM.fullmatch(check_sum)
+    if check_sum and wanted is None:
+        raise BadInput(f"check_sum {check_sum[:100]!r} is not a SHA-256 of 64 hexadecimal digits")
+    if wanted and checksum(path) != wanted[1].lower():
+        raise NotFound(f"image {image!r} is another file than the one with that checksum")
+    return {}
 
 
 @own.put("/datastore/label", tags=["Datastore"], summary="Submit a label")
@@ -167,6 +197,21 @@ def parse_object(field: str, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BadInput(f"{field} must be a JSON object, got {type(value).__name__}")
     return value
+
+
+def parse_notes(field: str, text: str) -> dict[str, Any]:
+    """Return the object of a form field that is noted with an image or a label.
+
+    Raises:
+        BadInput: not a JSON object, or a key that the server keeps for itself.
+    """
+    notes = parse_object(field, text)
+    taken = sorted(_OWN_NOTES & set(notes))
+    if taken:
+        raise BadInput(
+            f"{field}: {taken[0]!r} is the server's own; any key but {', '.join(sorted(_OWN_NOTES))} is free"
+        )
+    return notes
 
 
 def session_image(session_id: str) -> Path:

@@ -1,5 +1,6 @@
 """What each route answers, above all to what it should not accept."""
 
+import hashlib
 import json
 import threading
 import time
@@ -101,6 +102,10 @@ def test_infer_answers_with_the_label_and_its_names(server):
             "escape",
         ),
         ("GET", "/datastore/image?image=nope", {}, 404, "nope"),
+        ("PUT", "/datastore/image/info?image=phantom_001", {"data": {"info": '{"strategy": "x"}'}}, 400, "'strategy'"),
+        ("PUT", "/datastore/image/info?image=phantom_001", {"data": {"info": "no"}}, 400, "info is not JSON"),
+        ("PUT", "/datastore/label/info?label=phantom_001&tag=final", {"data": {"info": "[1]"}}, 400, "JSON object"),
+        ("POST", "/activelearning/random", {"json": {"strategy": {"a": 1}}}, 404, "{'a': 1}"),
         ("GET", "/datastore/label?label=phantom_000&tag=final", {}, 404, "phantom_000"),
         ("PUT", "/session/?uncompress=true", {"files": {"files": ("a.zip", b"x")}}, 400, "uncompress"),
         ("PUT", "/session/", {"files": {"files": ("a.zip", b"x")}}, 415, "a.zip"),
@@ -228,3 +233,16 @@ def test_no_page_of_the_server_loads_anything_from_elsewhere(server):
     assert ask(server, "GET", "/docs").status_code == 404
     routes = ask(server, "GET", "/openapi.json").json()["paths"]
     assert {"/info/", "/infer/{model}", "/train/{model}", "/datastore/label"} <= set(routes)
+
+
+def test_an_image_is_checked_by_its_checksum(server, tmp_path_factory):
+    image = tmp_path_factory.getbasetemp() / "routes0" / "studies" / "phantom_001.nii.gz"
+    right = hashlib.sha256(image.read_bytes()).hexdigest()
+    for check_sum, status in (("", 200), (f"SHA256:{right}", 200), (right, 200), ("0" * 64, 404), ("foo:bar", 400)):
+        answer = ask(server, "HEAD", f"/datastore/image?image=phantom_001&check_sum={check_sum}")
+        assert answer.status_code == status, check_sum
+
+
+def test_notes_about_an_image_are_kept(server):
+    assert ask(server, "PUT", "/datastore/image/info?image=phantom_001", data={"info": '{"site": "A"}'}).ok
+    assert ask(server, "GET", "/datastore/image/info?image=phantom_001").json()["site"] == "A"
