@@ -60,7 +60,10 @@ def demo(
     ] = False,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the server.")] = 8000,
 ) -> None:
-    """Play a labelling round on invented patients: next case, segment, correct, submit, train, segment again."""
+    """Play a labelling round on invented patients: next case, segment, correct, submit, train, segment again.
+
+    With --serve and the folder of a round that was played, only the server is started, on what that round has trained.
+    """
     from labelrounds.demo import play
 
     play(output, serve, port)

@@ -1,12 +1,13 @@
 """A whole labelling round on invented patients, through the HTTP API as a clinician's client goes through it.
 
-The shipped starting version was trained on few patients. Five more are asked for, segmented, corrected (by the
+The shipped starting version was trained on few patients. Eight more are asked for, segmented, corrected (by the
 phantoms' known truth) and submitted; a training on the server then gives a second version, and both are compared
 on patients that neither has seen.
 """
 
-import shutil
+import itertools
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,34 +24,47 @@ from labelrounds.reading import read_label
 from labelrounds.report import Case, LearningCurve, dice_table, draw_report
 
 MODEL = "unet_phantom"
-ROUND_CASES, HELD_OUT_CASES, EPOCHS = 8, 6, 20
+ROUND_CASES, HELD_OUT_CASES, UNLABELLED_CASES, EPOCHS = 8, 6, 4, 20
 FIRST_HELD_OUT = 900
-_MARKER = ".labelrounds-demo"
+_PLAYED = ".round-played"
 _console = Console()
 
 
 def play(output: Path, keep_serving: bool, port: int) -> None:
     """Play the round into a folder and, if asked, keep the server running.
 
+    Nothing is ever deleted: a folder that is not empty is left alone and another one taken, unless it holds a round
+    that was played to its end and is only to be served.
+
     Raises:
-        BadInput: the folder holds something that the demo has not made.
+        BadInput: the port is in use.
+        LabelRoundsError: the server could not be started, or answered with an error.
     """
-    folder = _fresh_folder(output)
-    started = time.monotonic()
-    _say("1  Making invented patients", f"{ROUND_CASES} to label, {HELD_OUT_CASES} held out, in {folder}")
-    write_studies(folder / "studies", ROUND_CASES)
-    truths = {path.name.split(".")[0]: path for path in write_truth(folder / "truth", ROUND_CASES)}
+    played = output.expanduser().resolve()
+    folder = played if keep_serving and (played / _PLAYED).is_file() else _free_folder(played)
+    started, is_played = time.monotonic(), (folder / _PLAYED).is_file()
+    if not is_played:
+        _say("1  Making invented patients", f"{ROUND_CASES} to label, {HELD_OUT_CASES} held out, in {folder}")
+        write_studies(folder / "studies", ROUND_CASES)
     with running_server(folder / "studies", folder / "home", port, [MODEL]) as client:
         _say("2  Server", f"running at {client.address}")
-        before = _segment_held_out(client, folder)
-        _label_round(client, truths)
-        curve = _train(client)
-        after = _segment_held_out(client, folder)
-        _show(before, after, curve, folder)
-        _say("Done", f"in {time.monotonic() - started:.0f} s. Nothing left this machine.")
-        _explain_slicer(client.address, keep_serving, output, port)
+        if not is_played:
+            _play_round(client, folder)
+            _say("Done", f"in {time.monotonic() - started:.0f} s. Nothing left this machine.")
+        _explain_slicer(client.address, keep_serving, folder, port)
         if keep_serving:
             _wait_for_interrupt()
+
+
+def _play_round(client: Client, folder: Path) -> None:
+    truths = {path.name.split(".")[0]: path for path in write_truth(folder / "truth", ROUND_CASES)}
+    before = _segment_held_out(client, folder)
+    _label_round(client, truths)
+    curve = _train(client)
+    after = _segment_held_out(client, folder)
+    _show(before, after, curve, folder)
+    write_studies(folder / "studies", UNLABELLED_CASES, ROUND_CASES)  # what Next Sample hands out in Slicer
+    (folder / _PLAYED).touch()
 
 
 def _label_round(client: Client, truths: dict[str, Path]) -> None:
@@ -75,6 +89,8 @@ def _train(client: Client) -> LearningCurve:
         for stats in client.follow_training(MODEL):
             bar.update(shown, total=stats.get("total_epochs", 1), completed=stats.get("epoch", 0))
             bar.update(shown, description=_status_line(stats))
+            if not _console.is_terminal and stats.get("epoch", 0) % 5 == 0 and stats["epoch"] not in curve.epochs:
+                _console.print(f"   {_status_line(stats)}")
             _record(curve, stats)
     _console.print(f"   {stats.get('message', '')}")
     return curve
@@ -122,12 +138,14 @@ def _mean(scores: dict[str, list[float]]) -> float:
     return float(np.nanmean([np.nanmean(values) for values in scores.values()]))
 
 
-def _explain_slicer(address: str, serving: bool, output: Path, port: int) -> None:
+def _explain_slicer(address: str, serving: bool, folder: Path, port: int) -> None:
     if serving:
         _console.print("\nThe server keeps running; press Ctrl-C to end it. To connect 3D Slicer:")
     else:
-        again = f"labelrounds demo --serve --output {output}" + (f" --port {port}" if port != 8000 else "")
-        _console.print(f"\nTo connect 3D Slicer, run [bold]{again}[/bold] (the server then keeps running), and:")
+        program = sys.argv[0] if Path(sys.argv[0]).name == "labelrounds" else "labelrounds"
+        again = f"{program} demo --serve --output {folder} --port {port}"
+        _console.print("\nTo connect 3D Slicer, serve what was trained just now:")
+        _console.print(f"   {again}", style="bold", soft_wrap=True)
     _console.print("   1. In Slicer, install the extension MONAILabel (View > Extensions Manager) and restart.")
     _console.print("   2. Choose the module Active Learning > MONAILabel.")
     _console.print(f"   3. Enter the server address {address} and press the round arrow beside it.")
@@ -141,16 +159,17 @@ def _wait_for_interrupt() -> None:
         _console.print("\nEnding the server.")
 
 
-def _fresh_folder(output: Path) -> Path:
-    """Return an empty folder; one of an earlier demo is emptied, anything else is left alone."""
-    folder = output.expanduser().resolve()
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / _MARKER).is_file():
-            raise BadInput(f"output {str(output)!r} is not empty and was not made by the demo; choose another folder")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / _MARKER).touch()
-    return folder
+def _free_folder(wanted: Path) -> Path:
+    """Return the wanted folder if it is missing or empty, else one beside it with a number."""
+    for number in itertools.count(1):
+        folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not any(folder.iterdir()):
+                return folder
+        except OSError as error:
+            raise BadInput(f"output {str(folder)!r} can't be used as a folder: {error.strerror}") from error
+    raise AssertionError("unreachable")
 
 
 def _say(step: str, what: str) -> None:
