@@ -89,7 +89,8 @@ def _train(client: Client) -> LearningCurve:
         for stats in client.follow_training(MODEL):
             bar.update(shown, total=stats.get("total_epochs", 1), completed=stats.get("epoch", 0))
             bar.update(shown, description=_status_line(stats))
-            if not _console.is_terminal and stats.get("epoch", 0) % 5 == 0 and stats["epoch"] not in curve.epochs:
+            epoch = stats.get("epoch", 0)
+            if not _console.is_terminal and epoch and epoch % 5 == 0 and epoch not in curve.epochs:
                 _console.print(f"   {_status_line(stats)}")
             _record(curve, stats)
     _console.print(f"   {stats.get('message', '')}")
