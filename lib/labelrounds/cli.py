@@ -119,6 +119,6 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app(standalone_mode=True)
-    except LabelRoundsError as error:
+    except (LabelRoundsError, OSError) as error:
         print(f"labelrounds: {error}", file=sys.stderr)
         sys.exit(2)

@@ -128,16 +128,20 @@ def _wait_until_ready(client: Client, process: "subprocess.Popen[bytes]", log: P
     raise LabelRoundsError(f"the server did not answer within {_START_TIMEOUT_S} s; see {log}")
 
 
-def free_port(wanted: int = 0) -> int:
+def free_port(wanted: int = 0, host: str = "127.0.0.1") -> int:
     """Return the wanted port, or any free one for 0.
 
     Raises:
-        BadInput: it is in use.
+        BadInput: it is in use, or the address is not this machine's.
     """
-    with socket.socket() as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", wanted))
+            probe.bind((host, wanted))
         except OSError as error:
-            raise BadInput(f"port {wanted} is in use; choose another with --port") from error
+            reason = error.strerror or str(error)
+            raise BadInput(
+                f"port {wanted} of {host} can't be listened on: {reason}; choose another with --port"
+            ) from error
         return int(probe.getsockname()[1])

@@ -5,13 +5,55 @@ versions, training progress, sessions and logs. Labels and the datastore's index
 """
 
 import os
+import tempfile
 from importlib import metadata
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from labelrounds.errors import BadInput, Conflict
+
+_claim: FileLock | None = None
 
 
 def home() -> Path:
     """Return the folder of model versions, progress, sessions and logs."""
     return Path(os.environ.get("LABELROUNDS_HOME") or Path.home() / ".labelrounds").expanduser().resolve()
+
+
+def make_home() -> Path:
+    """Make the folder if need be, and return it.
+
+    Raises:
+        BadInput: it can't be made or written to.
+    """
+    folder = home()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(f"LABELROUNDS_HOME {str(folder)!r} can't be written to: {error.strerror}") from error
+    return folder
+
+
+def claim_home() -> None:
+    """Keep the folder for this process alone, as long as it lives: two servers would undo each other's trainings.
+
+    Raises:
+        Conflict: another server has it.
+    """
+    global _claim
+    if _claim is not None:
+        return
+    lock = FileLock(make_home() / "server.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise Conflict(
+            f"another server works with LABELROUNDS_HOME {str(home())!r}; give this one a folder of its own"
+        ) from error
+    _claim = lock
 
 
 def shipped_configs() -> Path:

@@ -41,7 +41,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
-from labelrounds import jobs
+from labelrounds import folders, jobs
 from labelrounds.errors import BadInput, LabelRoundsError, NotFound, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
@@ -221,7 +221,7 @@ def session_image(session_id: str) -> Path:
         NotFound: no such session, or it has expired.
     """
     sessions = app_instance().sessions()
-    known = sessions.get_session(session_id) if sessions and _SESSION.fullmatch(session_id) else None
+    known = sessions.get_session(session_id) if sessions is not None and _SESSION.fullmatch(session_id) else None
     if known is None:
         raise NotFound(f"session {session_id!r} does not exist or has expired")
     return Path(known.image)
@@ -259,6 +259,7 @@ def _pairs(route: Any) -> set[tuple[str, str]]:
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Build the app before the first request; end the child processes with the server."""
+    folders.claim_home()
     instance = app_instance()
     jobs.install(instance.check_task)
     instance.server_mode(True)

@@ -16,6 +16,7 @@ from rich.table import Table
 from labelrounds import folders
 from labelrounds.app import LabelRoundsApp, configured_models
 from labelrounds.checkpoints import Checkpoints
+from labelrounds.client import free_port
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
 from labelrounds.inference import ServedNetworks, segment
@@ -57,11 +58,12 @@ def configure_host(studies: str, models: str, configs: Path | None, port: int) -
     """Set the host's settings, for this process and, through the environment, for its children.
 
     Raises:
-        BadInput: a faulty configuration, found before the server starts.
+        BadInput: a faulty configuration, studies or home folder, found before anything is made or started.
     """
+    folders.make_home()
     conf = conf_of(models, configs)
     configured_models(conf)
-    settings.MONAI_LABEL_STUDIES = studies
+    settings.MONAI_LABEL_STUDIES = studies_of(studies)
     settings.MONAI_LABEL_APP_DIR = str(folders.app_folder())
     settings.MONAI_LABEL_APP_CONF = conf
     settings.MONAI_LABEL_SERVER_PORT = port
@@ -71,12 +73,19 @@ def configure_host(studies: str, models: str, configs: Path | None, port: int) -
 
 
 def serve(studies: str, models: str, configs: Path | None, host: str, port: int) -> None:
-    """Serve until interrupted."""
+    """Serve until interrupted.
+
+    Raises:
+        BadInput: faulty settings, an address or port that can't be listened on.
+        Conflict: another server works in the home folder.
+    """
     import uvicorn
 
+    free_port(port, host)
     if not studies and not models and configs is None:
         models = PHANTOM_MODEL  # the others know no organ of the invented patients
-    configure_host(studies_of(studies), models, configs, port)
+    configure_host(studies, models, configs, port)
+    folders.claim_home()
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     print(f"Studies: {settings.MONAI_LABEL_STUDIES}\nModel versions and logs: {folders.home()}")
     print(f"In 3D Slicer, module MONAILabel, enter the server address http://{shown}:{port}", flush=True)
@@ -89,7 +98,7 @@ def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> d
     Raises:
         LabelRoundsError: an unknown model, a wrong option, no usable label.
     """
-    configure_host(studies_of(studies), "", configs, settings.MONAI_LABEL_SERVER_PORT)
+    configure_host(studies, "", configs, settings.MONAI_LABEL_SERVER_PORT)
     settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD = False
     stop = threading.Event()
     signal.signal(signal.SIGINT, lambda number, frame: stop.set())
