@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client, free_port, running_server
 from labelrounds.errors import BadInput
 from labelrounds.metrics import dice_per_label
 from labelrounds.phantoms import LABELS, make_phantom, write_studies, write_truth
@@ -40,6 +40,7 @@ def play(output: Path, keep_serving: bool, port: int) -> None:
         BadInput: the port is in use.
         LabelRoundsError: the server could not be started, or answered with an error.
     """
+    free_port(port)
     played = output.expanduser().resolve()
     folder = played if keep_serving and (played / _PLAYED).is_file() else _free_folder(played)
     started, is_played = time.monotonic(), (folder / _PLAYED).is_file()

@@ -30,11 +30,20 @@ def make_home() -> Path:
     folder = home()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        check_writable(folder)
     except OSError as error:
         raise BadInput(f"LABELROUNDS_HOME {str(folder)!r} can't be written to: {error.strerror}") from error
     return folder
+
+
+def check_writable(folder: Path) -> None:
+    """Write a file into a folder and remove it.
+
+    Raises:
+        OSError: why that is not possible; permissions alone would not tell of a read-only or full disk.
+    """
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"0")
 
 
 def claim_home() -> None:

@@ -51,6 +51,14 @@ def studies_of(studies: str) -> str:
     folder = Path(studies).expanduser().resolve()
     if not folder.is_dir():
         raise BadInput(f"studies {studies!r} is neither a folder nor an address that begins with http:// or https://")
+    if not settings.MONAI_LABEL_DATASTORE_READ_ONLY:
+        try:
+            folders.check_writable(folder)
+        except OSError as error:
+            raise BadInput(
+                f"studies {studies!r} can't be written to ({error.strerror}), and labels are saved there; to segment"
+                " without saving, set MONAI_LABEL_DATASTORE_READ_ONLY=true"
+            ) from error
     return str(folder)
 
 
@@ -116,8 +124,8 @@ def predict_file(model: str, image: Path, output: Path, configs: Path | None, de
     if model not in known:
         raise NotFound(f"model {model!r} is not one of {', '.join(known)}")
     config = known[model]
-    if not output.expanduser().resolve().parent.is_dir():
-        raise BadInput(f"output {str(output)!r}: the folder does not exist")
+    if not output.expanduser().resolve().parent.is_dir() or output.is_dir():
+        raise BadInput(f"output {str(output)!r}: the folder does not exist, or it is a folder itself")
     where = choose_device(device)
     version, network = ServedNetworks(config).get(where)
     read = read_image(image)
