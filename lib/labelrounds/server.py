@@ -24,7 +24,7 @@ import labelrounds.host
 # isort: split
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
 from monailabel.endpoints import (
     activelearning,
@@ -42,7 +42,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
 from labelrounds import folders, jobs
-from labelrounds.errors import BadInput, LabelRoundsError, NotFound, UnsupportedMedia
+from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
 
@@ -164,6 +164,17 @@ def submit_label(
     note = app.on_save_label(image, label_id) or {}
     ignored = app.datastore().get_label_info(label_id, tag or "final").get("unknown_labels")
     return {**note, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
+
+
+@own.get("/datastore/dataset", tags=["Datastore"], summary="Download images and submitted labels")
+def download_dataset(background: BackgroundTasks, _: Annotator, limit_cases: int | None = None) -> FileResponse:
+    """Return a ZIP archive of the labelled images, their labels and the index."""
+    store = app_instance().datastore()
+    if not store.get_labeled_images():
+        raise Conflict("no label was submitted yet, so there is no data set to download")
+    archive = Path(store.get_dataset_archive(limit_cases))
+    background.add_task(archive.unlink)
+    return FileResponse(archive, media_type="application/zip", filename="dataset.zip")
 
 
 @own.put("/session/", tags=["Session"], summary="Keep an image for a session")

@@ -1,9 +1,11 @@
 """What each route answers, above all to what it should not accept."""
 
 import hashlib
+import io
 import json
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -109,6 +111,7 @@ def test_infer_answers_with_the_label_and_its_names(server):
         ("GET", "/datastore/label?label=phantom_000&tag=final", {}, 404, "phantom_000"),
         ("PUT", "/session/?uncompress=true", {"files": {"files": ("a.zip", b"x")}}, 400, "uncompress"),
         ("PUT", "/session/", {"files": {"files": ("a.zip", b"x")}}, 415, "a.zip"),
+        ("GET", "/datastore/dataset", {}, 409, "no label was submitted"),
         ("POST", "/activelearning/nope", {"json": {}}, 404, "'nope' is not one of random"),
         ("POST", "/train/nope", {"json": {}}, 404, "'nope' is not one of unet_phantom"),
         ("POST", f"/train/{MODEL}", {"json": {"train_ds": []}}, 400, "train_ds"),
@@ -246,3 +249,11 @@ def test_an_image_is_checked_by_its_checksum(server, tmp_path_factory):
 def test_notes_about_an_image_are_kept(server):
     assert ask(server, "PUT", "/datastore/image/info?image=phantom_001", data={"info": '{"site": "A"}'}).ok
     assert ask(server, "GET", "/datastore/image/info?image=phantom_001").json()["site"] == "A"
+
+
+def test_the_labelled_cases_can_be_downloaded(server, truths):
+    server.submit("phantom_000", truths["phantom_000"], LABELS)
+    answer = ask(server, "GET", "/datastore/dataset")
+    names = zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
+    assert sorted(names) == ["image/phantom_000.nii.gz", "label/phantom_000.nii.gz", "metadata.json"]
+    assert ask(server, "DELETE", "/datastore/label?id=phantom_000&tag=final").ok
