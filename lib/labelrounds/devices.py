@@ -4,6 +4,7 @@ import re
 from functools import cache
 from typing import Any, TypeVar
 
+import psutil
 import torch
 
 from labelrounds.errors import BadInput
@@ -30,6 +31,13 @@ def choose_device(wanted: object = None) -> torch.device:
     if name not in available_devices():
         raise BadInput(f"device {wanted!r} is not on this machine; available: {', '.join(available_devices())}")
     return torch.device(name)
+
+
+def free_bytes(device: torch.device) -> int:
+    """Return how much memory is free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
 
 
 @cache

@@ -6,6 +6,7 @@ the first request and again when another version has been published in between.
 """
 
 import logging
+import math
 import os
 import tempfile
 import threading
@@ -20,8 +21,8 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
-from labelrounds.devices import autocast, available_devices, choose_device, place
-from labelrounds.errors import BadInput, Conflict, LabelRoundsError
+from labelrounds.devices import autocast, available_devices, choose_device, free_bytes, place
+from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.reading import Image, read_image
 from labelrounds.transforms import Grid, clean, prepare, restore
@@ -37,6 +38,7 @@ _WINDOWS_AT_ONCE = 2
 def predict(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """Return the label map ``(X, Y, Z)`` uint8 of a prepared image ``(C, X, Y, Z)``, on the image's device."""
     device = image.device
+    _check_memory(image, config)
     with autocast(device):
         logits = sliding_window_inference(
             image[None],
@@ -50,6 +52,24 @@ def predict(network: SegmentationNetwork, image: torch.Tensor, config: ModelConf
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"network {config.network.name} returned {type(logits).__name__}, expected a tensor")
     return logits[0].argmax(dim=0).to(torch.uint8)
+
+
+def _check_memory(image: torch.Tensor, config: ModelConfig) -> None:
+    """Refuse an image whose logits would not fit into memory, before the machine has to kill the server.
+
+    Raises:
+        TooLarge: what it needs and what is free.
+    """
+    voxels = math.prod(max(side, patch) for side, patch in zip(image.shape[1:], config.patch_size, strict=True))
+    # The sum of the windows' float32 logits and its division by their weights are both held at once.
+    needed = voxels * 4 * (2 * (len(config.labels) + 1) + config.channels + 1)
+    free = free_bytes(image.device)
+    if needed > free:
+        shape = " x ".join(str(side) for side in image.shape[1:])
+        raise TooLarge(
+            f"at the model's spacing the image has {shape} voxels, which needs {needed / 1e9:.1f} GB for"
+            f" {len(config.labels)} labels; {free / 1e9:.1f} GB are free"
+        )
 
 
 def segment(network: SegmentationNetwork, image: Image, config: ModelConfig, device: torch.device) -> np.ndarray:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,10 @@ def studies_of(studies: str) -> str:
         folder = folders.home() / "phantom-studies"
         if not folder.is_dir():
             print(f"Making {PHANTOM_STUDIES} invented patients in {folder} ...", flush=True)
-            folder.mkdir(parents=True)
-            write_studies(folder, PHANTOM_STUDIES)
+            # Under another name until it is whole: a folder with a few patients would be served for ever after.
+            with tempfile.TemporaryDirectory(dir=folder.parent) as staging:
+                write_studies(Path(staging) / folder.name, PHANTOM_STUDIES)
+                (Path(staging) / folder.name).rename(folder)
         return str(folder)
     folder = Path(studies).expanduser().resolve()
     if not folder.is_dir():
@@ -128,7 +131,7 @@ def predict_file(model: str, image: Path, output: Path, configs: Path | None, de
         raise BadInput(f"output {str(output)!r}: the folder does not exist, or it is a folder itself")
     where = choose_device(device)
     version, network = ServedNetworks(config).get(where)
-    read = read_image(image)
+    read = read_image(image, channels=config.channels)
     label = segment(network, read, config, where)
     write_label(label, read.affine, output, config.labels)
     counts = ", ".join(f"{name} {int((label == value).sum())}" for name, value in config.label_values.items())

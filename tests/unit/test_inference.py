@@ -11,8 +11,9 @@ import pytest
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+from labelrounds import inference
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.errors import BadInput, Conflict, LabelRoundsError
+from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
 from labelrounds.inference import SegmentationInferer, predict, segment
 from labelrounds.networks import build_network
 from labelrounds.phantoms import make_phantom
@@ -271,3 +272,10 @@ def test_a_gpu_gives_nearly_the_same_answer(made, serve, image):
     serve()
     one, other = (read_label(made(image, device=device)[0]).array for device in ("cpu", "cuda"))
     assert (one == other).mean() > 0.97
+
+
+def test_an_image_that_would_not_fit_into_memory_is_refused_before_it_is_tried(config, monkeypatch):
+    monkeypatch.setattr(inference, "free_bytes", lambda device: 1_000_000_000)
+    image = torch.zeros(1).expand(config.channels, 400, 400, 400)
+    with pytest.raises(TooLarge, match=r"400 x 400 x 400 voxels, which needs 2\.0 GB for 2 labels; 1\.0 GB are free"):
+        predict(build_network(config), image, config)
