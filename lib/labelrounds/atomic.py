@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -123,6 +123,31 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def set_aside(paths: Sequence[Path]) -> Iterator[None]:
+    """Take files out of their places for a change that does without them; put them back if it fails, else remove them.
+
+    After a kill in between they lie in hidden folders beside their places, which `remove_leftovers` clears.
+    """
+    folders: list[tuple[Path, Path]] = []
+    try:
+        for path in paths:
+            if path.exists():
+                with disk_errors(path):
+                    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=path.parent))
+                folders.append((folder, path))
+                path.rename(folder / path.name)
+        yield
+    except BaseException:
+        for folder, path in folders:
+            if (folder / path.name).exists():
+                (folder / path.name).rename(path)
+        raise
+    finally:
+        for folder, _ in folders:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, *, older_than_s: float = 3600.0) -> int:

@@ -28,6 +28,7 @@ class Client:
     def __init__(self, address: str) -> None:
         self.address = address
         self._http = requests.Session()
+        self._http.trust_env = False  # a proxy is for other hosts than this one
 
     def call(self, method: str, route: str, **options: Any) -> requests.Response:
         """Make a request and return the answer.

@@ -227,7 +227,10 @@ def load_configs(folders: Iterable[Path], names: Iterable[str] | None = None) ->
     for folder in folders:
         if not folder.is_dir():
             raise BadInput(f"configs folder {str(folder)!r} is not a folder")
-        paths |= {path.stem: path for path in sorted(folder.glob("*.y*ml")) if path.suffix in (".yaml", ".yml")}
+        misnamed = sorted(path.name for path in folder.glob("*.yml"))
+        if misnamed:
+            raise BadInput(f"configs folder {str(folder)!r}: {misnamed[0]} must end in .yaml")
+        paths |= {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     wanted = sorted(paths) if names is None else list(names)
     missing = [name for name in wanted if name not in paths]
     if missing:

@@ -41,6 +41,7 @@ def play(output: Path, keep_serving: bool, port: int) -> None:
         LabelRoundsError: the server could not be started, or answered with an error.
     """
     free_port(port)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the server ends too
     played = output.expanduser().resolve()
     folder = played if keep_serving and (played / _PLAYED).is_file() else _free_folder(played)
     started, is_played = time.monotonic(), (folder / _PLAYED).is_file()

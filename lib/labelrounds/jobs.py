@@ -121,8 +121,9 @@ class JobQueue:
                 task["status"] = "RUNNING"  # from here on stopping it goes through its process
             try:
                 self._run(task)
-            except Exception:
+            except Exception as error:
                 logger.exception("The %s task could not be run", self.method)
+                task["details"].append(f"the task could not be run: {error}")
                 self._forget()
                 with self._lock:
                     self._process = None

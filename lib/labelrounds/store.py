@@ -32,7 +32,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from labelrounds.atomic import copy_file, staged
+from labelrounds.atomic import copy_file, set_aside, staged
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum, link_or_copy
@@ -178,10 +178,9 @@ class StudyStore(IndexedFolder):
         self._check_writable()
         with self._transaction():
             found = self._object(image_id)
-            self._path(image_id, "", found.image.ext).unlink(missing_ok=True)
-            for tag, label in found.labels.items():
-                self._path(image_id, tag, label.ext).unlink(missing_ok=True)
-            self._commit({name: other for name, other in self._snapshot.objects.items() if name != image_id})
+            paths = [self._path(image_id, tag, label.ext) for tag, label in found.labels.items()]
+            with set_aside([self._path(image_id, "", found.image.ext), *paths]):
+                self._commit({name: other for name, other in self._snapshot.objects.items() if name != image_id})
             self._journal(image_id, "", None)
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
@@ -263,10 +262,11 @@ class StudyStore(IndexedFolder):
         tag = check_tag(label_tag)
         with self._transaction():
             label = self._label(label_id, tag)
-            self._path(label_id, tag, label.ext).unlink(missing_ok=True)
+            path = self._path(label_id, tag, label.ext)
             old = self._object(label_id)
             left = {other: entry for other, entry in old.labels.items() if other != tag}
-            self._commit({**self._snapshot.objects, label_id: ImageLabelModel(image=old.image, labels=left)})
+            with set_aside([path]):
+                self._commit({**self._snapshot.objects, label_id: ImageLabelModel(image=old.image, labels=left)})
             self._journal(label_id, tag, None)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:

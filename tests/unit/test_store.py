@@ -775,3 +775,20 @@ def test_every_error_is_one_for_the_user(store: StudyStore, tmp_path: Path):
                 store.save_label("case_2", label, tag, info)
             except LabelRoundsError as error:
                 assert error.status == 400
+
+
+def test_a_label_that_can_not_be_taken_out_of_the_index_stays_in_its_place(
+    store: StudyStore, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    store.save_label("case_1", str(label_file(tmp_path / "label.nii.gz", 1)), "final", listed("liver"))
+
+    def full(*_: Any) -> None:
+        raise OutOfSpace("no space left")
+
+    for remove in (lambda: store.remove_label("case_1", "final"), lambda: store.remove_image("case_1")):
+        with monkeypatch.context() as patch, pytest.raises(OutOfSpace):
+            patch.setattr(store, "_commit", full)
+            remove()
+        assert Path(store.get_label_uri("case_1", "final")).is_file()
+        assert Path(store.get_image_uri("case_1")).is_file()
+    assert not list(studies.rglob(".labelrounds-*"))
