@@ -1,7 +1,7 @@
 """From configurations to the host's tasks: the only MONAILabelApp of the package.
 
-Built by the server and again by each child process, so its constructor only reads configuration. What the server
-alone does (resuming an interrupted training) waits for ``on_init_complete``.
+Built by the server and again by each child process, so its constructor reads configuration, opens the studies and
+does nothing else. What the server alone does (resuming an interrupted training) waits for ``on_init_complete``.
 """
 
 import logging

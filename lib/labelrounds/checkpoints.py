@@ -6,6 +6,9 @@ Layout below ``home()/models/<model>``::
     versions/0001/version.json          labels, scores, cases, seed, package versions
     current.json                        {"version": 1}: what is served
 
+Beside them lie what the training keeps there: ``split.json`` (splits.py), ``progress.json``, ``state.safetensors``,
+``training.lock`` and ``tensorboard/`` (training.py).
+
 Crash rule: a version is written into a folder with a temporary name and flushed, the folder is renamed, and
 only then the pointer is replaced; a crash at any moment leaves the old version served and at most one folder
 named ``.new-*`` behind, which the next publication removes. Concurrency: one training publishes at a time (the

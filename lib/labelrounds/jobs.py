@@ -32,7 +32,7 @@ from labelrounds.errors import BadInput, Busy, NotFound
 logger = logging.getLogger(__name__)
 
 Task = dict[str, Any]
-_LINES_KEPT = 20
+_LINES_KEPT, _TASKS_KEPT = 20, 100
 _UNFINISHED = ("SUBMITTED", "RUNNING")
 
 
@@ -67,7 +67,7 @@ class JobQueue:
                 "submitted": time.time(),
                 "details": deque(["submitted"], maxlen=_LINES_KEPT),
             }
-            self.tasks.append(task)
+            self.tasks = [*self.tasks[-_TASKS_KEPT:], task]
             self._waiting.put(task)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=f"jobs-{self.method}", daemon=True)

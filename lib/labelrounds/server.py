@@ -189,7 +189,7 @@ def create_session(
     if uncompress:
         raise BadInput("uncompress=true is not supported; send the image itself, or the files of its DICOM series")
     for file in files:
-        file.filename = Path(file.filename or "").name
+        file.filename = safe_name(file)
         if len(files) == 1 and not ending_of(file.filename):
             raise UnsupportedMedia(f"{file.filename!r} does not end in one of {', '.join(ENDINGS)}")
     return session.create_session(background, False, expiry, files)
@@ -238,6 +238,11 @@ def session_image(session_id: str) -> Path:
     return Path(known.image)
 
 
+def safe_name(upload: UploadFile) -> str:
+    """Return an upload's file name, without its folder and with nothing in it that a file system could stumble over."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(upload.filename or "").name).lstrip(".")[-100:]
+
+
 @contextmanager
 def received(upload: UploadFile) -> Iterator[Path]:
     """Keep an upload in a temporary file of the same name while it is worked on; errors then name what was sent.
@@ -245,7 +250,7 @@ def received(upload: UploadFile) -> Iterator[Path]:
     Raises:
         UnsupportedMedia: its name has no ending that is read.
     """
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", Path(upload.filename or "").name)[-100:]
+    name = safe_name(upload)
     if not ending_of(name):
         raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join(ENDINGS)}")
     with tempfile.TemporaryDirectory(prefix="labelrounds-") as folder:

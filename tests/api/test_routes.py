@@ -257,3 +257,14 @@ def test_the_labelled_cases_can_be_downloaded(server, truths):
     names = zipfile.ZipFile(io.BytesIO(answer.content)).namelist()
     assert sorted(names) == ["image/phantom_000.nii.gz", "label/phantom_000.nii.gz", "metadata.json"]
     assert ask(server, "DELETE", "/datastore/label?id=phantom_000&tag=final").ok
+
+
+@pytest.mark.parametrize("name", [".nii.gz", "..nii.gz", "a b;ä.nii.gz", "x" * 300 + ".nii.gz"])
+def test_a_session_survives_odd_file_names(server, tmp_path_factory, name):
+    image = tmp_path_factory.getbasetemp() / "routes0" / "studies" / "phantom_002.nii.gz"
+    kept = ask(server, "PUT", "/session/", files={"files": (name, image.read_bytes())})
+    assert kept.status_code in (200, 415), kept.text
+    if kept.ok:
+        session = kept.json()["session_id"]
+        assert ask(server, "POST", f"/infer/{MODEL}?session_id={session}&output=json").ok
+        assert ask(server, "DELETE", f"/session/{session}").ok
