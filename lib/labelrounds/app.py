@@ -141,7 +141,7 @@ class LabelRoundsApp(MONAILabelApp):
         image = request.get("image")
         path = image if isinstance(image, Path) else self.image_path(str(image), datastore)
         file, params = task({**request, "image": str(path)})
-        return {"file": file, "label": file, "tag": "original", "params": params}
+        return {"file": file, "params": params}
 
     def inferer(self, model: str) -> InferTask:
         """Return a model that can be served.
@@ -168,16 +168,14 @@ class LabelRoundsApp(MONAILabelApp):
             raise NotFound(f"image {image_id!r} is not in the datastore")
         return Path(uri)
 
-    def check_task(self, method: str, request: dict[str, Any]) -> None:
-        """Check a background task before a process is started for it.
+    def check_training(self, request: dict[str, Any]) -> None:
+        """Check a training before a process is started for it.
 
         Raises:
             NotFound: no such model.
             BadInput: a wrong option; no model named.
             Conflict: no label was submitted yet.
         """
-        if method != "train":
-            return
         model = request.get("model")
         if not model:
             raise BadInput(f"a training needs a model, one of {', '.join(self._trainers)}")
@@ -190,7 +188,7 @@ class LabelRoundsApp(MONAILabelApp):
 
     def train(self, request: dict[str, Any], stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Train a model on the submitted labels; see ``training.SegmentationTrainer``."""
-        self.check_task("train", request)
+        self.check_training(request)
         result: dict[str, Any] = self._trainers[request["model"]](request, self.datastore(), stopped)
         return result
 

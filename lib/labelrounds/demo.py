@@ -112,7 +112,7 @@ def _record(curve: LearningCurve, stats: dict[str, Any]) -> None:
     if epoch and (not curve.epochs or curve.epochs[-1] != epoch):
         curve.epochs.append(epoch)
         curve.loss.append(stats["loss"])
-        curve.dice.append(dict(map(tuple, stats.get("history", []))).get(epoch, float("nan")))
+        curve.dice.append(dict(stats.get("history", [])).get(epoch, float("nan")))
 
 
 def _segment_held_out(client: Client, folder: Path) -> dict[str, np.ndarray]:

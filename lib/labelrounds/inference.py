@@ -116,12 +116,6 @@ class ServedNetworks:
             self._loaded[str(device)] = (version, network)
             return version, network
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"config": self.config}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["config"])  # type: ignore[misc]
-
 
 class SegmentationInferer(InferTask):
     """One served segmentation model.

@@ -136,7 +136,7 @@ class JobQueue:
     def _run(self, task: Task) -> None:
         from monailabel.config import settings
 
-        command = worker_command(self.method, task["request"])
+        command = worker_command(task["request"])
         write_json(self._file, {"request": task["request"], "studies": settings.MONAI_LABEL_STUDIES})
         # Threads that spin while they wait slow a training beside an inference down many times.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
@@ -159,9 +159,9 @@ class JobQueue:
             task["end_ts"] = _now()
 
 
-def worker_command(method: str, request: dict[str, Any]) -> list[str]:
+def worker_command(request: dict[str, Any]) -> list[str]:
     """Return the command line of a task's process."""
-    return [sys.executable, "-m", "labelrounds.worker", method, json.dumps(request)]
+    return [sys.executable, "-m", "labelrounds.worker", json.dumps(request)]
 
 
 def _status(returncode: int, stopping: bool) -> str:
@@ -189,11 +189,11 @@ def abandon_all() -> None:
         jobs.abandon()
 
 
-def install(check: Callable[[str, dict[str, Any]], None]) -> None:
+def install(check: Callable[[dict[str, Any]], None]) -> None:
     """Let the host's routes use these queues.
 
     Args:
-        check: called with method and request before a task is taken; raises what the client is told.
+        check: called with the request before a task is taken; raises what the client is told.
     """
     from monailabel.utils.async_tasks.task import AsyncTask
 
@@ -202,7 +202,7 @@ def install(check: Callable[[str, dict[str, Any]], None]) -> None:
     ) -> tuple[Task | None, str | None]:
         # force_sync would train inside the server's event loop; the task is queued like any other.
         asked = {**(params or {}), **(request or {})}
-        check(method, asked)
+        check(asked)
         return _shown(job_queue(method).submit(asked, enqueue)), None
 
     def status(method: str, all: bool = False, check_if_running: bool = False) -> tuple[Any, str | None]:

@@ -1,8 +1,8 @@
-"""The child process of a background task: ``python -m labelrounds.worker METHOD REQUEST``.
+"""The child process of a training: ``python -m labelrounds.worker REQUEST``, the request as JSON.
 
-Builds the app as the server did (its settings come through the environment) and runs one method. SIGTERM asks a
-training to end with the best it has reached. When the server is gone, the process ends at once; what a training
-had saved is resumed by the next server.
+Builds the app as the server did (its settings come through the environment) and trains. SIGTERM asks the training
+to end with the best it has reached. When the server is gone, the process ends at once; what a training had saved is
+resumed by the next server.
 """
 
 import json
@@ -20,8 +20,8 @@ _stop = threading.Event()
 
 
 def main() -> int:
-    """Run the method that the command line names; return the exit status."""
-    method, request = sys.argv[1], json.loads(sys.argv[2])
+    """Run the training that the command line describes; return the exit status."""
+    request = json.loads(sys.argv[1])
     signal.signal(signal.SIGTERM, lambda number, frame: _stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which then ends this process
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
@@ -30,7 +30,7 @@ def main() -> int:
 
     app = app_instance()
     try:
-        result = app.train(request, _stop.is_set) if method == "train" else getattr(app, method)(request)
+        result = app.train(request, _stop.is_set)
     except LabelRoundsError as error:
         print(error)
         return 1

@@ -124,7 +124,7 @@ def test_a_killed_training_process_is_an_error_and_the_server_lives(trained):
     client, home = trained
     client.call("POST", f"/train/{MODEL}", json={"epochs": 500})
     wait_until(lambda: epoch(home) >= 1)
-    workers = subprocess.run(["pgrep", "-f", "labelrounds.worker train"], capture_output=True, text=True).stdout
+    workers = subprocess.run(["pgrep", "-f", "labelrounds.worker"], capture_output=True, text=True).stdout
     for worker in workers.split():
         environment = Path(f"/proc/{worker}/environ").read_bytes()
         if str(home).encode() in environment:

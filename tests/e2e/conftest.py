@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from label_server import MODEL, MODEL_WITHOUT_SPLEEN, LabelServer, free_port
+from label_server import MODEL, MODEL_WITHOUT_SPLEEN, LabelServer
 from observed import Volume, read_nifti
 from slicer_process import SlicerProcess
 
 from labelrounds import folders, phantoms
 from labelrounds.checkpoints import Checkpoints
+from labelrounds.client import free_port
 from labelrounds.config import load_config
 from labelrounds.networks import build_network
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,15 +11,11 @@ import requests
 from observed import Volume, read_nifti, read_nrrd
 from requests_toolbelt import MultipartDecoder
 
+from labelrounds.client import free_port
+
 COMMAND = Path(sys.executable).with_name("labelrounds")
 MODEL = "unet_phantom"
 MODEL_WITHOUT_SPLEEN = "unet_spleenless"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 class LabelServer:

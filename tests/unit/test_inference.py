@@ -1,6 +1,5 @@
 """An image of any size and orientation comes back as a label map on its own voxels."""
 
-import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -256,14 +255,6 @@ def test_an_image_of_several_channels_reaches_a_model_of_as_many(make_config, tm
     file, _ = SegmentationInferer(config, threading.Lock())({"image": str(image), "device": "cpu"})
     assert read_label(Path(file)).shape == (8, 8, 8)
     Path(file).unlink()
-
-
-def test_the_networks_go_to_another_process_as_their_configuration(inferer, made, image, serve):
-    serve()
-    made(image)
-    copied = pickle.loads(pickle.dumps(inferer._networks))
-    version, network = copied.get(CPU)
-    assert version.number == 1 and not network.training
 
 
 @pytest.mark.gpu

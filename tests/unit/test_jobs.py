@@ -41,9 +41,7 @@ def _fresh(monkeypatch):
     """No queue of another test, and stand-ins for the worker's process."""
     monkeypatch.setattr(jobs, "_ending", threading.Event())
     monkeypatch.setattr(jobs, "_queues", {})
-    monkeypatch.setattr(
-        jobs, "worker_command", lambda method, request: [sys.executable, "-c", WORKER, json.dumps(request)]
-    )
+    monkeypatch.setattr(jobs, "worker_command", lambda request: [sys.executable, "-c", WORKER, json.dumps(request)])
 
 
 @pytest.fixture
@@ -159,7 +157,7 @@ def test_a_task_that_fails_is_an_error_and_the_next_runs(queue, home):
 
 def test_a_process_that_can_not_be_started_is_an_error_and_the_next_runs(queue, home):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "worker_command", lambda method, request: ["/nowhere/python"])
+        patch.setattr(jobs, "worker_command", lambda request: ["/nowhere/python"])
         task = queue.submit({}, enqueue=False)
         wait_till_ended(task)
     assert task["status"] == "ERROR"
@@ -338,7 +336,7 @@ def host_task(monkeypatch):
     for name in ("run", "status", "stop"):
         monkeypatch.setattr(AsyncTask, name, vars(AsyncTask)[name])
     checked = []
-    jobs.install(lambda method, request: checked.append((method, request)))
+    jobs.install(checked.append)
     AsyncTask.checked = checked
     yield AsyncTask
     del AsyncTask.checked
@@ -347,7 +345,7 @@ def host_task(monkeypatch):
 def test_the_hosts_routes_run_show_and_stop_a_task(host_task, home, go):
     task, error = host_task.run("train", request={"model": "m"}, params={"until": str(go)})
     assert error is None and task["status"] in ("SUBMITTED", "RUNNING")
-    assert host_task.checked == [("train", {"model": "m", "until": str(go)})]
+    assert host_task.checked == [{"model": "m", "until": str(go)}]
     with pytest.raises(Busy):
         host_task.run("train", request={"model": "m"})
     shown, error = host_task.status("train", check_if_running=True)
@@ -370,7 +368,7 @@ def test_a_request_that_is_refused_starts_nothing(monkeypatch, home):
     for name in ("run", "status", "stop"):
         monkeypatch.setattr(AsyncTask, name, vars(AsyncTask)[name])
 
-    def refuse(method, request):
+    def refuse(request):
         raise NotFound("no such model")
 
     jobs.install(refuse)
