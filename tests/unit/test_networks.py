@@ -41,7 +41,7 @@ def test_logits_have_the_images_shape_and_a_channel_for_each_label(name: str, di
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_reaches_every_parameter(name: str, dimensions: int):
     network, images = make(name, dimensions)
-    network(images).square().sum().backward()
+    sum(logits.square().sum() for logits in network.forward_levels(images)).backward()
     parameters = dict(network.named_parameters())
     assert [key for key, value in parameters.items() if value.grad is None] == []
     assert [key for key, value in parameters.items() if not value.grad.isfinite().all()] == []
@@ -49,18 +49,36 @@ def test_the_gradient_reaches_every_parameter(name: str, dimensions: int):
     assert [key for key, value in parameters.items() if value.ndim > 1 and not value.grad.any()] == []
 
 
-@pytest.mark.parametrize(("flat_levels", "last"), [(0, 4), (1, 2), (2, 1)])
+@pytest.mark.parametrize(("strides", "last"), [(None, 4), ([(2, 2, 1), (2, 2, 2)], 2), ([(2, 2, 1)] * 2, 1)])
 @pytest.mark.parametrize("name", NAMES)
-def test_flat_levels_keep_the_slice_resolution(name: str, flat_levels: int, last: int):
-    options = options_of(name, [4, 6, 8], flat_levels=flat_levels)
+def test_strides_can_keep_the_slice_resolution(name: str, strides, last: int):
+    options = options_of(name, [4, 6, 8], strides=strides)
     assert networks.get(name).divisor(3, **options) == (4, 4, last)
-    network, _ = make(name, 3, flat_levels=flat_levels)
+    network, _ = make(name, 3, strides=strides)
     images = torch.randn(1, 1, 8, 8, last)
     assert network(images).shape == (1, 3, 8, 8, last)
     seen = []
     network.bottleneck.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[2:])))
     network(images)
     assert seen == [(2, 2, 1)]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("name", ["unet", "vnet"])
+def test_all_levels_but_the_two_lowest_are_supervised(name: str, dimensions: int):
+    network, images = make(name, dimensions, (4, 4, 4, 4, 4))
+    network.eval()
+    full, half, quarter = network.forward_levels(images)
+    assert torch.equal(full, network(images))
+    sides = images.shape[2:]
+    for logits, step in ((half, 2), (quarter, 4)):
+        assert logits.shape == (2, 3, *(side // step if axis < dimensions else 1 for axis, side in enumerate(sides)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_tensor_has_one_name(name: str):
+    tensors = make(name, 3)[0].state_dict(keep_vars=True)
+    assert len({id(value) for value in tensors.values()}) == len(tensors)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -120,7 +138,9 @@ def test_a_2d_network_sees_one_slice_at_a_time(name: str):
 
 def test_a_vnet_of_the_papers_widths_has_the_parameters_that_its_documentation_says():
     with torch.device("meta"):
-        network = networks.get("vnet")(3, 1, 2, channels=[16, 32, 64, 128, 256], depths=[1, 2, 3, 3, 3], kernel=5)
+        network = networks.get("vnet")(
+            3, 1, 2, channels=[16, 32, 64, 128, 256], depths=[1, 2, 3, 3, 3], kernels=[(5, 5, 5)] * 5
+        )
     millions = sum(parameter.numel() for parameter in network.parameters()) / 1e6
     assert round(millions) == 44
     assert "44 million" in networks.get("vnet").__doc__
@@ -130,7 +150,12 @@ def test_build_network_follows_the_configuration(make_config):
     config: ModelConfig = make_config(
         labels=["a", "b", "c", "d"],
         channels=3,
-        network={"name": "vnet", "channels": [2, 4, 6], "depths": [1, 1, 2], "kernel": 3},
+        network={
+            "name": "vnet",
+            "channels": [2, 4, 6],
+            "depths": [1, 1, 2],
+            "kernels": [[3, 3, 1], [3, 3, 3], [3, 3, 3]],
+        },
     )
     network = build_network(config)
     assert type(network).__name__ == "VNet"

@@ -6,7 +6,15 @@ import torch
 from monai.networks.nets import AttentionUnet
 from torch import nn
 
-from labelrounds.networks.base import Channels, FlatLevels, SegmentationNetwork, networks, product, steps
+from labelrounds.networks.base import (
+    Channels,
+    SegmentationNetwork,
+    Shape,
+    Strides,
+    networks,
+    product,
+    steps,
+)
 
 
 @networks.register("attention_unet")
@@ -18,7 +26,7 @@ class AttentionUNet(SegmentationNetwork):
         in_channels: image channels.
         out_channels: labels and background.
         channels: features a level, from full resolution to the bottleneck.
-        flat_levels: how many of the first steps keep the slice resolution, for anisotropic images.
+        strides: of each step down, one fewer than channels; 2 along each axis when left out.
     """
 
     def __init__(
@@ -28,7 +36,7 @@ class AttentionUNet(SegmentationNetwork):
         out_channels: int,
         *,
         channels: Channels = [16, 32, 64, 128],  # noqa: B006 - read, never changed
-        flat_levels: FlatLevels = 0,
+        strides: Strides = None,
     ) -> None:
         super().__init__()
         self.dimensions = dimensions
@@ -37,7 +45,7 @@ class AttentionUNet(SegmentationNetwork):
             in_channels=in_channels,
             out_channels=out_channels,
             channels=channels,
-            strides=steps(len(channels) - 1, dimensions, flat_levels),
+            strides=steps(channels, dimensions, strides),
         )
 
     @property
@@ -53,6 +61,6 @@ class AttentionUNet(SegmentationNetwork):
         return self.net(images)
 
     @classmethod
-    def divisor(cls, dimensions: int, **options: Any) -> tuple[int, int, int]:
+    def divisor(cls, dimensions: int, **options: Any) -> Shape:
         """Return the product of the strides."""
-        return product(steps(len(options["channels"]) - 1, dimensions, options["flat_levels"]))
+        return product(steps(options["channels"], dimensions, options["strides"]))

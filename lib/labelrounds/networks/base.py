@@ -1,7 +1,8 @@
 """What every segmentation network offers to inference, training and active learning."""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -14,7 +15,9 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, Field(ge=1)]
 Channels = Annotated[list[Count], Field(min_length=3)]
-FlatLevels = Annotated[int, Field(ge=0)]
+Strides = list[tuple[Literal[1, 2], Literal[1, 2], Literal[1, 2]]] | None
+Kernels = list[tuple[Literal[1, 3, 5, 7], Literal[1, 3, 5, 7], Literal[1, 3, 5, 7]]] | None
+Shape = tuple[int, int, int]
 
 
 class SegmentationNetwork(nn.Module, ABC):
@@ -44,11 +47,24 @@ class SegmentationNetwork(nn.Module, ABC):
             ValueError: the options do not go together.
         """
 
+    def segment_levels(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits at full resolution and those of lower ones that training supervises too.
+
+        A network without heads at its lower levels has the full resolution alone.
+        """
+        return [self.segment(images)]
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits ``(B, K, X, Y, Z)`` of images ``(B, C, X, Y, Z)``."""
         if self.dimensions == 2:
             return self.segment(images.squeeze(-1)).unsqueeze(-1)
         return self.segment(images)
+
+    def forward_levels(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return what training compares with the labels: logits of full resolution, then of each supervised level."""
+        if self.dimensions == 2:
+            return [logits.unsqueeze(-1) for logits in self.segment_levels(images.squeeze(-1))]
+        return self.segment_levels(images)
 
     @torch.no_grad()
     def embed(self, images: torch.Tensor) -> torch.Tensor:
@@ -72,29 +88,70 @@ def build_network(config: "ModelConfig") -> SegmentationNetwork:
     return network(config.dimensions, config.channels, len(config.labels) + 1, **dict(options))
 
 
-def lowest_shape(config: "ModelConfig") -> tuple[int, ...]:
-    """Return a patch's shape at the network's lowest level."""
-    options = networks.options(config.network.name).model_validate(config.network.options, strict=False)
-    divisor = networks.get(config.network.name).divisor(config.dimensions, **dict(options))
-    return tuple(side // step for side, step in zip(config.patch_size, divisor, strict=True))
-
-
-def steps(levels: int, dimensions: int, flat_levels: int = 0) -> list[tuple[int, ...]]:
-    """Return the stride of each of ``levels`` resolution steps, the first ``flat_levels`` of them in-plane only.
+def divisor_of(config: "ModelConfig") -> Shape:
+    """Return what each side of a model's patch must be a multiple of.
 
     Raises:
-        ValueError: more flat levels than steps.
+        ValueError: the network's options do not go together.
     """
-    if flat_levels > levels:
-        raise ValueError(f"flat_levels {flat_levels} is not one of 0 to {levels}, the number of steps")
-    last = [1 if level < flat_levels else 2 for level in range(levels)]
-    return [(2, 2, z) if dimensions == 3 else (2, 2) for z in last]
+    options = networks.options(config.network.name).model_validate(config.network.options, strict=False)
+    return networks.get(config.network.name).divisor(config.dimensions, **dict(options))
 
 
-def product(strides: list[tuple[int, ...]]) -> tuple[int, int, int]:
+def lowest_shape(config: "ModelConfig") -> tuple[int, ...]:
+    """Return a patch's shape at the network's lowest level."""
+    return tuple(side // step for side, step in zip(config.patch_size, divisor_of(config), strict=True))
+
+
+def steps(channels: Sequence[int], dimensions: int, strides: Strides) -> list[tuple[int, ...]]:
+    """Return the stride of each step down, one fewer than there are levels; 2 along each axis where none is chosen.
+
+    Raises:
+        ValueError: not one stride for each step, a step that goes nowhere, or one across the slices of a 2-D network.
+    """
+    if strides is None:
+        return [(2,) * dimensions] * (len(channels) - 1)
+    if len(strides) != len(channels) - 1:
+        raise ValueError(f"strides has {len(strides)} entries, expected {len(channels) - 1}, one fewer than channels")
+    for stride in strides:
+        if max(stride) == 1:
+            raise ValueError(f"strides has {list(stride)}, which keeps the resolution along each axis")
+    return [_in_plane(stride, dimensions, "strides") for stride in strides]
+
+
+def kernel_sizes(channels: Sequence[int], dimensions: int, kernels: Kernels) -> list[tuple[int, ...]]:
+    """Return the convolution kernel of each level; 3 along each axis where none is chosen.
+
+    Raises:
+        ValueError: not one kernel for each level, or one across the slices of a 2-D network.
+    """
+    if kernels is None:
+        return [(3,) * dimensions] * len(channels)
+    if len(kernels) != len(channels):
+        raise ValueError(f"kernels has {len(kernels)} entries, expected {len(channels)}, one for each of the channels")
+    return [_in_plane(kernel, dimensions, "kernels") for kernel in kernels]
+
+
+def supervised_levels(channels: Sequence[int]) -> range:
+    """Return the lower levels whose output training supervises: all but the two lowest, as in nnU-Net."""
+    return range(1, len(channels) - 2)
+
+
+def convolution_of(dimensions: int) -> Any:
+    """Return the convolution of 2 or 3 dimensions."""
+    return nn.Conv3d if dimensions == 3 else nn.Conv2d
+
+
+def product(strides: list[tuple[int, ...]]) -> Shape:
     """Return how far a chain of strides shrinks each of three axes (1 along the slices for 2-D)."""
     total = [1, 1, 1]
     for stride in strides:
         for axis, step in enumerate(stride):
             total[axis] *= step
     return total[0], total[1], total[2]
+
+
+def _in_plane(triple: tuple[int, ...], dimensions: int, what: str) -> tuple[int, ...]:
+    if dimensions == 2 and triple[2] != 1:
+        raise ValueError(f"{what} has {list(triple)}, whose third number must be 1 in a 2-D network")
+    return triple[:dimensions]

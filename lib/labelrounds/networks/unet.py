@@ -8,20 +8,32 @@ import torch
 from monai.networks.nets import DynUNet
 from torch import nn
 
-from labelrounds.networks.base import Channels, FlatLevels, SegmentationNetwork, networks, product, steps
+from labelrounds.networks.base import (
+    Channels,
+    Kernels,
+    SegmentationNetwork,
+    Shape,
+    Strides,
+    convolution_of,
+    kernel_sizes,
+    networks,
+    product,
+    steps,
+    supervised_levels,
+)
 
 
 @networks.register("unet")
 class UNet(SegmentationNetwork):
-    """MONAI's DynUNet: two 3x3x3 convolutions a level, strided convolutions down, transposed ones up.
+    """The blocks of MONAI's DynUNet: two convolutions a level, strided convolutions down, transposed ones up.
 
     Args:
         dimensions: 2 or 3.
         in_channels: image channels.
         out_channels: labels and background.
         channels: features a level, from full resolution to the bottleneck.
-        flat_levels: how many of the first steps keep the slice resolution, for anisotropic images; their
-            convolutions are 3x3x1.
+        strides: of each step down, one fewer than channels; 2 along each axis when left out.
+        kernels: of each level's convolutions, as many as channels; 3 along each axis when left out.
     """
 
     def __init__(
@@ -31,25 +43,27 @@ class UNet(SegmentationNetwork):
         out_channels: int,
         *,
         channels: Channels = [16, 32, 64, 128],  # noqa: B006 - read, never changed
-        flat_levels: FlatLevels = 0,
+        strides: Strides = None,
+        kernels: Kernels = None,
     ) -> None:
         super().__init__()
         self.dimensions = dimensions
-        strides = steps(len(channels) - 1, dimensions, flat_levels)
-        flat = (3, 3, 1)
-        kernels = [
-            flat if dimensions == 3 and level < flat_levels else (3,) * dimensions for level in range(len(channels))
-        ]
+        down = steps(channels, dimensions, strides)
         self.net = DynUNet(
             spatial_dims=dimensions,
             in_channels=in_channels,
             out_channels=out_channels,
-            kernel_size=kernels,
-            strides=[(1,) * dimensions, *strides],
-            upsample_kernel_size=strides,
+            kernel_size=kernel_sizes(channels, dimensions, kernels),
+            strides=[(1,) * dimensions, *down],
+            upsample_kernel_size=down,
             filters=channels,
             norm_name=("INSTANCE", {"affine": True}),
             act_name=("leakyrelu", {"negative_slope": 0.01, "inplace": True}),
+        )
+        # A second tree of the same blocks, by which DynUNet finds its way; in a file each tensor would have two names.
+        del self.net.skip_layers
+        self.heads = nn.ModuleList(
+            convolution_of(dimensions)(channels[level], out_channels, 1) for level in supervised_levels(channels)
         )
 
     @property
@@ -59,9 +73,26 @@ class UNet(SegmentationNetwork):
 
     def segment(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of images of the network's own dimensions."""
-        return self.net(images)
+        return self.net.output_block(self._decode(images)[0])
+
+    def segment_levels(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits at full resolution and at each supervised level."""
+        full, *lower = self._decode(images)
+        heads = [head(features) for head, features in zip(self.heads, lower, strict=False)]
+        return [self.net.output_block(full), *heads]
+
+    def _decode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the decoder's features, full resolution first."""
+        levels = [self.net.input_block(images)]
+        for block in self.net.downsamples:
+            levels.append(block(levels[-1]))
+        decoded = [self.net.bottleneck(levels[-1])]
+        for block, skipped in zip(self.net.upsamples, reversed(levels), strict=True):
+            decoded.insert(0, block(decoded[0], skipped))
+        return decoded
 
     @classmethod
-    def divisor(cls, dimensions: int, **options: Any) -> tuple[int, int, int]:
+    def divisor(cls, dimensions: int, **options: Any) -> Shape:
         """Return the product of the strides."""
-        return product(steps(len(options["channels"]) - 1, dimensions, options["flat_levels"]))
+        kernel_sizes(options["channels"], dimensions, options["kernels"])
+        return product(steps(options["channels"], dimensions, options["strides"]))

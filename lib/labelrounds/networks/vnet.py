@@ -10,19 +10,34 @@ from typing import Any
 import torch
 from torch import nn
 
-from labelrounds.networks.base import Channels, Count, FlatLevels, SegmentationNetwork, networks, product, steps
+from labelrounds.networks.base import (
+    Channels,
+    Count,
+    Kernels,
+    SegmentationNetwork,
+    Shape,
+    Strides,
+    convolution_of,
+    kernel_sizes,
+    networks,
+    product,
+    steps,
+    supervised_levels,
+)
 
 
 class ResidualStage(nn.Module):
     """``depth`` convolutions whose sum with their input is passed on."""
 
-    def __init__(self, dimensions: int, in_channels: int, channels: int, depth: int, kernel: int) -> None:
+    def __init__(self, dimensions: int, in_channels: int, channels: int, depth: int, kernel: tuple[int, ...]) -> None:
         super().__init__()
-        convolution, normalisation = _layers(dimensions)
+        convolution = convolution_of(dimensions)
+        normalisation: Any = nn.InstanceNorm3d if dimensions == 3 else nn.InstanceNorm2d
+        padding = tuple(side // 2 for side in kernel)
         layers: list[nn.Module] = []
         for index in range(depth):
             source = in_channels if index == 0 else channels
-            layers += [convolution(source, channels, kernel, padding=kernel // 2, bias=False)]
+            layers += [convolution(source, channels, kernel, padding=padding, bias=False)]
             layers += [normalisation(channels, affine=True)]
             if index < depth - 1:
                 layers += [nn.PReLU(channels)]
@@ -48,8 +63,8 @@ class VNet(SegmentationNetwork):
         out_channels: labels and background.
         channels: features a level, from full resolution to the bottleneck; the paper's are 16 to 256.
         depths: convolutions of each level's stage; the paper's are 1, 2, 3, 3, 3.
-        kernel: side of each stage's convolutions; the paper's is 5.
-        flat_levels: how many of the first steps keep the slice resolution, for anisotropic images.
+        strides: of each step down, one fewer than channels; 2 along each axis when left out.
+        kernels: of each level's convolutions, as many as channels; 3 along each axis when left out, the paper's are 5.
     """
 
     def __init__(
@@ -60,31 +75,34 @@ class VNet(SegmentationNetwork):
         *,
         channels: Channels = [16, 32, 64, 128],  # noqa: B006 - read, never changed
         depths: list[Count] = [1, 2, 3, 3],  # noqa: B006 - read, never changed
-        kernel: Count = 3,
-        flat_levels: FlatLevels = 0,
+        strides: Strides = None,
+        kernels: Kernels = None,
     ) -> None:
         super().__init__()
         self.dimensions = dimensions
-        convolution, _ = _layers(dimensions)
+        convolution = convolution_of(dimensions)
         transposed: Any = nn.ConvTranspose3d if dimensions == 3 else nn.ConvTranspose2d
-        strides = steps(len(channels) - 1, dimensions, flat_levels)
-        pairs = list(zip(channels[:-1], channels[1:], strides, strict=True))
-        self.first = ResidualStage(dimensions, in_channels, channels[0], depths[0], kernel)
+        pairs = list(zip(channels[:-1], channels[1:], steps(channels, dimensions, strides), strict=True))
+        sizes = kernel_sizes(channels, dimensions, kernels)
+        self.first = ResidualStage(dimensions, in_channels, channels[0], depths[0], sizes[0])
         self.down = nn.ModuleList(
             nn.Sequential(convolution(upper, lower, stride, stride), nn.PReLU(lower)) for upper, lower, stride in pairs
         )
         self.encoder = nn.ModuleList(
             ResidualStage(dimensions, width, width, depth, kernel)
-            for width, depth in zip(channels[1:], depths[1:], strict=True)
+            for width, depth, kernel in zip(channels[1:], depths[1:], sizes[1:], strict=True)
         )
         self.up = nn.ModuleList(
             nn.Sequential(transposed(lower, upper, stride, stride), nn.PReLU(upper)) for upper, lower, stride in pairs
         )
         self.decoder = nn.ModuleList(
             ResidualStage(dimensions, 2 * width, width, depth, kernel)
-            for width, depth in zip(channels[:-1], depths[:-1], strict=True)
+            for width, depth, kernel in zip(channels[:-1], depths[:-1], sizes[:-1], strict=True)
         )
         self.head = convolution(channels[0], out_channels, 1)
+        self.heads = nn.ModuleList(
+            convolution(channels[level], out_channels, 1) for level in supervised_levels(channels)
+        )
 
     @property
     def bottleneck(self) -> nn.Module:
@@ -93,24 +111,28 @@ class VNet(SegmentationNetwork):
 
     def segment(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of images of the network's own dimensions."""
+        return self.head(self._decode(images)[0])
+
+    def segment_levels(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits at full resolution and at each supervised level."""
+        full, *lower = self._decode(images)
+        return [self.head(full), *(head(features) for head, features in zip(self.heads, lower, strict=False))]
+
+    def _decode(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the decoder's features, full resolution first."""
         levels = [self.first(images)]
         for down, stage in zip(self.down, self.encoder, strict=True):
             levels.append(stage(down(levels[-1])))
-        features = levels.pop()
+        decoded = [levels.pop()]
         for up, stage in zip(reversed(self.up), reversed(self.decoder), strict=True):
-            features = stage(torch.cat((up(features), levels.pop()), dim=1))
-        return self.head(features)
+            decoded.insert(0, stage(torch.cat((up(decoded[0]), levels.pop()), dim=1)))
+        return decoded
 
     @classmethod
-    def divisor(cls, dimensions: int, **options: Any) -> tuple[int, int, int]:
+    def divisor(cls, dimensions: int, **options: Any) -> Shape:
         """Return the product of the strides."""
-        channels, depths, kernel = options["channels"], options["depths"], options["kernel"]
+        channels, depths = options["channels"], options["depths"]
         if len(depths) != len(channels):
             raise ValueError(f"depths has {len(depths)} entries, expected one for each of the {len(channels)} channels")
-        if kernel % 2 == 0:
-            raise ValueError(f"kernel {kernel} must be odd")
-        return product(steps(len(channels) - 1, dimensions, options["flat_levels"]))
-
-
-def _layers(dimensions: int) -> tuple[Any, Any]:
-    return (nn.Conv3d, nn.InstanceNorm3d) if dimensions == 3 else (nn.Conv2d, nn.InstanceNorm2d)
+        kernel_sizes(channels, dimensions, options["kernels"])
+        return product(steps(channels, dimensions, options["strides"]))
