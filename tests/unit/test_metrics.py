@@ -1,6 +1,7 @@
 """Each metric agrees with MONAI's and with values made by hand."""
 
 from collections.abc import Callable
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,16 @@ from monai.metrics import compute_dice, compute_hausdorff_distance, compute_surf
 from numpy.typing import NDArray
 
 from labelrounds.errors import BadInput
-from labelrounds.metrics import dice, dice_per_label, hd95, nsd
+from labelrounds.metrics import (
+    Overlap,
+    dice,
+    dice_per_label,
+    hd95,
+    least_error,
+    nsd,
+    pixel_overlap,
+    rand_overlap,
+)
 
 Mask = NDArray[np.uint8]
 SPACING_MM = (0.8, 1.5, 3.0)
@@ -134,16 +144,108 @@ def test_nsd_is_that_of_monai(seed: int, tolerance_mm: float):
     assert nsd(prediction, truth, SPACING_MM, tolerance_mm) == pytest.approx(theirs.item(), rel=1e-5)
 
 
+def rows(*lines: str) -> Mask:
+    """A picture of cells (#) and the membranes between them (.)."""
+    return np.array([[pixel == "#" for pixel in line] for line in lines], np.uint8)
+
+
+def pairs_one_by_one(prediction: Mask, truth: Mask) -> Overlap:
+    """The definition of `rand_overlap`, with a flood fill of its own and every pair looked at."""
+
+    def names(mask: Mask) -> dict[tuple[int, int], tuple[int, int]]:
+        found: dict[tuple[int, int], tuple[int, int]] = {}
+        for start in product(*map(range, mask.shape)):
+            edge = [start] if mask[start] and start not in found else []
+            while edge:
+                x, y = edge.pop()
+                if 0 <= x < mask.shape[0] and 0 <= y < mask.shape[1] and mask[x, y] and (x, y) not in found:
+                    found[x, y] = start
+                    edge += [(x + 1, y), (x - 1, y), (x, y + 1), (x, y - 1)]
+        return found
+
+    cells, parts = names(truth), names(prediction)
+    lone = {pixel: parts.get(pixel, ("alone", *pixel)) for pixel in cells}
+    together = [(lone[a] == lone[b], cells[a] == cells[b]) for a, b in product(cells, cells)]
+    return Overlap(sum(p and t for p, t in together), sum(p for p, _ in together), sum(t for _, t in together))
+
+
+def test_pixel_overlap_made_by_hand():
+    counts = pixel_overlap(rows("###.", "...."), rows("##..", "##.."))
+    assert counts == Overlap(both=2, found=3, sought=4)
+    assert (counts.precision, counts.recall) == (2 / 3, 2 / 4)
+    assert 1 - counts.f_score == pytest.approx(3 / 7)
+
+
+def test_rand_overlap_of_a_merged_border_made_by_hand():
+    # Two cells of 3 and 4 pixels become one: 9 + 16 ordered pairs are sought, 7 * 7 are found. The border itself
+    # is outside the truth's cells and does not count.
+    counts = rand_overlap(rows("########"), rows("###.####"))
+    assert counts == Overlap(both=25, found=49, sought=25)
+    assert counts.recall == 1
+
+
+def test_rand_overlap_of_a_split_cell_made_by_hand():
+    # A cell of 7 pixels falls into 3, a border pixel that is a cell of its own, and 3.
+    counts = rand_overlap(rows("###.###"), rows("#######"))
+    assert counts == Overlap(both=19, found=19, sought=49)
+    assert counts.precision == 1
+
+
+def test_cells_that_touch_at_a_corner_are_two():
+    assert rand_overlap(rows("#.", ".#"), rows("#.", ".#")).sought == 2
+
+
+def test_rand_overlap_forgives_a_border_of_another_width_but_pixel_overlap_does_not():
+    truth, wide = rows(*["#########.#########"] * 9), rows(*["########...########"] * 9)
+    assert pixel_overlap(wide, truth).f_score < 0.95
+    assert rand_overlap(wide, truth).precision == 1
+    assert 1 - rand_overlap(rows(*["#" * 19] * 9), truth).f_score > 0.3
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rand_overlap_is_that_of_every_pair_looked_at(seed: int):
+    prediction, truth = (np.random.default_rng(seed).random((2, 7, 9)) < 0.6).astype(np.uint8)
+    assert rand_overlap(prediction, truth) == pairs_one_by_one(prediction, truth)
+    assert rand_overlap(prediction[..., None], truth[..., None]) == rand_overlap(prediction, truth)
+
+
+def test_rand_overlap_counts_more_pairs_than_32_bits_hold():
+    assert rand_overlap(np.ones((400, 400)), np.ones((400, 400))).both == 400**4
+
+
+def test_overlaps_of_nothing_are_perfect_and_those_of_images_add_up():
+    assert pixel_overlap(rows(".."), rows("..")).f_score == 1
+    assert rand_overlap(rows("##"), rows("..")) == Overlap(0, 0, 0)
+    assert pixel_overlap(rows(".."), rows("##")) + pixel_overlap(rows("##"), rows("##")) == Overlap(2, 2, 4)
+
+
+def test_least_error_is_that_of_the_best_common_threshold():
+    truths = [rows("##.."), rows("####")]
+    probabilities = [np.array([[0.9, 0.45, 0.35, 0.35]]), np.array([[0.9, 0.9, 0.9, 0.35]])]
+    # Above .4 only the last pixel is missing, 2 * 5 / (5 + 6); above .3 two are too many, 2 * 6 / (8 + 6).
+    assert least_error(pixel_overlap, probabilities, truths) == (pytest.approx(1 - 10 / 11), 0.4)
+    assert least_error(pixel_overlap, probabilities, truths, (0.1, 0.3)) == (pytest.approx(1 - 12 / 14), 0.1)
+
+
+def test_least_error_without_an_image_for_each_truth_is_refused():
+    with pytest.raises(BadInput, match="1 probability maps for 2 truths"):
+        least_error(pixel_overlap, [np.ones((2, 2))], [np.ones((2, 2))] * 2)
+    with pytest.raises(BadInput, match="0 probability maps"):
+        least_error(pixel_overlap, [], [])
+
+
 @pytest.mark.parametrize(
     "metric",
     [
+        pixel_overlap,
+        rand_overlap,
         lambda a, b: dice(a, b, 1),
         lambda a, b: hd95(a, b, (1, 1, 1)),
         lambda a, b: nsd(a, b, (1, 1, 1), 1),
     ],
-    ids=["dice", "hd95", "nsd"],
+    ids=["pixel_overlap", "rand_overlap", "dice", "hd95", "nsd"],
 )
-def test_arrays_of_different_shapes_are_refused(metric: Callable[[Mask, Mask], float]):
+def test_arrays_of_different_shapes_are_refused(metric: Callable[[Mask, Mask], object]):
     # These two would broadcast, and give a number that means nothing.
     with pytest.raises(BadInput, match=r"shape \(4, 4, 4\), truth \(4, 4, 1\)"):
         metric(np.ones((4, 4, 4), np.uint8), np.ones((4, 4, 1), np.uint8))
