@@ -37,9 +37,19 @@ _WINDOWS_AT_ONCE = 2
 @torch.inference_mode()
 def predict(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """Return the label map ``(X, Y, Z)`` uint8 of a prepared image ``(C, X, Y, Z)``, on the image's device."""
-    device = image.device
+    return _logits(network, image, config).argmax(dim=0).to(torch.uint8)
+
+
+@torch.inference_mode()
+def probabilities(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Return the softmax ``(K, X, Y, Z)`` float32 of which `predict` takes the largest; its first is the background."""
+    return _logits(network, image, config).float().softmax(dim=0)
+
+
+def _logits(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Return the logits ``(K, X, Y, Z)`` of a prepared image ``(C, X, Y, Z)``, on the image's device."""
     _check_memory(image, config)
-    with autocast(device):
+    with autocast(image.device):
         logits = sliding_window_inference(
             image[None],
             roi_size=config.patch_size,
@@ -51,7 +61,7 @@ def predict(network: SegmentationNetwork, image: torch.Tensor, config: ModelConf
         )
     if not isinstance(logits, torch.Tensor):
         raise TypeError(f"network {config.network.name} returned {type(logits).__name__}, expected a tensor")
-    return logits[0].argmax(dim=0).to(torch.uint8)
+    return logits[0]
 
 
 def _check_memory(image: torch.Tensor, config: ModelConfig) -> None:

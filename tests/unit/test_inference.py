@@ -13,7 +13,7 @@ import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds import inference
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
-from labelrounds.inference import SegmentationInferer, predict, segment
+from labelrounds.inference import SegmentationInferer, predict, probabilities, segment
 from labelrounds.networks import build_network
 from labelrounds.phantoms import make_phantom
 from labelrounds.reading import Image, read_image, read_label
@@ -80,6 +80,14 @@ def test_an_image_of_any_size_gets_an_answer_for_each_voxel(config, shape):
     label = predict(BySign(), image, config)
     assert label.dtype == torch.uint8 and label.shape == shape
     assert torch.equal(label, torch.where(image[0] > 0, 2, 1).to(torch.uint8))
+
+
+def test_probabilities_are_what_the_label_map_is_the_largest_of(config):
+    image = torch.randn(1, 33, 17, 20, generator=torch.Generator().manual_seed(0))
+    chances = probabilities(BySign(), image, config)
+    assert chances.shape == (3, 33, 17, 20)
+    assert chances.sum(dim=0).allclose(torch.ones(33, 17, 20))
+    assert chances.argmax(dim=0).equal(predict(BySign(), image, config).long())
 
 
 @pytest.mark.parametrize("patch_size", [[16, 16, 16], [16, 16, 1]], ids=str)
