@@ -110,13 +110,26 @@ class LabelRoundsApp(MONAILabelApp):
             latest = {model: self._running_figures(task, latest.pop(model, {})), **latest}
         return {**described, "train_stats": latest}
 
+    def training_figures(self, task: dict[str, Any]) -> dict[str, Any]:
+        """Return how far a training is, for ``GET /train/``: its figures, or how many are before it."""
+        tasks, unfinished = job_queue("train").tasks, job_queue("train").unfinished()
+        if any(task is other for other in unfinished[1:]):
+            return {"status": "waiting", "before_it": unfinished.index(task)}
+        model = task["request"]["model"]
+        written = self._trainers[model].stats() if model in self._trainers else {}
+        if unfinished and task is unfinished[0]:
+            return self._running_figures(task, written)
+        begun = [other for other in tasks if other["request"]["model"] == model and other not in unfinished]
+        is_last = bool(begun) and begun[-1] is task and written.get("started", 0) >= task["submitted"]
+        return dict(written) if is_last else {}
+
     def _running_figures(self, task: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
         """Return a running training's figures, from its first moment to its last.
 
         Until its process has written something, the file holds an earlier training's figures or nothing; once it has
         written its end, ``total_time`` would make Slicer show an empty bar while the process still runs.
         """
-        epochs = task["request"].get("epochs", self.configs[task["request"]["model"]].training.epochs)
+        epochs = task["request"].get("epochs") or self.configs[task["request"]["model"]].training.epochs
         figures = {"epoch": 0, "total_epochs": epochs, "best_metric": written.get("best_metric", 0.0)}
         if written.get("started", 0) >= task["submitted"]:
             figures |= written
@@ -177,7 +190,7 @@ class LabelRoundsApp(MONAILabelApp):
             Conflict: no label was submitted yet.
         """
         model = request.get("model")
-        if not model:
+        if not model or not isinstance(model, str):
             raise BadInput(f"a training needs a model, one of {', '.join(self._trainers)}")
         trainer = self._trainers.get(model)
         if trainer is None:

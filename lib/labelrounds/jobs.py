@@ -4,9 +4,9 @@ Takes the place of the host's ``AsyncTask``, whose children can't import the hos
 kill, and which takes two trainings that are asked for at once. The routes stay the host's.
 
 Concurrency: a lock guards the list; one thread a method runs its tasks one after the other. Crash rules: the
-request that runs is written to ``home()/jobs/<method>.json`` and removed when its process has ended, so a server
-that was killed finds it at its next start and asks for it again; the training goes on from its own saved state.
-A child whose server is gone ends by itself (``worker.py``).
+requests that run or wait are written to ``home()/jobs/<method>.json``, each until its process has ended, so a server
+that was killed finds them at its next start and asks for them again in their order; the training that ran goes on from
+its own saved state. A child whose server is gone ends by itself (``worker.py``).
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from typing import Any
 
 from labelrounds import folders
 from labelrounds.checkpoints import read_json, write_json
-from labelrounds.errors import BadInput, Busy, NotFound
+from labelrounds.errors import BadInput, Busy, NotFound, OutOfSpace
 
 logger = logging.getLogger(__name__)
 
@@ -47,16 +47,18 @@ class JobQueue:
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         self._file = folders.home() / "jobs" / f"{method}.json"
+        self._foreign: list[dict[str, Any]] = []  # left by servers of other studies or models, for their next start
 
     def submit(self, request: dict[str, Any], enqueue: bool) -> Task:
         """Take a task.
 
         Raises:
-            Busy: one runs or waits already and ``enqueue`` is not asked for.
+            Busy: one runs or waits already and ``enqueue`` is not asked for, or a hundred wait.
+            OutOfSpace: the request can't be written down; nothing is started.
         """
         with self._lock:
             running = self.unfinished()
-            if running and not enqueue:
+            if running and not (enqueue and len(running) < _TASKS_KEPT):
                 model = running[0]["request"].get("model")
                 raise Busy(f"a {self.method} task runs already (model {model}); wait for it or stop it")
             task = {
@@ -67,6 +69,7 @@ class JobQueue:
                 "submitted": time.time(),
                 "details": deque(["submitted"], maxlen=_LINES_KEPT),
             }
+            self._note([*running, task])
             self.tasks = [*self.tasks[-_TASKS_KEPT:], task]
             self._waiting.put(task)
             if self._thread is None:
@@ -88,23 +91,32 @@ class JobQueue:
             task["details"].append("stopping")
             if task["status"] == "SUBMITTED":
                 task["status"], task["end_ts"] = "STOPPED", _now()
+                self._note_rest()
             task["stopping"] = True
             if self._process is not None:
                 self._process.send_signal(signal.SIGTERM)
             return task
 
-    def resume(self, studies: str, models: Container[str]) -> Task | None:
-        """Ask again for the task that a killed server left, if it was about these studies and one of these models."""
+    def resume(self, studies: str, models: Container[str]) -> list[Task]:
+        """Ask again for the tasks that a killed server left, those about these studies and these models.
+
+        The others stay written down for a server that has theirs.
+        """
         try:
-            left = read_json(self._file) or {}
+            left = (read_json(self._file) or {}).get("requests", [])
         except BadInput as error:
             logger.warning("Resume nothing: %s", error)
-            return None
-        request = left.get("request")
-        if left.get("studies") != studies or not isinstance(request, dict) or request.get("model") not in models:
-            return None
-        logger.info("Resume the interrupted %s of %s", self.method, request.get("model"))
-        return self.submit(request, enqueue=True)
+            return []
+        left = [entry for entry in left if isinstance(entry, dict)] if isinstance(left, list) else []
+        self._foreign, resumed = left, []
+        try:
+            for entry in [entry for entry in left if _is_of(entry, studies, models)]:
+                logger.info("Resume the interrupted %s of %s", self.method, entry["request"]["model"])
+                self._foreign = [other for other in self._foreign if other is not entry]
+                resumed.append(self.submit(entry["request"], enqueue=True))
+        except OutOfSpace as error:
+            logger.warning("Resume no more until the next start: %s", error)
+        return resumed
 
     def abandon(self) -> None:
         """End the child at once because the server ends; its request stays written down for the next start."""
@@ -124,20 +136,33 @@ class JobQueue:
             except Exception as error:
                 logger.exception("The %s task could not be run", self.method)
                 task["details"].append(f"the task could not be run: {error}")
-                self._forget()
                 with self._lock:
                     self._process = None
-                    task["status"], task["end_ts"] = "ERROR", _now()
+                    self._end(task, "ERROR")
 
-    def _forget(self) -> None:
-        with contextlib.suppress(OSError):  # the queue goes on; at worst the task is run once more
-            self._file.unlink()
+    def _note(self, tasks: list[Task]) -> None:
+        """Write down what runs and waits.
 
-    def _run(self, task: Task) -> None:
+        Raises:
+            OutOfSpace: the disk is full; what was written down before stays.
+        """
         from monailabel.config import settings
 
+        mine = [{"request": task["request"], "studies": settings.MONAI_LABEL_STUDIES} for task in tasks]
+        if mine or self._foreign:
+            write_json(self._file, {"requests": [*mine, *self._foreign]})
+        else:
+            self._file.unlink(missing_ok=True)
+
+    def _note_rest(self) -> None:
+        """Write down what is left after a task has ended; at worst, a server that is killed runs it once more."""
+        try:
+            self._note(self.unfinished())
+        except (OSError, OutOfSpace) as error:
+            logger.warning("The queue of %s tasks can't be written down: %s", self.method, error)
+
+    def _run(self, task: Task) -> None:
         command = worker_command(task["request"])
-        write_json(self._file, {"request": task["request"], "studies": settings.MONAI_LABEL_STUDIES})
         # Threads that spin while they wait slow a training beside an inference down many times.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         with subprocess.Popen(
@@ -153,15 +178,24 @@ class JobQueue:
                     logger.info("%s: %s", self.method, line.rstrip())
         with self._lock:
             self._process = None
-            if process.returncode != -signal.SIGKILL or not _ending.is_set():
-                self._forget()
-            task["status"] = _status(process.returncode, task.get("stopping", False))
-            task["end_ts"] = _now()
+            is_abandoned = process.returncode == -signal.SIGKILL and _ending.is_set()
+            self._end(task, _status(process.returncode, task.get("stopping", False)), not is_abandoned)
+
+    def _end(self, task: Task, status: str, is_over: bool = True) -> None:
+        """Say how a task has ended; one that is not over stays written down for the next server."""
+        task["status"], task["end_ts"] = status, _now()
+        if is_over:
+            self._note_rest()
 
 
 def worker_command(request: dict[str, Any]) -> list[str]:
     """Return the command line of a task's process."""
     return [sys.executable, "-m", "labelrounds.worker", json.dumps(request)]
+
+
+def _is_of(entry: dict[str, Any], studies: str, models: Container[str]) -> bool:
+    request = entry.get("request")
+    return entry.get("studies") == studies and isinstance(request, dict) and request.get("model") in models
 
 
 def _status(returncode: int, stopping: bool) -> str:
@@ -189,11 +223,12 @@ def abandon_all() -> None:
         jobs.abandon()
 
 
-def install(check: Callable[[dict[str, Any]], None]) -> None:
+def install(check: Callable[[dict[str, Any]], None], figures: Callable[[Task], dict[str, Any]]) -> None:
     """Let the host's routes use these queues.
 
     Args:
         check: called with the request before a task is taken; raises what the client is told.
+        figures: returns how far a task is, which is shown as its ``progress``.
     """
     from monailabel.utils.async_tasks.task import AsyncTask
 
@@ -203,20 +238,25 @@ def install(check: Callable[[dict[str, Any]], None]) -> None:
         # force_sync would train inside the server's event loop; the task is queued like any other.
         asked = {**(params or {}), **(request or {})}
         check(asked)
-        return _shown(job_queue(method).submit(asked, enqueue)), None
+        return shown(job_queue(method).submit(asked, enqueue)), None
 
     def status(method: str, all: bool = False, check_if_running: bool = False) -> tuple[Any, str | None]:
         jobs = job_queue(method)
-        tasks = jobs.unfinished()[:1] if check_if_running else jobs.tasks
+        running = jobs.unfinished()[:1]
+        tasks = running if check_if_running else jobs.tasks
         if not tasks:
             return None, f"No {method} task {'runs' if check_if_running else 'was started yet'}"
-        return ([_shown(task) for task in tasks] if all else _shown(tasks[-1])), None
+        # Of several the one that runs, even if others wait behind it: clients take any other status for the end.
+        return ([shown(task) for task in tasks] if all else shown((running or tasks[-1:])[0])), None
 
     def stop(method: str) -> Task:
         task = job_queue(method).stop()
         if task is None:
             raise NotFound(f"no {method} task runs")
-        return _shown(task)
+        return shown(task)
+
+    def shown(task: Task) -> Task:
+        return {**_shown(task), "progress": figures(task)}
 
     AsyncTask.run, AsyncTask.status, AsyncTask.stop = staticmethod(run), staticmethod(status), staticmethod(stop)
 

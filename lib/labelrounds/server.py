@@ -277,7 +277,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Build the app before the first request; end the child processes with the server."""
     folders.claim_home()
     instance = app_instance()
-    jobs.install(instance.check_training)
+    jobs.install(instance.check_training, instance.training_figures)
     instance.server_mode(True)
     instance.on_init_complete()
     yield

@@ -11,7 +11,7 @@ import pytest
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds import jobs
-from labelrounds.errors import Busy, NotFound
+from labelrounds.errors import Busy, NotFound, OutOfSpace
 from labelrounds.jobs import JobQueue
 
 WORKER = """
@@ -76,6 +76,10 @@ def note_of(home: Path) -> Path:
     return home / "jobs" / "train.json"
 
 
+def noted(home: Path) -> list:
+    return json.loads(note_of(home).read_text())["requests"]
+
+
 def test_a_task_runs_and_its_lines_are_kept(queue):
     task = queue.submit({"model": "m", "say": ["epoch 1/2", "", "epoch 2/2"]}, enqueue=False)
     wait_till_ended(task)
@@ -137,6 +141,29 @@ def test_enqueued_tasks_wait_for_their_turn(queue, go):
     assert first["end_ts"] <= second["end_ts"]
 
 
+def test_what_waits_is_noted_too_until_it_is_stopped(queue, home, go, studies):
+    first = queue.submit({"model": "one", "until": str(go)}, enqueue=False)
+    second, third = (queue.submit({"model": name, "until": str(go)}, enqueue=True) for name in ("two", "three"))
+    assert [entry["request"]["model"] for entry in noted(home)] == ["one", "two", "three"]
+    wait_till_it_works(first)
+    queue.stop()
+    wait_till_it_works(second)
+    assert [entry["request"]["model"] for entry in noted(home)] == ["two", "three"]
+    go.touch()
+    wait_till_ended(second, third)
+    wait_for(lambda: not note_of(home).exists())
+
+
+def test_of_a_hundred_that_wait_the_next_is_refused(queue, go):
+    queue.submit({"model": "one", "until": str(go)}, enqueue=False)
+    for _ in range(99):
+        queue.submit({"model": "two", "until": str(go)}, enqueue=True)
+    with pytest.raises(Busy):
+        queue.submit({"model": "two"}, enqueue=True)
+    for waiting in queue.unfinished()[1:]:
+        waiting["status"] = "STOPPED"  # none of them is to run after the test
+
+
 def test_methods_do_not_wait_for_each_other(home, go):
     training, scoring = JobQueue("train"), JobQueue("scoring")
     first = training.submit({"until": str(go)}, enqueue=False)
@@ -167,12 +194,15 @@ def test_a_process_that_can_not_be_started_is_an_error_and_the_next_runs(queue, 
     assert after["status"] == "DONE"
 
 
-def test_a_request_that_can_not_be_noted_is_an_error_and_the_next_runs(queue):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "write_json", lambda *args: (_ for _ in ()).throw(OSError(28, "No space left")))
-        task = queue.submit({}, enqueue=False)
-        wait_till_ended(task)
-    assert task["status"] == "ERROR"
+def full(*args):
+    raise OutOfSpace("train.json: not written, No space left on device; free some space first")
+
+
+def test_a_request_that_can_not_be_noted_is_refused_and_the_next_runs(queue):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OutOfSpace, match="No space left"):
+        patch.setattr(jobs, "write_json", full)
+        queue.submit({}, enqueue=False)
+    assert queue.tasks == []
     after = queue.submit({}, enqueue=False)
     wait_till_ended(after)
     assert after["status"] == "DONE"
@@ -252,7 +282,7 @@ def studies(monkeypatch) -> str:
 def test_the_request_is_noted_while_it_runs_and_forgotten_after(queue, home, go, studies):
     task = queue.submit({"model": "m", "until": str(go)}, enqueue=False)
     wait_till_it_works(task)
-    assert json.loads(note_of(home).read_text()) == {"request": task["request"], "studies": "/studies"}
+    assert noted(home) == [{"request": task["request"], "studies": "/studies"}]
     go.touch()
     wait_till_ended(task)
     wait_for(lambda: not note_of(home).exists())
@@ -260,37 +290,48 @@ def test_the_request_is_noted_while_it_runs_and_forgotten_after(queue, home, go,
 
 def test_what_a_killed_server_left_is_asked_for_again(queue, home, studies):
     note_of(home).parent.mkdir(parents=True)
-    note_of(home).write_text(json.dumps({"request": {"model": "m"}, "studies": "/studies"}))
-    task = queue.resume("/studies", ["m"])
-    wait_till_ended(task)
-    assert task["request"] == {"model": "m"} and task["status"] == "DONE"
+    left = [{"request": {"model": name}, "studies": "/studies"} for name in ("m", "n", "m")]
+    note_of(home).write_text(json.dumps({"requests": left}))
+    tasks = queue.resume("/studies", ["m", "n"])
+    wait_till_ended(*tasks)
+    assert [task["request"] for task in tasks] == [entry["request"] for entry in left]
+    assert [task["status"] for task in tasks] == ["DONE"] * 3
     wait_for(lambda: not note_of(home).exists())
-    assert queue.resume("/studies", ["m"]) is None
+    assert queue.resume("/studies", ["m"]) == []
 
 
 @pytest.mark.parametrize(
     "content",
-    [None, "", "{", "[]", "{}", '{"studies": "/studies"}', '{"studies": "/studies", "request": 7}', '{"request": {}}'],
+    [
+        *(None, "", "{", "[]", "{}", '{"requests": 7}', '{"requests": [7, {}, {"studies": "/studies"}]}'),
+        '{"requests": [{"studies": "/studies", "request": 7}, {"request": {}}]}',
+    ],
 )
 def test_nothing_is_resumed_from_a_note_that_says_nothing(queue, home, content):
     note_of(home).parent.mkdir(parents=True)
     if content is not None:
         note_of(home).write_text(content)
-    assert queue.resume("/studies", ["m"]) is None
+    assert queue.resume("/studies", ["m"]) == []
     assert queue.tasks == []
 
 
-def test_a_request_about_other_studies_is_not_resumed(queue, home):
+def test_requests_of_other_studies_or_models_are_left_for_a_server_that_has_them(queue, home, studies):
     note_of(home).parent.mkdir(parents=True)
-    note_of(home).write_text(json.dumps({"request": {"model": "m"}, "studies": "/elsewhere"}))
-    assert queue.resume("/studies", ["m"]) is None
+    elsewhere = {"request": {"model": "m"}, "studies": "/elsewhere"}
+    unknown = {"request": {"model": "another"}, "studies": "/studies"}
+    mine = {"request": {"model": "m"}, "studies": "/studies"}
+    note_of(home).write_text(json.dumps({"requests": [elsewhere, mine, unknown]}))
+    (task,) = queue.resume("/studies", ["m"])
+    wait_till_ended(task, queue.submit({"model": "m"}, enqueue=True))
+    wait_for(lambda: noted(home) == [elsewhere, unknown])
 
 
-def test_a_request_for_a_model_that_is_not_served_now_is_left_for_a_server_that_has_it(queue, home):
+def test_a_full_disk_at_the_start_ends_no_server_and_loses_no_request(queue, home, studies, monkeypatch):
     note_of(home).parent.mkdir(parents=True)
-    note_of(home).write_text(json.dumps({"request": {"model": "m"}, "studies": "/studies"}))
-    assert queue.resume("/studies", ["another"]) is None
-    assert note_of(home).exists()
+    note_of(home).write_text(json.dumps({"requests": [{"request": {"model": "m"}, "studies": "/studies"}]}))
+    monkeypatch.setattr(jobs, "write_json", full)
+    assert queue.resume("/studies", ["m"]) == []
+    assert noted(home) == [{"request": {"model": "m"}, "studies": "/studies"}]
 
 
 def test_a_server_that_ends_leaves_its_request_for_the_next(home, go, studies):
@@ -301,13 +342,14 @@ def test_a_server_that_ends_leaves_its_request_for_the_next(home, go, studies):
     jobs.abandon_all()
     wait_till_ended(task)
     wait_for(lambda: queue._waiting.empty())
-    assert json.loads(note_of(home).read_text())["request"]["model"] == "m"
+    assert [entry["request"]["model"] for entry in noted(home)] == ["m", "another", "a third"]
     assert list(waiting[0]["details"]) == ["submitted"], "the ending server has started another task"
     jobs._ending.clear()
     go.touch()
-    resumed = JobQueue("train").resume("/studies", ["m"])
-    wait_till_ended(resumed)
-    assert resumed["request"] == task["request"] and resumed["status"] == "DONE"
+    resumed = JobQueue("train").resume("/studies", ["m", "another", "a third"])
+    wait_till_ended(*resumed)
+    assert [one["request"] for one in resumed] == [one["request"] for one in (task, *waiting)]
+    assert [one["status"] for one in resumed] == ["DONE"] * 3
 
 
 def test_ending_a_server_that_does_nothing_does_nothing(home):
@@ -336,7 +378,7 @@ def host_task(monkeypatch):
     for name in ("run", "status", "stop"):
         monkeypatch.setattr(AsyncTask, name, vars(AsyncTask)[name])
     checked = []
-    jobs.install(checked.append)
+    jobs.install(checked.append, lambda task: {"epoch": 3, "of": task["request"]["model"]})
     AsyncTask.checked = checked
     yield AsyncTask
     del AsyncTask.checked
@@ -350,10 +392,20 @@ def test_the_hosts_routes_run_show_and_stop_a_task(host_task, home, go):
         host_task.run("train", request={"model": "m"})
     shown, error = host_task.status("train", check_if_running=True)
     assert error is None and shown["id"] == task["id"]
+    assert shown["progress"] == {"epoch": 3, "of": "m"}
     json.dumps(host_task.status("train", all=True)[0])
     assert host_task.stop("train")["id"] == task["id"]
     wait_for(lambda: host_task.status("train")[0]["status"] == "STOPPED")
     assert host_task.status("train", check_if_running=True) == (None, "No train task runs")
+
+
+def test_the_hosts_route_shows_the_task_that_runs_and_not_the_last_that_waits(host_task, home, go):
+    first, _ = host_task.run("train", request={"model": "m"}, params={"until": str(go)})
+    host_task.run("train", request={"model": "n"}, enqueue=True)
+    assert host_task.status("train")[0]["id"] == first["id"]
+    assert [task["request"]["model"] for task in host_task.status("train", all=True)[0]] == ["m", "n"]
+    go.touch()
+    wait_for(lambda: host_task.status("train")[0]["request"]["model"] == "n")
 
 
 def test_without_a_task_the_hosts_routes_say_so(host_task, home):
@@ -371,7 +423,7 @@ def test_a_request_that_is_refused_starts_nothing(monkeypatch, home):
     def refuse(request):
         raise NotFound("no such model")
 
-    jobs.install(refuse)
+    jobs.install(refuse, lambda task: {})
     with pytest.raises(NotFound):
         AsyncTask.run("train", request={"model": "m"})
     assert jobs.job_queue("train").tasks == []
