@@ -83,6 +83,7 @@ class TrainingConfig(Section):
     """How a training of this model runs unless the request says otherwise."""
 
     epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 40
+    quick_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 8
     iterations_per_epoch: Count = 25
     batch_size: Count = 2
     learning_rate: Positive = 2e-3
