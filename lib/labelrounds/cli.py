@@ -70,6 +70,26 @@ def demo(
 
 
 @app.command()
+def plan(
+    studies: Annotated[str, typer.Option(help="The folder with the images; their labels lie in labels/final.")],
+    labels: Annotated[
+        str, typer.Option(help="Names of the labels, separated by commas, in the order of their voxel values 1, 2, 3.")
+    ],
+    name: Annotated[str, typer.Option(help="The model's name: small letters, digits and _.")],
+    configs: Annotated[
+        Path, typer.Option(help="The folder to write the model's YAML file to; made if need be.")
+    ] = Path("my-models"),
+    network: Annotated[str, typer.Option(help="unet, vnet or attention_unet.")] = "unet",
+    device: Annotated[str, typer.Option(help="Where it will be trained; the best there is when left out.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace a model of that name.")] = False,
+) -> None:
+    """Read your images, and labels where there are some, and write a model's YAML file for them, reasons included."""
+    from labelrounds.plan_file import plan_model, show
+
+    show(*plan_model(studies, labels, name, configs, network, device, force))
+
+
+@app.command()
 def train(
     model: Annotated[str, typer.Option(help="The model to train; see `labelrounds models`.")],
     studies: Annotated[str, typer.Option(help="The folder with the images; their labels lie in labels/final.")],

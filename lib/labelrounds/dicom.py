@@ -98,6 +98,13 @@ def patient_id(path: Path) -> str | None:
     return None
 
 
+def modality(path: Path) -> str:
+    """Return the Modality of the first DICOM file there, "" where it is missing."""
+    for file in _dicom_files(path):
+        return str(_dataset(file).get("Modality", "") or "").strip()
+    return ""
+
+
 def varying_rescale(slices: Sequence[Slice]) -> bool:
     """Tell whether the slices' rescaling differs or is fractional, as in PET, so that only floats hold the values."""
     rescales = {found.rescale for found in slices}
