@@ -34,6 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+import labelrounds
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.config import ModelConfig, load_configs
 from labelrounds.devices import choose_device
@@ -51,6 +52,7 @@ from tests.benchmarks import machine
 DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "membrane_em"
 RESULTS = Path(__file__).parent / "results"
 MODEL = "unet_membrane_em"
+SOURCES = ("cases.py", "transforms.py", "learning.py", "inference.py", "networks/*.py")
 # Table 1 of the paper, the U-Net's row.
 PAPER = {"pixel_error": 0.0611, "rand_error": 0.0382}
 CAVEAT = (
@@ -69,30 +71,27 @@ def main() -> None:
     parser.add_argument("--device", help="cpu or cuda; the best there is when left out")
     parser.add_argument("--folder", type=Path, default=Path.home() / ".cache" / "labelrounds-benchmarks" / "membrane")
     wanted = parser.parse_args()
+    if wanted.seed < 0 or (wanted.epochs is not None and wanted.epochs < 1):
+        parser.error(f"--seed {wanted.seed} must be 0 or more, --epochs {wanted.epochs} 1 or more")
+    names = sorted(path.stem for path in (DATA / "images").glob("*.png"))
+    if len(names) < wanted.folds:
+        parser.error(f"{DATA} has {len(names)} sections, too few for {wanted.folds} folds; see LABELROUNDS_DATA")
     config = configuration(wanted.epochs, wanted.seed)
     device = choose_device(wanted.device)
-    names = sorted(path.name for path in (DATA / "images").glob("*.png"))
-    folder = wanted.folder / fingerprint(config, names, wanted.folds, device)
-    cases = prepare_sections(names, folder / "labels", config)
-    stopped = stop_on_interrupt()
-    held_out = [list(part) for part in np.array_split(np.arange(len(names)), wanted.folds)]
-    folds = []
-    for number, part in enumerate(held_out, start=1):
-        file = folder / f"fold_{number}.npz"
-        if not file.is_file():
-            console.print(f"Fold {number} of {wanted.folds}: {names[part[0]]} to {names[part[-1]]} held out")
-            if not run_fold(cases, part, config, device, file, stopped):
-                console.print(f"Stopped. The same command goes on from here; what is done lies in {folder}")
-                return
-        folds.append(dict(np.load(file)))
+    parts = [[names[i] for i in part] for part in np.array_split(np.arange(len(names)), wanted.folds)]
+    folder = wanted.folder / fingerprint(config, parts, device)
+    folds = run_folds(parts, config, device, folder)
+    if folds is None:
+        console.print("Stopped. The same command goes on from the last epoch; what is done lies in", folder)
+        return
     report = {
         "caveat": CAVEAT,
         "paper": PAPER,
         "sections": len(names),
         "figures": judge(folds),
         "folds": [
-            {"held_out": [Path(names[i]).stem for i in part], "training_minutes": minutes(fold), **judge([fold])}
-            for part, fold in zip(held_out, folds, strict=True)
+            {"held_out": part, "training_minutes": minutes(fold), **judge([fold])}
+            for part, fold in zip(parts, folds, strict=True)
         ],
         "seed": wanted.seed,
         "device": str(device),
@@ -114,9 +113,11 @@ def configuration(epochs: int | None, seed: int) -> ModelConfig:
     return config.model_copy(update={"training": config.training.model_copy(update=changes)})
 
 
-def fingerprint(config: ModelConfig, names: Sequence[str], folds: int, device: torch.device) -> str:
-    """Return what makes a run this run, so that another's folds are never taken for its own."""
-    about = [config.model_dump(mode="json"), list(names), folds, device.type]
+def fingerprint(config: ModelConfig, parts: list[list[str]], device: torch.device) -> str:
+    """Return what makes a run this run, the code that trains included: another's folds are never taken for its own."""
+    package = Path(labelrounds.__file__).parent
+    sources = [path for pattern in SOURCES for path in sorted(package.glob(pattern))]
+    about = [config.model_dump(mode="json"), parts, device.type, [path.read_text() for path in sources]]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -125,18 +126,35 @@ def prepare_sections(names: Sequence[str], labels: Path, config: ModelConfig) ->
     labels.mkdir(parents=True, exist_ok=True)
     items = []
     for name in names:
-        drawn = read_image(DATA / "labels" / name)
-        label = write_label((drawn.array[0] == 0).astype(np.uint8), drawn.affine, labels / f"{Path(name).stem}.nii.gz")
-        items.append(LabelledCase(Path(name).stem, DATA / "images" / name, label, None, Path(name).stem))
+        drawn = read_image(DATA / "labels" / f"{name}.png")
+        label = write_label((drawn.array[0] == 0).astype(np.uint8), drawn.affine, labels / f"{name}.nii.gz")
+        items.append(LabelledCase(name, DATA / "images" / f"{name}.png", label, None, name))
     cases, skipped = prepare_cases(items, config)
     if skipped:
         raise SystemExit(f"not usable: {skipped}")
     return cases
 
 
+def run_folds(
+    parts: list[list[str]], config: ModelConfig, device: torch.device, folder: Path
+) -> list[dict[str, np.ndarray]] | None:
+    """Return what each fold's network says of its held-out sections; None where the run was stopped before the end."""
+    cases = prepare_sections([name for part in parts for name in part], folder / "labels", config)
+    stopped = stop_on_interrupt()
+    folds = []
+    for number, held_out in enumerate(parts, start=1):
+        file = folder / f"fold_{number}.npz"
+        if not file.is_file():
+            console.print(f"Fold {number} of {len(parts)}: sections {held_out[0]} to {held_out[-1]} held out")
+            if not run_fold(cases, held_out, config, device, file, stopped):
+                return None
+        folds.append(dict(np.load(file)))
+    return folds
+
+
 def run_fold(
     cases: list[PreparedCase],
-    held_out: Sequence[int],
+    held_out: list[str],
     config: ModelConfig,
     device: torch.device,
     file: Path,
@@ -146,7 +164,7 @@ def run_fold(
     settings = config.training
     torch.manual_seed(settings.seed)
     schedule = Schedule(settings.epochs, settings.iterations_per_epoch, settings.learning_rate, None)
-    train = [case for index, case in enumerate(cases) if index not in held_out]
+    train = [case for case in cases if case.image_id not in held_out]
     state = file.with_suffix(".safetensors")
     learner = Learner(config, build_network(config), train, [], device, schedule, state, file.stem)
     with Progress(console=console) as progress:
@@ -158,7 +176,7 @@ def run_fold(
         outcome = learner.run(report, stopped)
     if outcome.stopped:
         return False
-    sections = [segment_section(outcome.network.eval(), cases[i].image_id, config, device) for i in held_out]
+    sections = [segment_section(outcome.network.eval(), name, config, device) for name in held_out]
     seconds = [epoch.seconds for epoch in outcome.history]  # of this process alone, where it went on from another
     found = {"minutes": np.median(seconds) * settings.epochs / 60 if seconds else np.nan}
     found |= {key: np.stack([section[key] for section in sections]) for key in sections[0]}
