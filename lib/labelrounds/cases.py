@@ -2,23 +2,27 @@
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from labelrounds.augmentation import draw_intensity, random_mapping, sample_patch, vary_intensity
+from labelrounds.cache import PreparedCache, key_of
 from labelrounds.config import ModelConfig
+from labelrounds.devices import free_bytes
 from labelrounds.errors import LabelRoundsError
 from labelrounds.labels import on_grid_of
 from labelrounds.reading import read_image, read_label
 from labelrounds.store import LabelledCase
-from labelrounds.transforms import Grid, prepare, prepare_label, random_mapping, sample_patch
+from labelrounds.transforms import Grid, prepare, prepare_label
 
 logger = logging.getLogger(__name__)
 
 _VOXELS_A_LABEL = 2000
+_SHARE_OF_MEMORY = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class PreparedCase:
         label: ``(X, Y, Z)`` uint8, values as in the model's configuration.
         spacing_mm: voxel size of the grid.
         foreground: some voxels ``(N, 3)`` of each label that is present, to aim training patches at.
+        key: hash of the image, the label and the way they were prepared.
     """
 
     image_id: str
@@ -38,10 +43,11 @@ class PreparedCase:
     label: torch.Tensor
     spacing_mm: tuple[float, float, float]
     foreground: tuple[torch.Tensor, ...]
+    key: str = ""
 
 
-def prepare_case(case: LabelledCase, config: ModelConfig) -> PreparedCase:
-    """Read a labelled case and prepare it for the model.
+def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache | None = None) -> PreparedCase:
+    """Read a labelled case and prepare it for the model, or take it from the cache.
 
     Raises:
         LabelRoundsError: a file can't be used, or a label of the model was not annotated in this case.
@@ -50,6 +56,26 @@ def prepare_case(case: LabelledCase, config: ModelConfig) -> PreparedCase:
     missing = [name for name in config.labels if name not in values]
     if missing:
         raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
+    key = key_of(case, config)
+    tensors = cache.read(key) if cache is not None else None
+    if tensors is None:
+        tensors = _tensors(case, config, values)
+        if cache is not None:
+            cache.write(key, tensors)
+    spacing = tensors["spacing_mm"].tolist()
+    return PreparedCase(
+        image_id=case.image_id,
+        patient=case.patient,
+        image=tensors["image"],
+        label=tensors["label"],
+        spacing_mm=(spacing[0], spacing[1], spacing[2]),
+        foreground=tuple(tensors[name] for name in sorted(tensors) if name.startswith("foreground")),
+        key=key,
+    )
+
+
+def _tensors(case: LabelledCase, config: ModelConfig, values: Mapping[str, int]) -> dict[str, torch.Tensor]:
+    """Return what ``PreparedCase`` holds, as the cache keeps it."""
     image = read_image(Path(case.image), channels=config.channels)
     if image.array.shape[0] != config.channels:
         raise LabelRoundsError(f"has {image.array.shape[0]} channels, the model takes {config.channels}")
@@ -62,22 +88,22 @@ def prepare_case(case: LabelledCase, config: ModelConfig) -> PreparedCase:
     grid = Grid.of(image, config)
     label = prepare_label(meaning[stored], grid)
     source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)
-    return PreparedCase(
-        image_id=case.image_id,
-        patient=case.patient,
-        image=prepare(image, config, grid),
-        label=label,
-        spacing_mm=(float(source[0]), float(source[1]), float(source[2])),
-        foreground=_foreground(label, len(config.labels)),
-    )
+    foreground = _foreground(label, len(config.labels))
+    return {
+        "image": prepare(image, config, grid),
+        "label": label,
+        "spacing_mm": torch.from_numpy(source.astype(np.float64)),
+        **{f"foreground_{value:03d}": voxels for value, voxels in foreground.items()},
+    }
 
 
 def prepare_cases(cases: Iterable[LabelledCase], config: ModelConfig) -> tuple[list[PreparedCase], dict[str, str]]:
     """Prepare every case that can be used, and return the others' ids with the reason."""
     prepared, skipped = [], {}
+    cache = PreparedCache()
     for case in cases:
         try:
-            prepared.append(prepare_case(case, config))
+            prepared.append(prepare_case(case, config, cache))
         except (LabelRoundsError, OSError) as error:
             logger.warning("Skip %s: %s", case.image_id, error)
             skipped[case.image_id] = str(error)
@@ -85,25 +111,41 @@ def prepare_cases(cases: Iterable[LabelledCase], config: ModelConfig) -> tuple[l
 
 
 class PatchSampler:
-    """Draws training batches: whole cases at random, a fraction of the patches aimed at a random label's voxel."""
+    """Draws training patches: cases at random, a fraction of the patches aimed at a random label's voxel.
 
-    def __init__(self, cases: list[PreparedCase], config: ModelConfig, device: torch.device) -> None:
-        self._cases = cases
-        self._config = config
-        self._volumes = [(case.image.to(device), case.label.to(device)) for case in cases]
+    Cases lie on the training device as long as they leave half of its free memory to the network, the others in the
+    machine's memory or, where they come from the cache's files, on the disk until they are drawn.
+    """
 
-    def draw(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images ``(B, C, *patch)`` float32 and labels ``(B, *patch)`` int64."""
-        patches = [self._patch(generator) for _ in range(self._config.training.batch_size)]
-        images, labels = zip(*patches, strict=True)
-        return torch.stack(images), torch.stack(labels)
+    def __init__(
+        self,
+        cases: list[PreparedCase],
+        config: ModelConfig,
+        device: torch.device,
+        weights: Sequence[float] | None = None,
+    ) -> None:
+        self._cases, self._config, self._device = cases, config, device
+        self._weights = torch.ones(len(cases)) if weights is None else torch.tensor(weights)
+        self._volumes: list[tuple[torch.Tensor, torch.Tensor]] = []
+        room = free_bytes(device) * _SHARE_OF_MEMORY
+        for case in cases:
+            room -= case.image.nbytes + case.label.nbytes
+            here = room > 0
+            self._volumes.append((case.image.to(device), case.label.to(device)) if here else (case.image, case.label))
+
+    def draw(self, generators: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a patch drawn from each generator: images ``(B, C, *patch)`` float32, labels ``(B, *patch)`` int64."""
+        images, labels = zip(*(self._patch(generator) for generator in generators), strict=True)
+        draws = [draw_intensity(generator) for generator in generators]
+        return vary_intensity(torch.stack(images), draws), torch.stack(labels)
 
     def _patch(self, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        index = int(torch.randint(len(self._cases), (1,), generator=generator))
+        index = int(torch.multinomial(self._weights, 1, generator=generator))
         case, (image, label) = self._cases[index], self._volumes[index]
         centre = self._centre(case, generator)
         mapping = random_mapping(label.shape, case.spacing_mm, centre, self._config, generator)
-        return sample_patch(image, label, mapping, self._config.patch_size)
+        patch, truth = sample_patch(image, label, mapping, self._config.patch_size)
+        return patch.to(self._device), truth.to(self._device)
 
     def _centre(self, case: PreparedCase, generator: torch.Generator) -> list[float]:
         """Return the patch's middle (voxels), on the chosen label or anywhere, kept inside where it can be.
@@ -124,10 +166,11 @@ class PatchSampler:
         return [float(min(max(m, low), high)) - 0.5 for m, (low, high) in zip(middle, limits, strict=True)]
 
 
-def _foreground(label: torch.Tensor, labels: int) -> tuple[torch.Tensor, ...]:
-    found = []
-    for value in range(1, labels + 1):
-        voxels = torch.nonzero(label == value)
-        if len(voxels):
-            found.append(voxels[:: max(1, len(voxels) // _VOXELS_A_LABEL)])
-    return tuple(found)
+def _foreground(label: torch.Tensor, labels: int) -> dict[int, torch.Tensor]:
+    """Return some voxels of each label that is present."""
+    found = {value: torch.nonzero(label == value) for value in range(1, labels + 1)}
+    return {
+        value: voxels[:: max(1, len(voxels) // _VOXELS_A_LABEL)].contiguous()
+        for value, voxels in found.items()
+        if len(voxels)
+    }

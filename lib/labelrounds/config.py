@@ -89,8 +89,8 @@ class TrainingConfig(Section):
     learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     foreground_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 15.0
-    scale_range: tuple[Positive, Positive] = (0.85, 1.2)
+    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
+    scale_range: tuple[Positive, Positive] = (0.7, 1.4)
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @field_validator("scale_range")

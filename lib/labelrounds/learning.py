@@ -1,48 +1,86 @@
 """The training loop: cases in, weights out; it knows neither the host nor where results are published.
 
-Determinism: every random choice of an epoch comes from a generator seeded with the seed and the epoch, so the
-same cases, configuration and seed give the same weights on the CPU, and a run that is resumed after a kill
-draws what the uninterrupted one would have drawn.
+Determinism: every random choice of a patch comes from a generator seeded with the seed, the step and the patch's
+place in the batch. So the same cases, configuration and seed give the same weights on the CPU, a run that is resumed
+after a kill draws what the uninterrupted one would have drawn, and several processes draw together what one would.
 """
 
+import json
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.losses import DiceCELoss
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
+from labelrounds import distributed
 from labelrounds.cases import PatchSampler, PreparedCase
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, place, sound_gradients
-from labelrounds.errors import LabelRoundsError
+from labelrounds.errors import Conflict, LabelRoundsError
 from labelrounds.inference import predict
+from labelrounds.losses import supervised_loss
 from labelrounds.metrics import dice_per_label
 from labelrounds.networks import SegmentationNetwork
 from labelrounds.networks.base import lowest_shape
-from labelrounds.transforms import vary_intensity
 
 logger = logging.getLogger(__name__)
 
-_LARGEST_AVERAGING = 0.99
 _GRADIENT_LIMIT = 12.0
+_SHOWN_CASES = 3
+_MOVING_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train.
+
+    Attributes:
+        epochs: at most so many.
+        iterations_per_epoch: steps of an epoch.
+        learning_rate: peak of the schedule.
+        patience: end after so many epochs without a new best moving average of the validation Dice; None: never.
+    """
+
+    epochs: int
+    iterations_per_epoch: int
+    learning_rate: float
+    patience: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.iterations_per_epoch
+
+    def rate(self, step: int) -> float:
+        """Return a step's learning rate: a warm-up of 2 %, then a polynomial fall (1 - t)^0.9, as nnU-Net's."""
+        warm = max(1, self.steps // 50)
+        return self.learning_rate * min(1.0, (step + 1) / warm) * (1 - step / self.steps) ** 0.9
 
 
 @dataclass
 class Epoch:
-    """What is known after an epoch; ``dice`` is None where the epoch was not validated."""
+    """What is known after an epoch.
+
+    Attributes:
+        learning_rate: that of the epoch's last step.
+        dice: each label's mean over the validation cases; None where the epoch was not validated.
+        predictions: label maps ``(X, Y, Z)`` uint8 of the first validation cases; empty where it was not validated.
+    """
 
     number: int
     total: int
     loss: float
     seconds: float
+    learning_rate: float
     dice: dict[str, float] | None = None
+    predictions: list[torch.Tensor] = field(default_factory=list)
 
 
 @dataclass
@@ -55,6 +93,23 @@ class Outcome:
     history: list[Epoch] = field(default_factory=list)
 
 
+@dataclass
+class _Standing:
+    """How far a run has come; saved with its weights."""
+
+    done: int = 0
+    best_dice: float = -1.0
+    moving: float = -1.0
+    best_moving: float = -1.0
+    best_moving_epoch: int = 0
+
+    def follow(self, dice: float) -> None:
+        """Take a validation's Dice into the moving average."""
+        self.moving = dice if self.moving < 0 else self.moving + _MOVING_SHARE * (dice - self.moving)
+        if self.moving > self.best_moving:
+            self.best_moving, self.best_moving_epoch = self.moving, self.done
+
+
 class Learner:
     """Trains a network on cases, validates it and can be resumed.
 
@@ -64,10 +119,13 @@ class Learner:
         train: the cases to learn from.
         validation: the cases that choose the best epoch; when empty, the last epoch counts.
         device: where to compute.
-        epochs: how many epochs to train.
-        learning_rate: peak of the schedule.
+        schedule: how long and how fast.
         state: file of the resumable state, written after each epoch.
         fingerprint: what the run is about; a state of another fingerprint is ignored.
+        weights: how often each training case is drawn, relative to the others; all alike when None.
+
+    Attributes:
+        notes: what a user should know of how it ran, as a batch that was made smaller to fit into memory.
     """
 
     def __init__(
@@ -77,26 +135,29 @@ class Learner:
         train: list[PreparedCase],
         validation: list[PreparedCase],
         device: torch.device,
-        epochs: int,
-        learning_rate: float,
+        schedule: Schedule,
         state: Path | None = None,
         fingerprint: str = "",
+        weights: Sequence[float] | None = None,
     ) -> None:
-        self._config, self._device, self._epochs = config, device, epochs
-        self._validation = validation
+        self._config, self._schedule = config, schedule
+        self._train, self._validation, self._weights = train, validation, weights
         self._state, self._fingerprint = state, fingerprint
-        self._network = place(network, device, config.dimensions)
-        self._sound = sound_gradients(network, lowest_shape(config)[0], device)
-        self._sampler = PatchSampler(train, config, device)
-        self._loss = DiceCELoss(include_background=False, to_onehot_y=True, softmax=True, batch=True)
+        self._batch_size = config.training.batch_size
+        if self._batch_size < distributed.processes():
+            raise Conflict(
+                f"{distributed.processes()} processes can't share training.batch_size {self._batch_size}: start at most"
+                f" {self._batch_size}, or choose a larger batch_size"
+            )
+        self.notes: list[str] = []
+        self._network = network
+        self._use(device)
         self._optimizer = torch.optim.AdamW(
-            network.parameters(), lr=learning_rate, weight_decay=config.training.weight_decay
+            network.parameters(), lr=schedule.learning_rate, weight_decay=config.training.weight_decay
         )
-        self._learning_rate = learning_rate
         self._average = _copy(network)
         self._best = _copy(network)
-        self._best_dice = -1.0
-        self._done = 0
+        self._standing = _Standing()
         self._resume()
 
     def run(self, report: Callable[[Epoch], None], stopped: Callable[[], bool]) -> Outcome:
@@ -106,77 +167,128 @@ class Learner:
             LabelRoundsError: the training diverges.
         """
         history: list[Epoch] = []
-        while self._done < self._epochs and not stopped():
+        ended = False
+        while self._standing.done < self._schedule.epochs and not self._is_over():
             started = time.perf_counter()
             loss = self._train_epoch(stopped)
-            if stopped():
+            if loss is None:
+                ended = True
                 break
-            self._done += 1
-            epoch = Epoch(self._done, self._epochs, loss, 0.0)
+            self._standing.done += 1
+            rate = self._optimizer.param_groups[0]["lr"]
+            epoch = Epoch(self._standing.done, self._schedule.epochs, loss, 0.0, rate)
             if self._validation and self._is_validated():
-                epoch.dice = self._validate()
+                epoch.dice, epoch.predictions = self._validate()
             epoch.seconds = time.perf_counter() - started
             history.append(epoch)
             self._save()
             report(epoch)
-        if stopped() and self._done and self._validation:
+        if ended and self._standing.done and self._validation:
             self._validate()
-        chosen = self._best if self._best_dice >= 0 else self._average
+        chosen = self._best if self._standing.best_dice >= 0 else self._average
         self._network.load_state_dict(chosen)
-        return Outcome(self._network, self._done, self._done < self._epochs, history)
+        return Outcome(self._network, self._standing.done, ended, history)
 
-    def evaluate(self, cases: list[PreparedCase]) -> list[dict[str, float]]:
-        """Return the Dice per label of the network as it is, for each case, on the network's grid."""
-        return evaluate(self._network, cases, self._config, self._device)
+    def _use(self, device: torch.device) -> None:
+        """Place the network and the cases on a device."""
+        self._device = device
+        place(self._network, device, self._config.dimensions)
+        self._sound = sound_gradients(self._network, lowest_shape(self._config)[0], device)
+        self._sampler = PatchSampler(self._train, self._config, device, self._weights)
+        self._supervised = distributed.synchronised(_Supervised(self._network), device)
 
-    def _train_epoch(self, stopped: Callable[[], bool]) -> float:
-        seed = self._config.training.seed * 100_003 + self._done
-        generator = torch.Generator().manual_seed(seed)
-        torch.manual_seed(seed)  # for a network that draws for itself, as dropout does
-        iterations = self._config.training.iterations_per_epoch
+    def _is_over(self) -> bool:
+        """Tell whether the validation Dice has not risen for so long that it will not rise again."""
+        patience = self._schedule.patience
+        return patience is not None and self._standing.done - self._standing.best_moving_epoch > patience
+
+    def _train_epoch(self, stopped: Callable[[], bool]) -> float | None:
+        """Train for an epoch and return its mean loss; None where it was stopped before its end."""
+        # For a network that draws for itself, as dropout does.
+        torch.manual_seed(self._config.training.seed * 100_003 + self._standing.done)
         self._network.train()
         losses: list[float] = []
-        for iteration in range(iterations):
-            if stopped():
-                return math.nan
-            step = self._done * iterations + iteration
+        for iteration in range(self._schedule.iterations_per_epoch):
+            if distributed.share(stopped()):
+                return None
+            step = self._standing.done * self._schedule.iterations_per_epoch + iteration
             for group in self._optimizer.param_groups:
-                group["lr"] = self._rate(step, self._epochs * iterations)
-            loss = self._train_step(generator)
+                group["lr"] = self._schedule.rate(step)
+            loss = self._fitting_step(step)
             if math.isfinite(loss):
                 losses.append(loss)
                 self._follow(step)
         if not losses:
             raise LabelRoundsError(
-                f"the training diverges: no step of epoch {self._done + 1} had a finite loss; choose a"
-                f" training.learning_rate below {self._config.training.learning_rate:g}"
+                f"the training diverges: no step of epoch {self._standing.done + 1} had a finite loss; choose a"
+                f" training.learning_rate below {self._schedule.learning_rate:g}"
             )
         return sum(losses) / len(losses)
 
-    def _train_step(self, generator: torch.Generator) -> float:
+    def _fitting_step(self, step: int) -> float:
+        """Take one step; where the GPU's memory does not suffice, with a smaller batch, and in the end on the CPU."""
+        while True:
+            try:
+                return self._train_step(step)
+            except torch.OutOfMemoryError as error:
+                self._make_smaller(error)
+
+    def _make_smaller(self, error: Exception) -> None:
+        """Give up half of the batch, or the GPU.
+
+        Raises:
+            LabelRoundsError: several processes train together, which can't go on with different batches.
+        """
+        if distributed.processes() > 1:
+            raise LabelRoundsError(
+                f"training.batch_size {self._batch_size} does not fit into the memory of {self._device}; choose a"
+                " smaller one, or more processes"
+            ) from error
+        self._optimizer.zero_grad(set_to_none=True)
+        before = self._device
+        if self._batch_size > 1:
+            self.notes.append(f"batch size {self._batch_size} -> {self._batch_size // 2}: out of memory on {before}")
+            self._batch_size //= 2
+        else:
+            self.notes.append(f"{before} -> cpu: out of memory with a batch of one")
+            self._batch_size = self._config.training.batch_size
+            self._move_to_cpu()
+        logger.warning("%s", self.notes[-1])
+        if before.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _move_to_cpu(self) -> None:
+        self._use(torch.device("cpu"))
+        for state in self._optimizer.state.values():
+            state.update({name: value.cpu() for name, value in state.items() if isinstance(value, torch.Tensor)})
+        self._average = {name: value.cpu() for name, value in self._average.items()}
+        self._best = {name: value.cpu() for name, value in self._best.items()}
+
+    def _train_step(self, step: int) -> float:
         """Take one step and return its loss; a step whose loss or gradient is not finite is not taken: nan."""
-        images, labels = self._sampler.draw(generator)
-        images = vary_intensity(images, generator).contiguous()
+        images, labels = self._sampler.draw(self._generators(step))
         with autocast(self._device, self._sound):
-            logits = self._network(images)
-        loss = self._loss(logits.float(), labels[:, None])
+            levels = self._supervised(images.contiguous())
+        loss = supervised_loss(levels, labels)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_LIMIT)
-        if not math.isfinite(loss.item() + norm.item()):
+        value = distributed.mean(loss.detach()).item()
+        if not math.isfinite(value + norm.item()):
             return math.nan
         self._optimizer.step()
-        return loss.item()
+        return value
 
-    def _rate(self, step: int, steps: int) -> float:
-        """Warm up over the first 2 %, then fall as a polynomial (1 - t)^0.9, as nnU-Net's does."""
-        warm = max(1, steps // 50)
-        return self._learning_rate * min(1.0, (step + 1) / warm) * (1 - step / steps) ** 0.9
+    def _generators(self, step: int) -> list[torch.Generator]:
+        """Return a source of randomness for each patch of this process's share of the step's batch."""
+        first = (self._config.training.seed * 1_000_003 + step) * 4099
+        places = range(distributed.rank(), self._batch_size, distributed.processes())
+        return [torch.Generator().manual_seed((first + place) % 2**63) for place in places]
 
     @torch.no_grad()
     def _follow(self, step: int) -> None:
-        """Let the averaged weights follow; early on they follow faster, so that a short run profits too."""
-        keep = min(_LARGEST_AVERAGING, (1 + step) / (10 + step))
+        """Let the averaged weights follow: over the last 2 % of the run, at least 100 steps, fewer at its start."""
+        keep = min(1 - 1 / max(100, self._schedule.steps // 50), (1 + step) / (10 + step))
         for name, value in self._network.state_dict().items():
             if value.dtype.is_floating_point:
                 self._average[name].lerp_(value, 1 - keep)
@@ -185,27 +297,53 @@ class Learner:
 
     def _is_validated(self) -> bool:
         """Validate about twenty times a run, and at its end."""
-        return self._done == self._epochs or self._done % max(1, self._epochs // 20) == 0
+        done, epochs = self._standing.done, self._schedule.epochs
+        return done == epochs or done % max(1, epochs // 20) == 0
 
-    def _validate(self) -> dict[str, float]:
+    def _validate(self) -> tuple[dict[str, float], list[torch.Tensor]]:
+        """Return each label's Dice and some predictions of the averaged weights; keep these if they are the best."""
         current = _copy(self._network)
         self._network.load_state_dict(self._average)
-        dice = mean_dice(self.evaluate(self._validation))
-        if mean_of(dice) > self._best_dice:
-            self._best_dice = mean_of(dice)
+        scores, predictions = self._evaluate_share()
+        dice = mean_dice(scores)
+        if mean_of(dice) > self._standing.best_dice:
+            self._standing.best_dice = mean_of(dice)
             self._best = {name: value.clone() for name, value in self._average.items()}
+        self._standing.follow(mean_of(dice))
         self._network.load_state_dict(current)
-        return dice
+        return dice, predictions
+
+    def _evaluate_share(self) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
+        """Segment the validation cases, each process its share, and bring the scores together."""
+        share = range(distributed.rank(), len(self._validation), distributed.processes())
+        found: dict[int, tuple[dict[str, float], torch.Tensor | None]] = {}
+        for index in share:
+            case = self._validation[index]
+            prediction = self._segment(case)
+            score = dice_per_label(prediction.numpy(), case.label.numpy(), self._config.labels)
+            found[index] = (score, prediction if index < _SHOWN_CASES else None)
+        everything = {index: one for part in distributed.gather(found) for index, one in part.items()}
+        ordered = [everything[index] for index in sorted(everything)]
+        return [score for score, _ in ordered], [shown for _, shown in ordered if shown is not None]
+
+    def _segment(self, case: PreparedCase) -> torch.Tensor:
+        self._network.eval()
+        try:
+            return predict(self._network, case.image.to(self._device), self._config).cpu()
+        except torch.OutOfMemoryError as error:
+            self._batch_size = 1  # a smaller batch would not help here
+            self._make_smaller(error)
+            return self._segment(case)
 
     def _save(self) -> None:
-        if self._state is None:
+        if self._state is None or distributed.rank() != 0:
             return
         tensors = {f"network/{k}": v for k, v in self._network.state_dict().items()}
         tensors |= {f"average/{k}": v for k, v in self._average.items()}
         tensors |= {f"best/{k}": v for k, v in self._best.items()}
         for index, state in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{k}": torch.as_tensor(v) for k, v in state.items()}
-        note = {"fingerprint": self._fingerprint, "done": str(self._done), "best_dice": repr(self._best_dice)}
+        note = {"fingerprint": self._fingerprint, "standing": json.dumps(vars(self._standing))}
         self._state.parent.mkdir(parents=True, exist_ok=True)
         staging = self._state.with_suffix(".new")
         try:
@@ -213,27 +351,38 @@ class Learner:
             staging.replace(self._state)
         except (OSError, SafetensorError) as error:
             staging.unlink(missing_ok=True)
-            logger.warning("Epoch %d is not saved, and can't be resumed: %s", self._done, error)
+            logger.warning("Epoch %d is not saved, and can't be resumed: %s", self._standing.done, error)
 
     def _resume(self) -> None:
-        if self._state is None or not self._state.is_file():
+        found = distributed.share(self._read() if distributed.rank() == 0 else None)
+        if found is None:
             return
+        standing, parts = found
         try:
-            note, parts = _read_state(self._state)
-            if note.get("fingerprint") != self._fingerprint:
-                return
-            done, best_dice = int(note["done"]), float(note["best_dice"])
             for part in ("best", "average", "network"):  # the first two only to see that they fit
                 self._network.load_state_dict(parts[part])
             self._load_optimizer(parts["optimizer"])
-        except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
+        except (LookupError, ValueError, RuntimeError) as error:
             logger.warning("Start over, as %s is damaged: %s", self._state, error)
             self._network.load_state_dict(self._average)
             self._optimizer.state.clear()
             return
         self._average = {name: value.to(self._device) for name, value in parts["average"].items()}
         self._best = {name: value.to(self._device) for name, value in parts["best"].items()}
-        self._done, self._best_dice = done, best_dice
+        self._standing = standing
+
+    def _read(self) -> tuple[_Standing, dict[str, dict[str, torch.Tensor]]] | None:
+        """Return what the state's file holds; None where there is none, of another run, or a damaged one."""
+        if self._state is None or not self._state.is_file():
+            return None
+        try:
+            note, parts = _read_state(self._state)
+            if note.get("fingerprint") != self._fingerprint:
+                return None
+            return _Standing(**json.loads(note["standing"])), parts
+        except (OSError, SafetensorError, LookupError, ValueError, TypeError) as error:
+            logger.warning("Start over, as %s is damaged: %s", self._state, error)
+            return None
 
     def _load_optimizer(self, tensors: dict[str, torch.Tensor]) -> None:
         state: dict[int, dict[str, Any]] = {}
@@ -241,6 +390,18 @@ class Learner:
             index, name = key.split("/", 1)
             state.setdefault(int(index), {})[name] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
+
+
+class _Supervised(nn.Module):
+    """What training calls: the logits of all supervised levels."""
+
+    def __init__(self, network: SegmentationNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Return the network's ``forward_levels``."""
+        return self.network.forward_levels(images)
 
 
 def evaluate(

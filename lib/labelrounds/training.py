@@ -24,7 +24,7 @@ from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
 from labelrounds.config import MOST_EPOCHS, ModelConfig
 from labelrounds.devices import available_devices, choose_device
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError
-from labelrounds.learning import Epoch, Learner, Outcome, evaluate, mean_dice, mean_of
+from labelrounds.learning import Epoch, Learner, Outcome, Schedule, evaluate, mean_dice, mean_of
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.splits import TEST, TRAIN, VALIDATION, assign_parts
 from labelrounds.store import LabelledCase
@@ -207,8 +207,11 @@ class _Training:
             parts[TRAIN],
             parts[VALIDATION],
             self._device,
-            epochs=self._wanted.epochs,
-            learning_rate=self._config.training.learning_rate * (1.0 if origin == "scratch" else 0.5),
+            Schedule(
+                self._wanted.epochs,
+                self._config.training.iterations_per_epoch,
+                self._config.training.learning_rate * (1.0 if origin == "scratch" else 0.5),
+            ),
             state=self._checkpoints.folder / "state.safetensors",
             fingerprint=self._fingerprint(items),
         )

@@ -6,7 +6,6 @@ the way back is exact.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import nibabel
@@ -15,7 +14,7 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from labelrounds.config import MIRROR_AXES, LabelCleaning, ModelConfig, WindowIntensity
+from labelrounds.config import LabelCleaning, ModelConfig, WindowIntensity
 from labelrounds.errors import TooLarge
 from labelrounds.reading import MAX_VOXELS, Image
 
@@ -122,87 +121,6 @@ def clean(label: np.ndarray, config: ModelConfig) -> np.ndarray:
             result[mask & ~kept] = 0
             result[kept & (result == 0)] = value
     return result
-
-
-def random_mapping(
-    source: Sequence[int],
-    spacing_mm: Sequence[float],
-    centre: Sequence[float],
-    config: ModelConfig,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    """Draw where the voxels of a training patch come from: a rotated, scaled, mirrored box in the case.
-
-    Args:
-        source: the case's shape on the network's grid.
-        spacing_mm: voxel size of that grid, so that a rotation is one in millimetres.
-        centre: the voxel of the case at the patch's middle.
-        config: patch size, mirror axes, rotation and scale.
-        generator: source of all randomness.
-
-    Returns:
-        the ``(3, 4)`` matrix from a patch's normalised coordinates (z, y, x order reversed as ``grid_sample``
-        wants them) to the case's.
-    """
-    training = config.training
-    angles = (torch.rand(3, generator=generator) * 2 - 1) * np.deg2rad(training.rotation_degrees)
-    if config.dimensions == 2:
-        angles[:2] = 0
-    low, high = training.scale_range
-    scale = low + (high - low) * torch.rand(1, generator=generator)
-    matrix = _rotation(angles) * scale
-    if config.dimensions == 2:
-        matrix[2, 2] = 1
-    for axis in config.mirror:
-        if torch.rand(1, generator=generator) < 0.5:
-            matrix[:, MIRROR_AXES[axis]] *= -1
-    half_patch = torch.tensor(config.patch_size) / 2 * torch.tensor(spacing_mm)
-    half_case = torch.tensor(source) / 2 * torch.tensor(spacing_mm)
-    linear = (matrix * half_patch[None, :]) / half_case[:, None]
-    shift = (torch.tensor(centre) + 0.5) / torch.tensor(source) * 2 - 1
-    return torch.cat((linear, shift[:, None]), dim=1).flip(0)[:, [2, 1, 0, 3]]
-
-
-def sample_patch(
-    image: torch.Tensor, label: torch.Tensor, mapping: torch.Tensor, patch_size: Sequence[int]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cut the mapped patch out of a case in one interpolation: image ``(C, X, Y, Z)`` linear, label nearest.
-
-    Beyond the case's border both repeat the border's values, as inference pads.
-    """
-    where = functional.affine_grid(mapping[None].to(image), [1, 1, *patch_size], align_corners=False)
-    patch = functional.grid_sample(image[None], where, padding_mode="border", align_corners=False)
-    truth = functional.grid_sample(
-        label[None, None].to(image.dtype), where, mode="nearest", padding_mode="border", align_corners=False
-    )
-    return patch[0], truth[0, 0].long()
-
-
-def vary_intensity(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Vary noise, brightness, contrast and gamma of a batch ``(B, C, X, Y, Z)``, each image for itself."""
-    batch = images.shape[0]
-
-    def draw(low: float, high: float, probability: float, neutral: float) -> torch.Tensor:
-        value = low + (high - low) * torch.rand(batch, generator=generator)
-        used = torch.rand(batch, generator=generator) < probability
-        return torch.where(used, value, torch.full_like(value, neutral)).to(images).view(-1, 1, 1, 1, 1)
-
-    mean = images.mean(dim=(2, 3, 4), keepdim=True)
-    images = (images - mean) * draw(0.75, 1.25, 0.3, 1.0) + mean + draw(-0.2, 0.2, 0.3, 0.0)
-    low, high = images.amin(dim=(2, 3, 4), keepdim=True), images.amax(dim=(2, 3, 4), keepdim=True)
-    span = (high - low).clamp_min(1e-6)
-    images = ((images - low) / span).pow(draw(0.7, 1.5, 0.3, 1.0)) * span + low
-    noise = torch.randn(images.shape, generator=generator).to(images)
-    return images + noise * draw(0.0, 0.15, 0.3, 0.0)
-
-
-def _rotation(angles: torch.Tensor) -> torch.Tensor:
-    """Return the rotation about x, then y, then z by the given angles (radians)."""
-    (cx, cy, cz), (sx, sy, sz) = torch.cos(angles).tolist(), torch.sin(angles).tolist()
-    about_x = torch.tensor([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
-    about_y = torch.tensor([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    about_z = torch.tensor([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
-    return about_z @ about_y @ about_x
 
 
 def _nearest(label: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:

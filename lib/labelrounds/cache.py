@@ -1,0 +1,118 @@
+"""Prepared cases on disk, by the content that they were made from.
+
+A case's key is a hash of its image, its label and everything of the configuration that its preparation depends on.
+Another label is another key, so a changed label makes that one case be prepared anew and no other. The files lie in
+``home()/cache`` and are mapped into memory, so that the operating system keeps in memory what it has room for.
+What was not used for longest is removed first when the files outgrow their budget, ``LABELROUNDS_CACHE_GB``.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from labelrounds import folders
+from labelrounds.config import ModelConfig
+from labelrounds.errors import BadInput
+from labelrounds.history import checksum
+from labelrounds.store import LabelledCase
+
+logger = logging.getLogger(__name__)
+
+BUDGET = "LABELROUNDS_CACHE_GB"
+_DEFAULT_BUDGET_GB = 20.0
+_PREPARATION = 1  # to be raised whenever transforms.py or cases.py prepare a case otherwise
+_RELEVANT = ("labels", "channels", "spacing_mm", "intensity", "patch_size")
+
+
+def key_of(case: LabelledCase, config: ModelConfig) -> str:
+    """Return the hash of a case's content and preparation.
+
+    Raises:
+        OSError: a file can't be read.
+    """
+    preparation = config.model_dump(mode="json", include=set(_RELEVANT))
+    preparation["patch_size"] = config.dimensions  # all of it that a preparation depends on
+    content = [_content(Path(case.image)), _content(Path(case.label))]
+    values = dict(sorted(case.values.items())) if case.values is not None else None
+    about = json.dumps([_PREPARATION, preparation, content, values], sort_keys=True)
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
+def budget_bytes() -> int:
+    """Return how large the cache may grow; 0 keeps nothing.
+
+    Raises:
+        BadInput: the environment's value is not a size.
+    """
+    given = os.environ.get(BUDGET)
+    try:
+        gigabytes = _DEFAULT_BUDGET_GB if not given else float(given)
+    except ValueError:
+        gigabytes = -1.0
+    if not 0 <= gigabytes < 1e9:
+        raise BadInput(f"{BUDGET} {given!r} is not a number of gigabytes, 0 or more")
+    return int(gigabytes * 1e9)
+
+
+class PreparedCache:
+    """The files; a disk that fails costs time, never a training."""
+
+    def __init__(self) -> None:
+        self._folder = folders.home() / "cache"
+        self._budget = budget_bytes()
+
+    def read(self, key: str) -> dict[str, torch.Tensor] | None:
+        """Return a case's tensors, or None where they are not kept or the file is damaged."""
+        file = self._file(key)
+        try:
+            tensors = load_file(file)
+            os.utime(file)
+        except FileNotFoundError:
+            return None
+        except (OSError, SafetensorError) as error:
+            logger.warning("Prepare a case anew, as %s is damaged: %s", file, error)
+            return None
+        return tensors
+
+    def write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
+        """Keep a case's tensors, at the expense of those that were not used for longest."""
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        if size > self._budget:
+            return
+        staging = self._file(key).with_suffix(f".{os.getpid()}.new")
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._make_room(size)
+            save_file(tensors, staging)
+            staging.replace(self._file(key))
+        except (OSError, SafetensorError) as error:
+            logger.warning("A prepared case is not kept for the next training: %s", error)
+            with suppress(OSError):
+                staging.unlink(missing_ok=True)
+
+    def _make_room(self, size: int) -> None:
+        kept = [(file.stat(), file) for file in self._folder.glob("*.safetensors")]
+        excess = sum(found.st_size for found, _ in kept) + size - self._budget
+        for found, file in sorted(kept, key=lambda one: one[0].st_mtime_ns):
+            if excess <= 0:
+                return
+            file.unlink(missing_ok=True)
+            excess -= found.st_size
+
+    def _file(self, key: str) -> Path:
+        return self._folder / f"{key}.safetensors"
+
+
+def _content(path: Path) -> str:
+    """Return the hash of a file, or of all files of a folder (a DICOM series)."""
+    if not path.is_dir():
+        return checksum(path)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return hashlib.sha256("".join(checksum(file) for file in files).encode()).hexdigest()

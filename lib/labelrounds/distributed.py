@@ -1,0 +1,83 @@
+"""Several processes that train one network together, started by ``torchrun`` (torch.distributed, DDP).
+
+Everything here also works in a process of its own, where there is nobody to agree with. Each step's batch is
+shared out among the processes and the gradients are averaged, so the weights are those that one process would get,
+up to rounding.
+"""
+
+import os
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed.nn.functional as differentiable
+from torch import distributed, nn
+
+Content = TypeVar("Content")
+
+
+def processes() -> int:
+    """Return how many processes train together; 1 for a process of its own."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return this process's number; 0 is the one that reports, saves and publishes."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def launched() -> bool:
+    """Tell whether ``torchrun`` started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def join(device: torch.device) -> torch.device:
+    """Join the processes that ``torchrun`` started and return this one's device: of the kind asked for, its own GPU."""
+    if not launched():
+        return device
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def leave() -> None:
+    """End the group that ``join`` entered."""
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def share(content: Content) -> Content:
+    """Return what process 0 passes in, in every process."""
+    if processes() == 1:
+        return content
+    box: list[Any] = [content]
+    distributed.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather(content: Content) -> list[Content]:
+    """Return what each process passes in, by rank."""
+    if processes() == 1:
+        return [content]
+    boxes: list[Any] = [None] * processes()
+    distributed.all_gather_object(boxes, content)
+    return boxes
+
+
+def total(value: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes; gradients flow back to each of them."""
+    return value if processes() == 1 else differentiable.all_reduce(value)
+
+
+def mean(value: torch.Tensor) -> torch.Tensor:
+    """Return the mean of a tensor over all processes."""
+    return total(value) / processes()
+
+
+def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return a module whose gradients are averaged over the processes."""
+    if processes() == 1:
+        return module
+    return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
