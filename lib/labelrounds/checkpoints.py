@@ -3,19 +3,22 @@
 Layout below ``home()/models/<model>``::
 
     versions/0001/weights.safetensors   the network's tensors
-    versions/0001/version.json          labels, scores, cases, seed, package versions
+    versions/0001/version.json          labels, scores, cases and their hashes, parent, seed, package versions
     current.json                        {"version": 1}: what is served
+    served.jsonl                        a line for each change of what is served: when, what, instead of what, why
 
-Beside them lie what the training keeps there: ``split.json`` (splits.py), ``progress.json``, ``state.safetensors``,
-``training.lock`` and ``tensorboard/`` (training.py).
+Beside them lies what the training keeps there: ``split.json`` (splits.py), ``progress.json`` and ``tensorboard/``
+(progress.py), ``state.safetensors``, ``folds.json`` and ``training.lock`` (training.py).
 
 Crash rule: a version is written into a folder with a temporary name and flushed, the folder is renamed, and
 only then the pointer is replaced; a crash at any moment leaves the old version served and at most one folder
 named ``.new-*`` behind, which the next publication removes. Concurrency: one training publishes at a time (the
-queue in ``jobs.py`` sees to it), any number of processes read; readers see the old or the new pointer.
+queue in ``jobs.py`` sees to it), any number of processes read; readers see the old or the new pointer. A server looks
+at the pointer with each request, so a rollback needs no restart.
 """
 
 import json
+import logging
 import re
 import shutil
 import tempfile
@@ -34,9 +37,12 @@ from labelrounds import folders
 from labelrounds.atomic import flush, replacing
 from labelrounds.config import ModelConfig
 from labelrounds.errors import BadInput, Conflict, NotFound, OutOfSpace
+from labelrounds.networks import build_network
 
 _WEIGHTS, _RECORD = "weights.safetensors", "version.json"
-_PACKAGES = ("labelrounds", "monai", "monailabel", "torch")
+_PACKAGES = ("labelrounds", "monai", "monailabel", "numpy", "torch")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,8 +95,8 @@ class Checkpoints:
             raise NotFound(f"model {self.config.name} has no version {number}")
         return Version(self.config.name, number, self._folder_of(number) / _WEIGHTS, record)
 
-    def publish(self, network: nn.Module, record: dict[str, Any]) -> Version:
-        """Write the network as the next version and serve it.
+    def publish(self, network: nn.Module, record: dict[str, Any], serve: bool = True) -> Version:
+        """Write the network as the next version and, unless told otherwise, serve it.
 
         Raises:
             OutOfSpace: the disk could not take it; the version served before stays.
@@ -103,12 +109,13 @@ class Checkpoints:
             for leftover in versions.glob(".new-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             written = Path(tempfile.mkdtemp(prefix=".new-", dir=versions))
-            self._write(written, network, record)
+            self._write(written, network, {"served_before": self.served_number(), **record})
             written = written.rename(self._folder_of(number))
             flush(versions)
-            self.serve(number)
+            if serve:
+                self.serve(number, "published")
         except BaseException as error:
-            if written is not None and self._pointer() != {"version": number}:
+            if written is not None and self.served_number() != number:
                 shutil.rmtree(written, ignore_errors=True)
             if isinstance(error, OSError | SafetensorError | OutOfSpace):
                 raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
@@ -121,14 +128,67 @@ class Checkpoints:
         flush(folder / _WEIGHTS)
         folder.chmod(0o755)
 
-    def serve(self, number: int) -> None:
-        """Point to the version that is served from now on.
+    def serve(self, number: int, reason: str = "chosen") -> None:
+        """Point to the version that is served from now on, by running servers too, and note why.
 
         Raises:
             NotFound: no such version.
+            OutOfSpace: the pointer could not be written; the version served before stays.
         """
         self.version(number)
+        change = {"at": _now(), "version": number, "instead_of": self.served_number(), "reason": reason}
         write_json(self.folder / "current.json", {"version": number})
+        try:
+            with (self.folder / "served.jsonl").open("a", encoding="utf-8") as log:
+                log.write(json.dumps(change) + "\n")
+        except OSError as error:  # what is served counts, the note about it less
+            logger.warning("Not noted in served.jsonl: %s: %s", change, error)
+
+    def rollback(self, to: int | None = None) -> tuple[int | None, Version]:
+        """Serve an older version again.
+
+        Each version knows what was served when it was published, so that rollbacks in a row go further and further
+        back; the next training starts from the version rolled back to.
+
+        Args:
+            to: its number; 0 is the shipped one. The one that was served before the present one when None.
+
+        Returns:
+            the number of what was served until now, and the version that is from now on.
+
+        Raises:
+            NotFound: no such version.
+            Conflict: it is served already, or there is none before; it is of other labels.
+            BadInput: its weights are damaged.
+        """
+        served = self.served_number()
+        number = self._before(served) if to is None else to
+        if number == served:
+            raise Conflict(f"version {number} of {self.config.name} is served already")
+        version = self.version(number)
+        self.load(version, build_network(self.config))  # what can't be loaded must not replace what can
+        self.serve(number, "rollback")
+        return served, version
+
+    def served_number(self) -> int | None:
+        """Return the number that is pointed to, whole or not: 0 for the shipped version, None when there is none."""
+        try:
+            number = (self._pointer() or {}).get("version")
+        except BadInput:
+            return None
+        return number if isinstance(number, int) else 0 if self._shipped() else None
+
+    def _before(self, served: int | None) -> int:
+        there = [version.number for version in self.versions() if version.number != served]
+        record = self._record(served) if served else None
+        before = (record or {}).get("served_before")
+        if before in there:
+            return int(before)
+        older = [number for number in there if served is None or number < served]
+        if not older:
+            what = "nothing" if served is None else f"version {served}"
+            raise Conflict(f"{what} of {self.config.name} is served, and there is no version before it")
+        return max(older)
 
     def load(self, version: Version, network: nn.Module, device: torch.device | str = "cpu") -> None:
         """Fill a network with a version's weights.
@@ -158,7 +218,7 @@ class Checkpoints:
             "labels": list(self.config.labels),
             "configuration": self.config.model_dump(mode="json"),
             "packages": {name: metadata.version(name) for name in _PACKAGES},
-            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "created": _now(),
         }
 
     def _pointer(self) -> dict[str, Any] | None:
@@ -202,6 +262,10 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=True) as staging:
         staging.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _distinct(network: nn.Module) -> dict[str, torch.Tensor]:

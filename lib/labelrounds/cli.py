@@ -86,7 +86,7 @@ def plan(
     """Read your images, and labels where there are some, and write a model's YAML file for them, reasons included."""
     from labelrounds.plan_file import plan_model, show
 
-    show(*plan_model(studies, labels, name, configs, network, device, force))
+    show(studies, *plan_model(studies, labels, name, configs, network, device, force))
 
 
 @app.command()
@@ -125,12 +125,27 @@ def predict(
 
 @app.command()
 def models(configs: Configs = None) -> None:
-    """List the models, their labels and their trained versions."""
+    """List the models, their labels and their trained versions with scores."""
     from rich.console import Console
 
     from labelrounds.starting import models_table
 
     Console().print(models_table(configs))
+
+
+@app.command()
+def rollback(
+    model: Annotated[str, typer.Option(help="The model; see `labelrounds models` for it and its versions.")],
+    to: Annotated[
+        int | None,
+        typer.Option(min=0, help="Number of the version, 0 for the shipped one; the one before if left out."),
+    ] = None,
+    configs: Configs = None,
+) -> None:
+    """Serve an older version of a model again, at once, also while a server runs. No version is deleted."""
+    from labelrounds.starting import roll_back
+
+    print(roll_back(model, to, configs))
 
 
 def main() -> None:

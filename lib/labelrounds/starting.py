@@ -139,29 +139,56 @@ def predict_file(model: str, image: Path, output: Path, configs: Path | None, de
 
 
 def models_table(configs: Path | None) -> Table:
-    """Return a table of the models with their versions and scores."""
-    table = Table("model", "network", "labels", "version", "Dice", "judged on", title="Models")
+    """Return a table of the models with their versions, where each comes from, and its scores."""
+    columns = ("model", "network", "labels", "version", "trained", "how", "cases", "Dice", "judged on", "test Dice")
+    table = Table(*columns, title="Models")
     table.columns[0].no_wrap = True
     for name, config in configured_models(conf_of("", configs)).items():
         checkpoints = Checkpoints(config)
-        served = checkpoints.current()
+        served = checkpoints.served_number()
         first = (name, config.network.name, ", ".join(config.labels))
         for version in checkpoints.versions():
-            mark = " (served)" if served and served.number == version.number else ""
+            mark = " (served)" if served == version.number else ""
             number = "shipped" if version.number == 0 else str(version.number)
-            table.add_row(*first, number + mark, *_score(version.record))
+            table.add_row(*first, number + mark, *_history(version.record), *_scores(version.record))
             first = ("", "", "")
         if served is None:
-            table.add_row(*first, "none yet", "", "")
+            table.add_row(*first, "none yet")
     return table
 
 
-def _score(record: dict[str, Any]) -> tuple[str, str]:
-    """Return a version's mean Dice and the kind and number of cases that it was measured on."""
+def roll_back(model: str, to: int | None, configs: Path | None) -> str:
+    """Serve an older version of a model again, the one before the served one if none is named; say what was done.
+
+    Raises:
+        LabelRoundsError: an unknown model or version, or none before.
+    """
+    known = configured_models(conf_of("", configs))
+    if model not in known:
+        raise NotFound(f"model {model!r} is not one of {', '.join(known)}")
+    before, version = Checkpoints(known[model]).rollback(to)
+    instead = "" if before is None else f" instead of version {before}"
+    return f"{version} is served from now on{instead}, by a running server too; the next training compares with it."
+
+
+def _history(record: dict[str, Any]) -> tuple[str, str, str]:
+    """Return when a version was trained, how and from what, and on how many cases."""
+    parent = record.get("parent")
+    how = str(record.get("policy", "")) + (f" from {parent or 'shipped'}" if parent is not None else "")
+    return str(record.get("created", ""))[:10], how, str(len(record.get("cases", {}).get("train", [])))
+
+
+def _scores(record: dict[str, Any]) -> tuple[str, str, str]:
+    """Return a version's mean Dice, on how many cases of which kind it was measured, and that of its test cases."""
+    dice, test = record.get("best_metric"), record.get("dice_test") or {}
     cases = {part: len(names) for part, names in record.get("cases", {}).items()}
-    part = "validation" if cases.get("validation") else "train"
-    dice = record.get("best_metric")
-    return ("", "") if dice is None else (f"{dice:.3f}", f"{cases.get(part, 0)} {part}")
+    kind = record.get("judged_by") or ("validation" if cases.get("validation") else "train")
+    count = len(record.get("scores", ())) or cases.get(kind, 0)
+    return (
+        "" if dice is None else f"{dice:.3f}",
+        "" if dice is None else f"{count} {kind}",
+        f"{sum(test.values()) / len(test):.3f} ({cases.get('test', 0)})" if test else "",
+    )
 
 
 def _log_config() -> dict[str, Any]:

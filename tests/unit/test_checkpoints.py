@@ -327,6 +327,85 @@ def test_a_pointer_to_a_version_that_was_deleted_is_named(checkpoints, config):
         checkpoints.current()
 
 
+# Rolling back
+
+
+def served_of(checkpoints) -> list[int]:
+    return [json.loads(line)["version"] for line in (checkpoints.folder / "served.jsonl").read_text().splitlines()]
+
+
+def test_rollbacks_go_further_back_each_time_and_are_noted(checkpoints, config):
+    for seed in (1, 2, 3):
+        checkpoints.publish(network_of(config, seed), {})
+    assert checkpoints.rollback() == (3, checkpoints.version(2))
+    assert checkpoints.rollback() == (2, checkpoints.version(1))
+    with pytest.raises(Conflict, match="version 1 of tiny is served, and there is no version before it"):
+        checkpoints.rollback()
+    assert checkpoints.current().number == 1
+    assert served_of(checkpoints) == [1, 2, 3, 2, 1]
+    last = json.loads((checkpoints.folder / "served.jsonl").read_text().splitlines()[-1])
+    assert (last["instead_of"], last["reason"]) == (2, "rollback") and last["at"]
+
+
+def test_what_was_rolled_back_is_left_out_of_later_rollbacks(checkpoints, config):
+    for seed in (1, 2):
+        checkpoints.publish(network_of(config, seed), {})
+    checkpoints.rollback()
+    assert checkpoints.publish(network_of(config, 3), {}).record["served_before"] == 1
+    assert checkpoints.rollback()[1].number == 1
+
+
+def test_any_version_can_be_rolled_back_to_and_forth(checkpoints, config):
+    for seed in (1, 2, 3):
+        checkpoints.publish(network_of(config, seed), {})
+    assert checkpoints.rollback(1)[1].number == 1
+    assert checkpoints.rollback(3)[1].number == 3
+    with pytest.raises(Conflict, match="version 3 of tiny is served already"):
+        checkpoints.rollback(3)
+    with pytest.raises(NotFound, match="no version 9"):
+        checkpoints.rollback(9)
+
+
+def test_nothing_can_be_rolled_back_before_something_is_served(checkpoints):
+    with pytest.raises(Conflict, match="nothing of tiny is served"):
+        checkpoints.rollback()
+
+
+def test_what_can_not_be_loaded_is_not_rolled_back_to(checkpoints, config):
+    for seed in (1, 2):
+        checkpoints.publish(network_of(config, seed), {})
+    checkpoints.version(1).weights.write_bytes(b"damaged")
+    with pytest.raises(BadInput, match="the weights of tiny version 1 cannot be read"):
+        checkpoints.rollback()
+    assert checkpoints.current().number == 2
+
+
+@pytest.mark.parametrize("damage", ["version", "pointer"])
+def test_a_damaged_served_version_can_be_rolled_back(checkpoints, config, damage):
+    for seed in (1, 2, 3):
+        checkpoints.publish(network_of(config, seed), {})
+    if damage == "version":
+        shutil.rmtree(checkpoints.folder / "versions" / "0003")
+        assert checkpoints.rollback()[1].number == 2
+    else:
+        (checkpoints.folder / "current.json").write_text("{")
+        assert checkpoints.rollback(2)[1].number == 2
+    assert checkpoints.current().number == 2
+
+
+def test_a_version_may_be_kept_without_being_served(checkpoints, config):
+    checkpoints.publish(network_of(config, 1), {})
+    assert checkpoints.publish(network_of(config, 2), {}, serve=False).number == 2
+    assert checkpoints.current().number == 1
+    assert checkpoints.rollback(2)[1].number == 2
+
+
+def test_a_change_that_can_not_be_noted_is_made_all_the_same(checkpoints, config):
+    (checkpoints.folder / "served.jsonl").mkdir(parents=True)
+    checkpoints.publish(network_of(config), {})
+    assert checkpoints.current().number == 1
+
+
 # The version that ships with the package
 
 
@@ -350,7 +429,7 @@ def test_the_shipped_version_is_served_until_another_is(checkpoints, config, shi
     checkpoints.publish(network_of(config), {})
     assert checkpoints.current().number == 1
     assert [version.number for version in checkpoints.versions()] == [0, 1]
-    checkpoints.serve(0)
+    assert checkpoints.rollback() == (1, checkpoints.version(0))
     assert checkpoints.current().number == 0
 
 
