@@ -1,7 +1,6 @@
-"""The way to the network's grid and back loses nothing, and augmentation does what it says."""
+"""The way to the network's grid and back loses nothing."""
 
 import itertools
-import math
 
 import numpy as np
 import pytest
@@ -15,14 +14,10 @@ from labelrounds.transforms import (
     normalise,
     prepare,
     prepare_label,
-    random_mapping,
     restore,
-    sample_patch,
-    vary_intensity,
 )
 
 TURNS = [(axes, signs) for axes in itertools.permutations(range(3)) for signs in itertools.product((1, -1), repeat=3)]
-STILL = {"rotation_degrees": 0.0, "scale_range": [1.0, 1.0]}
 
 
 def rotation(degrees: float, axis=(1.0, 2.0, -1.0)) -> np.ndarray:
@@ -193,142 +188,6 @@ def test_percentiles_are_taken_from_all_slices(make_config, monkeypatch):
     image = torch.zeros(1, 20, 20, 20)
     image[..., 10:] = 100
     assert normalise(image, config).max() > 0.9
-
-
-# Augmentation
-
-
-def draw(config, source, spacing=(1.0, 1.0, 1.0), centre=None, seed=0):
-    centre = [(side - 1) / 2 for side in source] if centre is None else centre
-    return random_mapping(source, spacing, centre, config, torch.Generator().manual_seed(seed))
-
-
-def volume(shape=(8, 12, 16), seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(1, *shape, generator=generator), torch.randint(0, 3, shape, generator=generator).to(torch.uint8)
-
-
-def still(make_config, patch, **more):
-    return make_config(
-        patch_size=list(patch),
-        training=STILL,
-        network={"name": "vnet", "channels": [2, 2, 2]} | {"depths": [1, 1, 1]},
-        **more,
-    )
-
-
-def test_a_still_mapping_reproduces_the_case(make_config):
-    image, label = volume()
-    config = still(make_config, label.shape)
-    patch, truth = sample_patch(image, label, draw(config, label.shape), config.patch_size)
-    assert torch.allclose(patch, image, atol=1e-4)
-    assert torch.equal(truth, label.long())
-
-
-def test_a_still_mapping_cuts_the_patch_round_its_centre(make_config):
-    image, label = volume((16, 20, 24))
-    config = still(make_config, (8, 8, 8))
-    patch, truth = sample_patch(image, label, draw(config, label.shape, centre=[5.5, 9.5, 12.5]), config.patch_size)
-    assert torch.allclose(patch, image[:, 2:10, 6:14, 9:17], atol=1e-4)
-    assert torch.equal(truth, label[2:10, 6:14, 9:17].long())
-
-
-def test_beyond_the_border_the_border_is_repeated(make_config):
-    image, label = volume((4, 8, 8))
-    config = still(make_config, (8, 8, 8))
-    patch, truth = sample_patch(image, label, draw(config, label.shape), config.patch_size)
-    assert torch.allclose(patch[:, 2:6], image, atol=1e-4)
-    assert torch.allclose(patch[:, :2], image[:, :1].expand(-1, 2, -1, -1), atol=1e-4)
-    assert torch.equal(truth[6:], label[-1:].expand(2, -1, -1).long())
-
-
-@pytest.mark.parametrize(("mirror", "axis"), [("left_right", 0), ("posterior_anterior", 1), ("inferior_superior", 2)])
-def test_a_mirror_turns_its_own_axis_alone_and_half_of_the_time(make_config, mirror, axis):
-    image, label = volume()
-    config = still(make_config, label.shape, mirror=[mirror])
-    flipped = 0
-    for seed in range(40):
-        patch, truth = sample_patch(image, label, draw(config, label.shape, seed=seed), config.patch_size)
-        turned = torch.allclose(patch, image.flip(axis + 1), atol=1e-4) and torch.equal(truth, label.flip(axis).long())
-        assert turned or (torch.allclose(patch, image, atol=1e-4) and torch.equal(truth, label.long()))
-        flipped += turned
-    assert 10 <= flipped <= 30
-
-
-def in_mm(mapping: torch.Tensor, config, source, spacing) -> np.ndarray:
-    """The mapping as a matrix from mm in the patch to mm in the case."""
-    linear = mapping.flip(0)[:, [2, 1, 0, 3]][:, :3].double().numpy()
-    half_patch = np.array(config.patch_size) / 2 * spacing
-    half_case = np.array(source) / 2 * spacing
-    return linear * half_case[:, None] / half_patch[None, :]
-
-
-def test_a_rotation_is_rigid_in_millimetres(make_config):
-    config = make_config(training={"rotation_degrees": 90.0, "scale_range": [1.0, 1.0]})
-    spacing = np.array([0.5, 1.0, 4.0])
-    for seed in range(10):
-        matrix = in_mm(draw(config, (40, 30, 12), spacing.tolist(), seed=seed), config, (40, 30, 12), spacing)
-        assert np.allclose(matrix.T @ matrix, np.eye(3), atol=1e-5)
-        assert math.isclose(np.linalg.det(matrix), 1, rel_tol=1e-5)
-        assert not np.allclose(matrix, np.eye(3), atol=0.05)
-
-
-def test_a_rotation_stays_within_its_degrees(make_config):
-    config = make_config(training={"rotation_degrees": 10.0, "scale_range": [1.0, 1.0]})
-    largest = 0.0
-    for seed in range(200):
-        matrix = in_mm(draw(config, (40, 30, 12), seed=seed), config, (40, 30, 12), np.ones(3))
-        largest = max(largest, float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0]))))
-    assert 8 < largest <= 10.5
-
-
-def test_scales_are_drawn_from_their_range(make_config):
-    config = make_config(training={"rotation_degrees": 0.0, "scale_range": [0.5, 2.0]})
-    scales = [in_mm(draw(config, (40, 30, 12), seed=s), config, (40, 30, 12), np.ones(3)) for s in range(100)]
-    assert all(np.allclose(matrix, matrix[0, 0] * np.eye(3), atol=1e-5) for matrix in scales)
-    found = [matrix[0, 0] for matrix in scales]
-    assert 0.5 <= min(found) < 0.6 and 1.9 < max(found) <= 2
-
-
-def test_a_2d_patch_stays_on_its_slice_however_it_is_turned(make_config):
-    config = make_config(
-        patch_size=[16, 16, 1],
-        mirror=["left_right"],
-        training={"rotation_degrees": 90.0, "scale_range": [0.5, 2.0]},
-    )
-    image = torch.arange(9.0).expand(1, 20, 20, 9).contiguous()
-    for seed in range(20):
-        place = seed % 9
-        mapping = draw(config, (20, 20, 9), (1.0, 1.0, 6.0), [9.5, 9.5, place], seed)
-        patch, _ = sample_patch(image, image[0].to(torch.uint8), mapping, config.patch_size)
-        assert patch.shape == (1, 16, 16, 1)
-        assert torch.allclose(patch, torch.full_like(patch, place), atol=1e-4)
-
-
-def test_the_same_generator_draws_the_same_mapping(make_config):
-    config = make_config(mirror=["left_right"])
-    assert torch.equal(draw(config, (20, 20, 20), seed=3), draw(config, (20, 20, 20), seed=3))
-    assert not torch.equal(draw(config, (20, 20, 20), seed=3), draw(config, (20, 20, 20), seed=4))
-
-
-def test_intensities_vary_the_same_way_for_the_same_seed():
-    images = torch.randn(4, 2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
-    before = images.clone()
-    once, again, other = (vary_intensity(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(once, again) and not torch.equal(once, other)
-    assert torch.equal(images, before)
-    assert once.shape == images.shape and once.isfinite().all()
-
-
-def test_intensities_of_each_image_vary_for_themselves_and_some_not_at_all():
-    images = torch.randn(1, 1, 6, 6, 6, generator=torch.Generator().manual_seed(0)).expand(64, -1, -1, -1, -1)
-    varied = vary_intensity(images, torch.Generator().manual_seed(5))
-    changes = (varied - images).abs().amax(dim=(1, 2, 3, 4))
-    assert (changes < 1e-5).any() and (changes > 0.05).any()
-
-
-def test_intensities_of_a_flat_image_stay_finite():
-    assert vary_intensity(torch.zeros(8, 1, 4, 4, 4), torch.Generator().manual_seed(0)).isfinite().all()
 
 
 # Cleaning
