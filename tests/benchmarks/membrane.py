@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-import labelrounds
+import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.config import ModelConfig, load_configs
 from labelrounds.devices import choose_device
@@ -52,7 +52,7 @@ from tests.benchmarks import machine
 DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "membrane_em"
 RESULTS = Path(__file__).parent / "results"
 MODEL = "unet_membrane_em"
-SOURCES = ("cases.py", "transforms.py", "learning.py", "inference.py", "networks/*.py")
+SOURCES = ("cases.py", "transforms.py", "augmentation.py", "learning.py", "inference.py", "networks/*.py")
 # Table 1 of the paper, the U-Net's row.
 PAPER = {"pixel_error": 0.0611, "rand_error": 0.0382}
 CAVEAT = (
@@ -139,6 +139,7 @@ def run_folds(
     parts: list[list[str]], config: ModelConfig, device: torch.device, folder: Path
 ) -> list[dict[str, np.ndarray]] | None:
     """Return what each fold's network says of its held-out sections; None where the run was stopped before the end."""
+    os.environ["LABELROUNDS_HOME"] = str(folder / "home")  # where prepared cases are cached: not in the user's own
     cases = prepare_sections([name for part in parts for name in part], folder / "labels", config)
     stopped = stop_on_interrupt()
     folds = []
