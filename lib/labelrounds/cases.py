@@ -125,7 +125,7 @@ class PatchSampler:
         weights: Sequence[float] | None = None,
     ) -> None:
         self._cases, self._config, self._device = cases, config, device
-        self._weights = torch.ones(len(cases)) if weights is None else torch.tensor(weights)
+        self._weights = torch.ones(len(cases)) if weights is None else torch.tensor(weights, dtype=torch.float32)
         self._volumes: list[tuple[torch.Tensor, torch.Tensor]] = []
         room = free_bytes(device) * _SHARE_OF_MEMORY
         for case in cases:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from labelrounds.augmentation import IntensityDraw
 from labelrounds.cases import PatchSampler, PreparedCase, prepare_case, prepare_cases
 from labelrounds.errors import LabelRoundsError
 from labelrounds.store import LabelledCase
@@ -164,15 +165,22 @@ def ramp_case(config, shape=(20, 18, 9)) -> PreparedCase:
     )
 
 
+@pytest.fixture
+def same_intensities(monkeypatch):
+    """Let patches keep the intensities of their case."""
+    same = IntensityDraw(noise=(0.0, 0), blur=0.0, brightness=1.0, contrast=1.0, coarseness=1.0, gamma=(1.0, 1.0))
+    monkeypatch.setattr("labelrounds.cases.draw_intensity", lambda generator: same)
+
+
 def still(make_config, **changes):
     training = {"rotation_degrees": 0.0, "scale_range": [1.0, 1.0], **changes.pop("training", {})}
     return make_config(training=training, **changes)
 
 
-def test_a_batch_has_the_configured_shape(make_config, make_case):
-    config = make_config(training={"batch_size": 3})
+def test_a_batch_has_a_patch_from_each_generator(make_config, make_case):
+    config = make_config()
     sampler = PatchSampler([make_case(seed, config) for seed in range(2)], config, CPU)
-    images, labels = sampler.draw(torch.Generator().manual_seed(0))
+    images, labels = sampler.draw([torch.Generator().manual_seed(place) for place in range(3)])
     assert images.shape == (3, 1, 16, 16, 16) and images.dtype == torch.float32
     assert labels.shape == (3, 16, 16, 16) and labels.dtype == torch.int64
 
@@ -180,66 +188,120 @@ def test_a_batch_has_the_configured_shape(make_config, make_case):
 def test_the_same_generator_draws_the_same_batch(make_config, make_case):
     config = make_config(mirror=["left_right"])
     sampler = PatchSampler([make_case(seed, config) for seed in range(3)], config, CPU)
-    one, again, other = (sampler.draw(torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    one, again, other = (sampler.draw([torch.Generator().manual_seed(seed)]) for seed in (1, 1, 2))
     assert torch.equal(one[0], again[0]) and torch.equal(one[1], again[1])
     assert not torch.equal(one[0], other[0])
 
 
+def test_a_patch_depends_on_its_generator_and_not_on_the_others_of_its_batch(make_config, make_case):
+    config = make_config(mirror=["left_right"])
+    sampler = PatchSampler([make_case(seed, config) for seed in range(3)], config, CPU)
+    images, labels = sampler.draw([torch.Generator().manual_seed(seed) for seed in range(6)])
+    for seed in range(6):
+        image, label = sampler.draw([torch.Generator().manual_seed(seed)])
+        assert torch.allclose(image[0], images[seed], atol=1e-5) and torch.equal(label[0], labels[seed])
+
+
+def test_the_intensities_of_patches_vary(make_config, make_case):
+    config = still(make_config, training={"foreground_fraction": 0.0})
+    sampler = PatchSampler([replace(make_case(0, config), image=torch.ones(1, 20, 18, 16))], config, CPU)
+    images, _ = sampler.draw([torch.Generator().manual_seed(seed) for seed in range(40)])
+    varied = (images - 1).abs().amax(dim=(1, 2, 3, 4)) > 0.01
+    assert varied.any() and not varied.all()
+
+
+@pytest.mark.usefixtures("same_intensities")
+def test_cases_are_drawn_as_often_as_their_weights_say(make_config, make_case):
+    config = still(make_config)
+    cases = [replace(make_case(0, config), image=torch.full((1, 20, 18, 16), float(index))) for index in range(3)]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(600)]
+    for weights, shares in (
+        (None, [1 / 3, 1 / 3, 1 / 3]),
+        ([2.0, 1.0, 1.0], [0.5, 0.25, 0.25]),
+        ([0, 1, 0], [0, 1, 0]),
+    ):
+        sampler = PatchSampler(cases, config, CPU, weights)
+        drawn = [round(sampler.draw([generator])[0].mean().item()) for generator in generators]
+        assert np.allclose(np.bincount(drawn, minlength=3) / 600, shares, atol=0.06)
+
+
+def test_cases_that_leave_the_device_no_room_stay_where_they_are(make_config, make_case, monkeypatch):
+    config = make_config()
+    cases = [make_case(seed, config) for seed in range(3)]
+    size = cases[0].image.nbytes + cases[0].label.nbytes
+    moved = []
+
+    class Volume(torch.Tensor):
+        def to(self, *args, **kwargs):
+            if args and isinstance(args[0], torch.device):
+                moved.append(self.dtype)
+            return super().to(*args, **kwargs)
+
+    monkeypatch.setattr("labelrounds.cases.free_bytes", lambda device: 2 * 2.5 * size)
+    PatchSampler([replace(case, image=case.image.as_subclass(Volume)) for case in cases], config, CPU)
+    assert len(moved) == 2
+
+
 def test_an_aimed_patch_holds_the_label_that_it_aims_at(make_config):
-    config = still(make_config, patch_size=[8, 8, 8], training={"foreground_fraction": 1.0, "batch_size": 1})
+    config = still(make_config, patch_size=[8, 8, 8], training={"foreground_fraction": 1.0})
     sampler = PatchSampler([ramp_case(config)], config, CPU)
     for seed in range(20):
-        _, labels = sampler.draw(torch.Generator().manual_seed(seed))
+        _, labels = sampler.draw([torch.Generator().manual_seed(seed)])
         assert (labels == 1).sum() == 1
 
 
+@pytest.mark.usefixtures("same_intensities")
 @pytest.mark.parametrize("patch_size", [[8, 8, 8], [12, 8, 4], [8, 8, 1]], ids=str)
 def test_a_patch_that_is_not_turned_has_voxels_of_the_case_and_no_mixtures(make_config, patch_size):
-    config = still(make_config, patch_size=patch_size, training={"batch_size": 1})
+    config = still(make_config, patch_size=patch_size)
     case = ramp_case(config, (20, 18, 13))
     sampler = PatchSampler([case], config, CPU)
     for seed in range(20):
-        images, labels = sampler.draw(torch.Generator().manual_seed(seed))
+        images, labels = sampler.draw([torch.Generator().manual_seed(seed)])
         assert torch.allclose(images, images.round(), atol=1e-4)
         marked = labels == 1
         assert not marked.any() or torch.allclose(images[0, 0][marked[0]], torch.tensor(6.0), atol=1e-4)
 
 
+@pytest.mark.usefixtures("same_intensities")
 def test_an_aimed_2d_patch_is_the_slice_of_the_label_itself(make_config):
-    config = still(make_config, patch_size=[8, 8, 1], training={"foreground_fraction": 1.0, "batch_size": 1})
+    config = still(make_config, patch_size=[8, 8, 1], training={"foreground_fraction": 1.0})
     sampler = PatchSampler([ramp_case(config)], config, CPU)
     for seed in range(10):
-        images, labels = sampler.draw(torch.Generator().manual_seed(seed))
+        images, labels = sampler.draw([torch.Generator().manual_seed(seed)])
         assert torch.allclose(images, torch.full_like(images, 6.0), atol=1e-4)
         assert (labels == 1).sum() == 1
 
 
+@pytest.mark.usefixtures("same_intensities")
 def test_a_2d_patch_is_never_a_mixture_of_two_slices(make_config):
-    config = make_config(patch_size=[8, 8, 1], training={"foreground_fraction": 0.0, "batch_size": 1})
+    config = make_config(patch_size=[8, 8, 1], training={"foreground_fraction": 0.0})
     sampler = PatchSampler([ramp_case(config)], config, CPU)
     seen = set()
     for seed in range(80):
-        images, _ = sampler.draw(torch.Generator().manual_seed(seed))
+        images, _ = sampler.draw([torch.Generator().manual_seed(seed)])
         assert torch.allclose(images, images.round(), atol=1e-4)
         assert images.round().unique().numel() == 1
         seen.add(int(images.round().mean()))
     assert seen == set(range(9))
 
 
+@pytest.mark.usefixtures("same_intensities")
 def test_patches_stay_within_the_case_where_they_fit(make_config):
-    config = still(make_config, patch_size=[8, 8, 8], training={"foreground_fraction": 0.5, "batch_size": 1})
+    config = still(make_config, patch_size=[8, 8, 8], training={"foreground_fraction": 0.5})
     case = ramp_case(config, (20, 18, 16))
     sampler = PatchSampler([case], config, CPU)
     for seed in range(40):
-        images, _ = sampler.draw(torch.Generator().manual_seed(seed))
+        images, _ = sampler.draw([torch.Generator().manual_seed(seed)])
         steps = images[0, 0, 0, 0].diff()
         assert torch.allclose(steps, torch.ones(7), atol=1e-3), "the border is repeated inside the patch"
 
 
+@pytest.mark.usefixtures("same_intensities")
 def test_a_case_smaller_than_the_patch_lies_in_its_middle(make_config):
-    config = still(make_config, training={"batch_size": 1})
+    config = still(make_config)
     case = ramp_case(config, (8, 8, 8))
-    image, label = (each[0] for each in PatchSampler([case], config, CPU).draw(torch.Generator().manual_seed(0)))
+    image, label = (each[0] for each in PatchSampler([case], config, CPU).draw([torch.Generator().manual_seed(0)]))
     assert torch.allclose(image[:, 4:12, 4:12, 4:12], case.image, atol=1e-4)
     assert torch.equal(label[4:12, 4:12, 4:12], case.label.long())
 
