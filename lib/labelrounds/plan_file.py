@@ -21,7 +21,7 @@ from labelrounds.config import NAME, load_config
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.fingerprint import take_fingerprint
-from labelrounds.networks import build_network
+from labelrounds.networks import build_network, networks
 from labelrounds.planning import DEFAULT, Plan, make_plan
 from labelrounds.store import StudyStore
 
@@ -49,6 +49,7 @@ def plan_model(
         LabelRoundsError: a wrong option, a name that is taken, nothing to read, a folder that can't be written to.
     """
     where = choose_device(device)
+    networks.get(network)
     file = _new_file(name, configs, force)
     names = [label.strip() for label in labels.split(",")]
     fingerprint = take_fingerprint(_store(studies, names), names, _shown)
@@ -76,7 +77,7 @@ def yaml_of(plan: Plan, title: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def report(file: Path, plan: Plan) -> Group:
+def report(studies: str, file: Path, plan: Plan) -> Group:
     """Return what to show of a plan: its values with their reasons, the notes and the next command."""
     table = Table("key", "value", "why", title=file.stem, title_justify="left")
     table.columns[0].no_wrap = True
@@ -86,16 +87,13 @@ def report(file: Path, plan: Plan) -> Group:
         if choice.reason != DEFAULT:
             table.add_row(choice.key, Text(_flow(choice.value)), Text(choice.reason))
     notes = [f"- {note}" for note in (*plan.notes, f"Left at its default: {', '.join(kept)}.")]
-    return Group(
-        table,
-        *map(Text, notes),
-        Text(f"Written to {file}. Serve it: labelrounds start --studies ... --configs {file.parent}"),
-    )
+    command = f"labelrounds start --studies {studies} --configs {file.parent} --models {file.stem}"
+    return Group(table, *map(Text, notes), Text(f"Written to {file}. Serve it with:\n{command}"))
 
 
-def show(file: Path, plan: Plan) -> None:
+def show(studies: str, file: Path, plan: Plan) -> None:
     """Print a plan on the terminal."""
-    Console().print(report(file, plan))
+    Console().print(report(studies, file, plan))
 
 
 def _flow(value: Any) -> str:

@@ -13,8 +13,6 @@ from typing import Any
 import torch
 
 from labelrounds.config import TrainingConfig
-from labelrounds.devices import free_bytes
-from labelrounds.errors import BadInput
 from labelrounds.fingerprint import Fingerprint
 from labelrounds.networks import networks
 from labelrounds.sizing import (
@@ -77,8 +75,6 @@ def make_plan(fingerprint: Fingerprint, network: str, device: torch.device) -> P
     Raises:
         BadInput: an unknown network, images too small to segment, or not enough memory for the smallest patch.
     """
-    if network not in networks.names():
-        raise BadInput(f"network {network!r} is not one of {', '.join(networks.names())}")
     layout = plan_layout(fingerprint, network, device)
     choices = [
         *_described(fingerprint, network),
@@ -175,7 +171,7 @@ def _intensity(fingerprint: Fingerprint) -> Choice:
 def _size(fingerprint: Fingerprint, layout: Layout, device: torch.device) -> list[Choice]:
     median = " x ".join(map(str, layout.median))
     parts = math.prod(layout.median) / math.prod(layout.levels.patch)
-    limit = f"about {_figure(layout.cost.bytes / 1e9)} GB of {free_bytes(device) / 1e9:.0f} GB free on {device}"
+    limit = f"about {_figure(layout.cost.bytes / 1e9)} GB of {layout.free_bytes / 1e9:.0f} GB free on {device}"
     if device.type == "cpu":
         limit += f", about {layout.cost.cpu_seconds:.1f} s a step on {torch.get_num_threads()} cores"
     flat = " One slice thick: the model is 2-D." if layout.dimensions == 2 else ""

@@ -57,6 +57,7 @@ class Layout:
     channels: list[int]
     batch: int
     cost: Footprint
+    free_bytes: int
     coarsened: bool
 
 
@@ -76,7 +77,8 @@ class _Planner:
         self._fingerprint, self._network, self._device = fingerprint, network, device
         shapes = fingerprint.shapes
         self._dimensions = 2 if fingerprint.is_flat or np.median(shapes[:, 2]) < LOWEST_SIDE else 3
-        self._limit_bytes = min(_MOST_BYTES, _MEMORY_SHARE * free_bytes(device))
+        self._free_bytes = free_bytes(device)
+        self._limit_bytes = min(_MOST_BYTES, _MEMORY_SHARE * self._free_bytes)
 
     def layout(self) -> Layout:
         """Return the layout at the target spacing, or at a coarser one where patches would be lost in the images."""
@@ -94,7 +96,15 @@ class _Planner:
         levels, cost = self._affordable(levels, median, spacing)
         batch, cost = self._batch(levels, cost, median)
         return Layout(
-            self._dimensions, _spacing(spacing), median, levels, self._channels(levels), batch, cost, coarsened
+            dimensions=self._dimensions,
+            spacing_mm=_spacing(spacing),
+            median=median,
+            levels=levels,
+            channels=self._channels(levels),
+            batch=batch,
+            cost=cost,
+            free_bytes=self._free_bytes,
+            coarsened=coarsened,
         )
 
     def _affordable(self, levels: Levels, median: Sides, spacing: Sequence[float]) -> tuple[Levels, Footprint]:
