@@ -73,12 +73,13 @@ class PreparedCache:
         file = self._file(key)
         try:
             tensors = load_file(file)
-            os.utime(file)
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError) as error:
             logger.warning("Prepare a case anew, as %s is damaged: %s", file, error)
             return None
+        with suppress(OSError):
+            os.utime(file)  # one that was used is not the next to be removed
         return tensors
 
     def write(self, key: str, tensors: dict[str, torch.Tensor]) -> None:
@@ -98,7 +99,7 @@ class PreparedCache:
                 staging.unlink(missing_ok=True)
 
     def _make_room(self, size: int) -> None:
-        kept = [(file.stat(), file) for file in self._folder.glob("*.safetensors")]
+        kept = [(file.stat(), file) for file in self._folder.iterdir()]  # also what a killed process left half written
         excess = sum(found.st_size for found, _ in kept) + size - self._budget
         for found, file in sorted(kept, key=lambda one: one[0].st_mtime_ns):
             if excess <= 0:
