@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+import labelrounds.host  # first, so that the host can be imported
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.config import ModelConfig, load_configs
 from labelrounds.devices import choose_device
