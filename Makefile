@@ -23,8 +23,12 @@ test: $(VENV)/installed-test lint
 test-long: $(VENV)/installed-test
 	$(BIN)/pytest -m slow
 
+# make bench BENCH=nnunet ARGS="--minutes 20"; each says with ARGS=--help what it measures, and how long it takes.
+BENCH ?= hippocampus
+ARGS ?=
 bench: $(VENV)/installed-test
-	$(BIN)/python -m tests.benchmarks.hippocampus
+	@echo "Benchmarks: BENCH=hippocampus (half an hour), training_speed, nnunet (ARGS=\"--minutes N\"), membrane"
+	$(BIN)/python -m tests.benchmarks.$(BENCH) $(ARGS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check lib apps tests

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
+from labelrounds.cases import PreparedCase
 from labelrounds.config import ModelConfig
 from labelrounds.devices import choose_device, place
 from labelrounds.inference import segment
@@ -27,6 +28,7 @@ from tests.benchmarks.hippocampus import DATA
 
 # Of the wall time; the rest is for the epochs that take longer than those that were measured.
 FILLED = 0.97
+TIMED = 8
 SHOWN = "LabelRounds"
 
 
@@ -79,7 +81,8 @@ def train(wanted: argparse.Namespace, config: ModelConfig) -> None:
                 keep(wanted.output / f"mark_{mark:g}", state, note(epoch, seconds))
         clock.set(seconds)
 
-    learner = build(config, cases, device, epochs, state)
+    schedule = Schedule(epochs, config.training.iterations_per_epoch, config.training.learning_rate)
+    learner = build(config, cases, device, schedule, state)
     clock.set(json.loads(clock_file.read_text())["seconds"] if clock_file.is_file() and state.is_file() else 0.0)
     learner.run(report, lambda: clock.seconds >= marks[-1])
     figures = {
@@ -94,19 +97,21 @@ def train(wanted: argparse.Namespace, config: ModelConfig) -> None:
     (wanted.output / "figures.json").write_text(json.dumps(figures))
 
 
-def build(config: ModelConfig, cases: list, device: torch.device, epochs: int, state: Path | None) -> Learner:
+def build(
+    config: ModelConfig, cases: list[PreparedCase], device: torch.device, schedule: Schedule, state: Path | None = None
+) -> Learner:
     """Return our trainer from the configuration's seed."""
     torch.manual_seed(config.training.seed)
-    training = config.training
-    schedule = Schedule(epochs, training.iterations_per_epoch, training.learning_rate, None)
-    return Learner(config, build_network(config), cases, [], device, schedule, state=state, fingerprint=str(epochs))
+    network = build_network(config)
+    return Learner(config, network, cases, [], device, schedule, state=state, fingerprint=str(schedule.epochs))
 
 
-def calibrate(config: ModelConfig, cases: list, device: torch.device) -> float:
-    """Return the seconds of an epoch once it is warm."""
+def calibrate(config: ModelConfig, cases: list[PreparedCase], device: torch.device) -> float:
+    """Return the seconds of an epoch once it is warm, from two short ones after a first."""
     seconds: list[float] = []
-    build(config, cases, device, 3, None).run(lambda epoch: seconds.append(epoch.seconds), lambda: False)
-    return min(seconds[1:])
+    short = Schedule(3, TIMED, config.training.learning_rate)
+    build(config, cases, device, short).run(lambda epoch: seconds.append(epoch.seconds), lambda: False)
+    return sum(seconds[1:]) / (2 * TIMED) * config.training.iterations_per_epoch
 
 
 def keep(file: Path, state: Path, note: dict[str, float]) -> None:

@@ -77,7 +77,7 @@ def learner(wanted: argparse.Namespace, config: ModelConfig, device: torch.devic
     """Run our trainer; return how many iterations were done at which time, from the end of the first epoch on."""
     each = config.training.iterations_per_epoch
     epochs = 1 + -(-wanted.iterations // each)
-    schedule = Schedule(epochs, each, config.training.learning_rate, None)
+    schedule = Schedule(epochs, each, config.training.learning_rate)
     torch.manual_seed(config.training.seed)
     cases = peers.prepare(wanted.names, config)
     ours = Learner(config, build_network(config), cases, [], device, schedule)
