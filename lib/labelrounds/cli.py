@@ -94,18 +94,20 @@ def train(
     model: Annotated[str, typer.Option(help="The model to train; see `labelrounds models`.")],
     studies: Annotated[str, typer.Option(help="The folder with the images; their labels lie in labels/final.")],
     configs: Configs = None,
-    epochs: Annotated[
-        int | None, typer.Option(min=1, help="Rounds over the schedule; the model's own if left out.")
-    ] = None,
-    start: Annotated[
-        str, typer.Option(help="`current`: go on from the served version; `scratch`: from nothing.")
-    ] = "current",
+    epochs: Annotated[int | None, typer.Option(min=1, help="How many; the policy's own number if left out.")] = None,
+    policy: Annotated[
+        str,
+        typer.Option(
+            help="`quick`: update the served version in a few epochs; `full`: from nothing; `auto`: in full when"
+            " nothing is served or the labels have grown by half, else quick."
+        ),
+    ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
 ) -> None:
     """Train a model on the labels that were submitted, here in the terminal. Ctrl-C keeps the best so far."""
     from labelrounds.starting import train_here
 
-    request = {"model": model, "start": start, "device": device} | ({"epochs": epochs} if epochs else {})
+    request = {"model": model, "policy": policy, "device": device, "epochs": epochs or 0}
     print(json.dumps(train_here(studies, configs, request), indent=2))
 
 

@@ -32,7 +32,7 @@ def _picture(
 ) -> npt.NDArray[np.uint8]:
     level = int(np.argmax(np.count_nonzero(label if label.any() else prediction, axis=(0, 1))))
     grey, truth, found = (_as_read(volume[:, :, level]) for volume in (image, label, prediction))
-    low, high = np.percentile(grey, [1, 99])
+    low, high = np.percentile(grey.astype(np.float32), [1, 99])
     shade = np.clip((grey - low) / max(float(high - low), 1e-6), 0, 1) * 255
     factor = max(1, -(-_SMALLEST_SIDE // max(grey.shape)))  # enlarged first, so that outlines stay thin
     picture = np.repeat(_enlarged(shade, factor)[..., None], 3, axis=2).astype(np.uint8)

@@ -1,52 +1,78 @@
 """Retraining on the server: labelled cases from the datastore in, a published version out, or none.
 
 Runs in a process of its own (``worker.py``). What the server shows of it goes through ``progress.json``, written
-after each epoch; what a killed process had reached goes through ``state.safetensors``, from which the next start
-of the same training goes on. One training of a model at a time, across processes, by a lock on its folder.
+after each epoch; what a killed process had reached goes through ``state.safetensors`` and ``folds.json``, from which
+the next start of the same training goes on. One training of a model at a time, across processes, by a lock on its
+folder.
+
+With few patients nobody is held back (``splits.py``): one or two train by a fixed schedule and nothing is claimed;
+from three on, cross-validation in at most five parts (leave-one-out up to five patients) says what to expect of new
+cases. Only patients that the start weights have not seen are left out in turn, so that no part is judged on what it
+knows. With validation cases those choose the epoch, and end the training early.
 """
 
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from monailabel.interfaces.tasks.train import TrainTask
-from torch.utils.tensorboard import SummaryWriter
 
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
 from labelrounds.config import MOST_EPOCHS, ModelConfig
 from labelrounds.devices import available_devices, choose_device
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError
+from labelrounds.judging import Comparison, compare
 from labelrounds.learning import Epoch, Learner, Outcome, Schedule, evaluate, mean_dice, mean_of
 from labelrounds.networks import SegmentationNetwork, build_network
-from labelrounds.splits import TEST, TRAIN, VALIDATION, assign_parts
+from labelrounds.policies import (
+    AUTO,
+    POLICIES,
+    QUICK,
+    choose_policy,
+    is_new,
+    labels_at_full,
+    learnt_from,
+    unseen,
+)
+from labelrounds.progress import Board, Progress, Watch, rounded
+from labelrounds.splits import RULE, TEST, TRAIN, VALIDATION, assign_parts, position
 from labelrounds.store import LabelledCase
 
 logger = logging.getLogger(__name__)
 
-STARTS = ("current", "scratch")
-TOLERATED_MEAN_LOSS, TOLERATED_LABEL_LOSS = 0.005, 0.02
-_REQUEST_KEYS = {"model", "device", "epochs", "start", "client_id"}
+_REQUEST_KEYS = {"model", "device", "epochs", "policy", "client_id"}
+_FEWEST_TO_CROSS_VALIDATE, _MOST_FOLDS = 3, 5
+_FEWEST_FOR_A_CLAIM = 5
+_NEW_DRAWN = 2.0
+
+Scores = dict[str, dict[str, float]]
+"""Dice per label of cases, by image id; nan where a label is neither in the prediction nor in the truth."""
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What a client may say of a training: ``epochs``, ``start`` (``current`` version or ``scratch``), ``device``."""
+    """What a client may say of a training.
 
-    epochs: int
-    start: str
+    Attributes:
+        policy: ``auto``, ``quick`` or ``full``; see ``policies.py``.
+        epochs: how many; None for the policy's own number.
+        device: where to compute.
+    """
+
+    policy: str
+    epochs: int | None
     device: str
 
     @classmethod
     def parse(cls, request: dict[str, Any], config: ModelConfig) -> "TrainingRequest":
-        """Check a request before any process is started for it.
+        """Check a request before any process is started for it; 0 epochs, as clients show it, are the policy's own.
 
         Raises:
             BadInput: an unknown key or a value that is not allowed.
@@ -54,30 +80,20 @@ class TrainingRequest:
         unknown = sorted(set(request) - _REQUEST_KEYS)
         if unknown:
             raise BadInput(f"training option {unknown[0]!r} is not one of {', '.join(sorted(_REQUEST_KEYS))}")
-        epochs = request.get("epochs", config.training.epochs)
-        if not isinstance(epochs, int) or isinstance(epochs, bool) or not 1 <= epochs <= MOST_EPOCHS:
-            raise BadInput(f"epochs {epochs!r} is not a whole number from 1 to {MOST_EPOCHS}")
-        start = request.get("start") or STARTS[0]
-        if start not in STARTS:
-            raise BadInput(f"start {start!r} is not one of {', '.join(STARTS)}")
-        return cls(epochs, str(start), str(choose_device(request.get("device"))))
+        epochs = request.get("epochs", 0)
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or not 0 <= epochs <= MOST_EPOCHS:
+            raise BadInput(
+                f"epochs {epochs!r} is not a whole number from 1 to {MOST_EPOCHS}, nor 0 for the policy's own number"
+            )
+        policy = request.get("policy") or AUTO
+        if policy not in POLICIES:
+            raise BadInput(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
+        return cls(str(policy), epochs or None, str(choose_device(request.get("device"))))
 
-
-class Progress:
-    """What is shown of a training while it runs and after: a small file, replaced whole."""
-
-    def __init__(self, checkpoints: Checkpoints) -> None:
-        self._file = checkpoints.folder / "progress.json"
-        self.content: dict[str, Any] = {}
-
-    def read(self) -> dict[str, Any]:
-        """Return the last training's figures; empty when there was none."""
-        return read_json(self._file) or {}
-
-    def write(self, **changes: Any) -> None:
-        """Add to the figures and write them."""
-        self.content |= changes
-        write_json(self._file, self.content)
+    def epochs_of(self, policy: str, config: ModelConfig) -> int:
+        """Return how many epochs a policy trains."""
+        own = config.training.quick_epochs if policy == QUICK else config.training.epochs
+        return self.epochs or own
 
 
 class SegmentationTrainer(TrainTask):
@@ -90,7 +106,7 @@ class SegmentationTrainer(TrainTask):
 
     def config(self) -> dict[str, Any]:
         """Return the options that a client shows; of a list it sends the chosen item."""
-        return {"epochs": self.model.training.epochs, "start": list(STARTS), "device": available_devices()}
+        return {"policy": list(POLICIES), "epochs": 0, "device": available_devices()}
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of the running or the last training, as the host's clients read them."""
@@ -117,235 +133,458 @@ def train_model(
     Raises:
         Busy: another process trains this model.
         Conflict: there is no case to learn from.
+        OutOfSpace: the version could not be written; the one served before stays, and once there is room the same
+            training goes on from its last epoch.
     """
     checkpoints = Checkpoints(config)
     checkpoints.folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(checkpoints.folder / "training.lock", timeout=0):
-            return _Training(config, checkpoints, wanted).run(items, stopped)
+            return _Training(config, checkpoints, wanted, stopped).run(items)
     except Timeout as error:
         raise Busy(f"a training of {config.name} runs already") from error
+
+
+@dataclass
+class _Plan:
+    """What one run is about.
+
+    Attributes:
+        parts: the usable cases by part.
+        skipped: the others' ids, with the reason.
+        served: what the result is compared with; None where nothing usable is served.
+        parent: what the weights start from; None for a start from scratch.
+        start: those weights.
+        policy: ``quick`` or ``full``, and ``reason``, why.
+        epochs: of the training whose result is published.
+        left_out: groups of training cases for cross-validation, each to be left out once.
+        notes: what else the user should know.
+    """
+
+    parts: dict[str, list[PreparedCase]]
+    skipped: dict[str, str]
+    served: Version | None
+    parent: Version | None
+    start: SegmentationNetwork
+    policy: str
+    reason: str
+    epochs: int
+    left_out: list[list[PreparedCase]]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fold_epochs(self) -> int:
+        """Epochs of each cross-validation training: as many where it is compared with what is served, else a third."""
+        return self.epochs if self.served is not None else math.ceil(self.epochs / 3)
+
+    @property
+    def all_epochs(self) -> int:
+        return self.epochs + len(self.left_out) * self.fold_epochs
+
+    @property
+    def origin(self) -> str:
+        return f"version {self.parent.number}" if self.parent else "scratch"
+
+    def fold_name(self, number: int) -> str:
+        alone = all(len({case.patient for case in group}) == 1 for group in self.left_out)
+        return f"{'leave-one-out' if alone else 'cross-validation'} fold {number} of {len(self.left_out)}"
+
+
+@dataclass
+class _Judgement:
+    """A result's scores, what they rest on in a word and in a sentence, and how it compares with what is served."""
+
+    scores: Scores
+    kind: str
+    claim: str
+    comparison: Comparison | None
+    dice_before: dict[str, float] | None
 
 
 class _Training:
     """One run, from the labels to the decision."""
 
-    def __init__(self, config: ModelConfig, checkpoints: Checkpoints, wanted: TrainingRequest) -> None:
-        self._config, self._checkpoints, self._wanted = config, checkpoints, wanted
+    def __init__(
+        self, config: ModelConfig, checkpoints: Checkpoints, wanted: TrainingRequest, stopped: Callable[[], bool]
+    ) -> None:
+        self._config, self._checkpoints, self._wanted, self._stopped = config, checkpoints, wanted, stopped
         self._device = torch.device(wanted.device)
-        self._progress = Progress(checkpoints)
-        self._started = time.time()
+        self._state, self._folds = checkpoints.folder / "state.safetensors", checkpoints.folder / "folds.json"
+        self._watch = Watch(checkpoints, resumable=self._state.is_file())
 
-    def run(self, items: list[LabelledCase], stopped: Callable[[], bool]) -> dict[str, Any]:
+    def run(self, items: list[LabelledCase]) -> dict[str, Any]:
         """Prepare, train, judge and publish."""
-        self._progress.write(
-            status="preparing",
-            started=self._started,
-            epoch=0,
-            total_epochs=self._wanted.epochs,
-            best_metric=0.0,
-            labelled=len(items),
-        )
+        self._watch.begin(len(items), self._wanted.epochs_of(self._wanted.policy, self._config))
         try:
-            parts, skipped = self._prepare(items)
-            incumbent, network, origin = self._start_network()
-            counts = {part: len(cases) for part, cases in parts.items()}
-            self._progress.write(status="training", cases=counts, skipped=skipped, started_from=origin)
-            outcome = self._learn(network, parts, items, origin, stopped)
-            result = self._decide(outcome.network, incumbent, parts, outcome.epochs, skipped, origin)
+            result = self._run(items)
         except Exception as error:
-            self._progress.write(
-                status="failed", message=str(error) or type(error).__name__, total_time=self._elapsed()
-            )
+            self._watch.end("failed", message=str(error) or type(error).__name__)
             raise
-        status = "stopped" if outcome.stopped else "done"
-        self._progress.write(status=status, epoch=outcome.epochs, total_time=self._elapsed(), **result)
-        (self._checkpoints.folder / "state.safetensors").unlink(missing_ok=True)
+        status = "stopped" if self._stopped() else "done"
+        self._watch.end(status, **result)
         return {"status": status, **result}
 
-    def _prepare(self, items: list[LabelledCase]) -> tuple[dict[str, list[PreparedCase]], dict[str, str]]:
-        cases, skipped = prepare_cases(items, self._config)
+    def _run(self, items: list[LabelledCase]) -> dict[str, Any]:
+        cases, skipped = prepare_cases(self._counted(items), self._config)
+        if self._stopped():
+            return {"published": None, "message": "Stopped while the cases were prepared; nothing was published."}
+        self._check_usable(items, cases, skipped)
+        plan = self._plan(cases, skipped)
+        fingerprint = self._fingerprint(plan)
+        board = self._watch.training(
+            fingerprint,
+            plan.all_epochs,
+            cases={part: len(found) for part, found in plan.parts.items()},
+            skipped=skipped,
+            started_from=plan.origin,
+            policy=plan.policy,
+            reason=plan.reason,
+            notes=plan.notes,
+        )
+        weights = _copy(plan.start)
+        try:
+            outcome = self._learn(plan, fingerprint, board)
+        finally:
+            board.close()
+        self._watch.ended(outcome.epochs, plan.epochs)
+        if outcome.epochs == 0:
+            return {"published": None, "message": "Stopped before the first epoch ended; nothing was published."}
+        out_of_fold = self._cross_validate(plan, weights, fingerprint)
+        self._watch.stage("judging")
+        result = self._decide(plan, outcome, self._judge(plan, outcome.network, out_of_fold))
+        for left in (self._state, self._folds):
+            left.unlink(missing_ok=True)
+        return result
+
+    def _counted(self, items: list[LabelledCase]) -> Iterator[LabelledCase]:
+        """Yield the cases, showing how far their preparation is; end early when the training is stopped."""
+        for number, item in enumerate(items, start=1):
+            if self._stopped():
+                return
+            self._watch.stage(f"preparing case {number} of {len(items)}")
+            yield item
+
+    def _check_usable(self, items: list[LabelledCase], cases: list[PreparedCase], skipped: dict[str, str]) -> None:
+        reasons = f" (skipped {_few(skipped)})" if skipped else ""
+        if not cases:
+            raise Conflict(
+                f"nothing to train {self._config.name} on: {len(items)} labels submitted, 0 usable; submit labels for"
+                f" {', '.join(self._config.labels)}{reasons}"
+            )
+        if not any(case.foreground for case in cases):
+            raise Conflict(
+                f"nothing to train {self._config.name} on: all of the {len(cases)} usable labels are empty, without a"
+                f" voxel of {', '.join(self._config.labels)}{reasons}"
+            )
+
+    def _plan(self, cases: list[PreparedCase], skipped: dict[str, str]) -> _Plan:
         split = assign_parts([case.patient for case in cases], self._checkpoints.folder / "split.json")
         parts = {part: [c for c in cases if split[c.patient] == part] for part in (TRAIN, VALIDATION, TEST)}
         if not parts[TRAIN]:
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(skipped.items())[:3])
             raise Conflict(
-                f"nothing to train {self._config.name} on: {len(items)} labels submitted, {len(cases)} usable, none of"
-                f" them in the training part; submit labels for {', '.join(self._config.labels)}"
-                + (f" (skipped {reasons})" if reasons else "")
+                f"nothing to train {self._config.name} on: {len(cases)} usable labels, none of them of a patient in the"
+                " training part; submit one of a new patient"
             )
-        return parts, skipped
+        served, network = self._served_network()
+        policy, reason = choose_policy(self._wanted.policy, served, len(cases), len({c.patient for c in cases}))
+        parent = served if policy == QUICK else None
+        epochs = self._wanted.epochs_of(policy, self._config)
+        return _Plan(
+            parts=parts,
+            skipped=skipped,
+            served=served,
+            parent=parent,
+            start=network if parent else self._network_of(None),
+            policy=policy,
+            reason=reason,
+            epochs=epochs,
+            left_out=[] if parts[VALIDATION] else _folds(parts[TRAIN], learnt_from(parent)),
+            notes=self._absent(parts[TRAIN]),
+        )
 
-    def _start_network(self) -> tuple[Version | None, SegmentationNetwork, str]:
-        """Return the served version, and the network to start from with where its weights come from."""
-        torch.manual_seed(self._config.training.seed)
-        network = build_network(self._config)
-        incumbent = self._checkpoints.current()
-        if incumbent is None:
-            return None, network, "scratch"
-        trial = build_network(self._config)
+    def _served_network(self) -> tuple[Version | None, SegmentationNetwork]:
+        """Return the served version with its network; None and an untrained one where there is none that fits."""
+        self._number_at_start = self._checkpoints.served_number()
+        served = self._checkpoints.current()
         try:
-            self._checkpoints.load(incumbent, trial)
+            return served, self._network_of(served)
         except LabelRoundsError as error:
             logger.warning("Start from scratch: %s", error)
-            return None, network, "scratch"
-        if self._wanted.start == "scratch":
-            return incumbent, network, "scratch"
-        return incumbent, trial, f"version {incumbent.number}"
+            return None, self._network_of(None)
 
-    def _learn(
+    def _network_of(self, version: Version | None) -> SegmentationNetwork:
+        """Return a version's network, or one whose weights are drawn by the seed."""
+        torch.manual_seed(self._config.training.seed)
+        network = build_network(self._config)
+        if version is not None:
+            self._checkpoints.load(version, network)
+        return network
+
+    def _absent(self, cases: list[PreparedCase]) -> list[str]:
+        """Say which labels cannot be learnt, as no training case has a voxel of them, and which cases are empty."""
+        present = {int(value) for case in cases for value in case.label.unique()}
+        absent = [name for name, value in self._config.label_values.items() if value not in present]
+        notes = [f"no training case has a voxel of {', '.join(absent)}"] if absent else []
+        empty = [case.image_id for case in cases if not case.foreground]
+        return notes + ([f"empty labels, learnt as patients without any: {', '.join(empty)}"] if empty else [])
+
+    def _learn(self, plan: _Plan, fingerprint: str, board: Board) -> Outcome:
+        validation = plan.parts[VALIDATION]
+        learner = self._learner(plan, plan.start, plan.parts[TRAIN], validation, plan.epochs, fingerprint)
+
+        def report(epoch: Epoch) -> None:
+            self._watch.epoch(epoch)
+            board.epoch(epoch, validation)
+
+        outcome = learner.run(report, self._stopped)
+        plan.notes += learner.notes
+        return outcome
+
+    def _learner(
         self,
+        plan: _Plan,
         network: SegmentationNetwork,
-        parts: dict[str, list[PreparedCase]],
-        items: list[LabelledCase],
-        origin: str,
-        stopped: Callable[[], bool],
-    ) -> Outcome:
-        learner = Learner(
+        train: list[PreparedCase],
+        validation: list[PreparedCase],
+        epochs: int,
+        fingerprint: str | None = None,
+    ) -> Learner:
+        """Return a learner by the plan's policy; only one with a fingerprint can be resumed."""
+        training, learnt = self._config.training, learnt_from(plan.parent)
+        return Learner(
             self._config,
             network,
-            parts[TRAIN],
-            parts[VALIDATION],
+            train,
+            validation,
             self._device,
             Schedule(
-                self._wanted.epochs,
-                self._config.training.iterations_per_epoch,
-                self._config.training.learning_rate * (1.0 if origin == "scratch" else 0.5),
+                epochs=epochs,
+                iterations_per_epoch=training.iterations_per_epoch,
+                learning_rate=training.learning_rate * (0.5 if plan.parent else 1.0),
+                patience=max(5, math.ceil(epochs / 3)) if validation else None,
             ),
-            state=self._checkpoints.folder / "state.safetensors",
-            fingerprint=self._fingerprint(items),
+            state=self._state if fingerprint else None,
+            fingerprint=fingerprint or "",
+            weights=[_NEW_DRAWN if is_new(case, learnt) else 1.0 for case in train] if plan.parent else None,
         )
-        board = self._checkpoints.folder / "tensorboard" / time.strftime("%Y%m%d-%H%M%S")
-        with SummaryWriter(str(board)) as writer:
-            return learner.run(lambda epoch: self._report(epoch, writer), stopped)
 
-    def _report(self, epoch: Epoch, writer: SummaryWriter) -> None:
-        writer.add_scalar("loss", epoch.loss, epoch.number)
-        elapsed = time.time() - self._started
-        figures: dict[str, Any] = {
-            "epoch": epoch.number,
-            "loss": round(epoch.loss, 4),
-            "elapsed_s": round(elapsed, 1),
-            "eta_s": round(epoch.seconds * (epoch.total - epoch.number), 1),
-        }
-        if epoch.dice is not None:
-            mean = mean_of(epoch.dice)
-            best = max(mean, self._progress.content.get("best_metric", 0.0))
-            figures |= {"dice": _rounded(epoch.dice), "best_metric": round(best, 4)}
-            for label, dice in epoch.dice.items():
-                writer.add_scalar(f"dice/{label}", dice, epoch.number)
-            history = [*self._progress.content.get("history", []), [epoch.number, round(mean, 4)]]
-            figures["history"] = history
-        self._progress.write(**figures)
-        shown = f", Dice {mean_of(epoch.dice):.3f}" if epoch.dice else ""
-        print(f"epoch {epoch.number}/{epoch.total}: loss {epoch.loss:.3f}{shown}, {epoch.seconds:.1f} s", flush=True)
+    def _cross_validate(self, plan: _Plan, weights: dict[str, torch.Tensor], fingerprint: str) -> Scores:
+        """Train once without each group of patients, and return the Dice of each on the training that left it out.
 
-    def _decide(
-        self,
-        network: SegmentationNetwork,
-        incumbent: Version | None,
-        parts: dict[str, list[PreparedCase]],
-        epochs: int,
-        skipped: dict[str, str],
-        origin: str,
-    ) -> dict[str, Any]:
-        """Compare with the served version on the same cases and publish, or say why not."""
-        if epochs == 0:
-            return {"published": None, "message": "Stopped before the first epoch ended; nothing was published."}
-        claim, judged_on = _basis(parts)
-        network.eval()
-        scores = evaluate(network, judged_on, self._config, self._device)
-        before = self._score_incumbent(incumbent, judged_on)
-        verdict = judge(mean_dice(scores), mean_dice(before) if before is not None else None)
+        What is done is kept on disk, so that a killed run does at most one group again. When it is stopped, the
+        groups that are done count.
+        """
+        done = self._read_folds(fingerprint)
+        for number, group in enumerate(plan.left_out, start=1):
+            if self._stopped():
+                break
+            if not all(case.image_id in done for case in group):
+                self._watch.stage(plan.fold_name(number))
+                scores = self._fold(plan, weights, group)
+                if scores is None:
+                    break
+                done |= scores
+                self._write_folds(fingerprint, done)
+            self._watch.ended(plan.fold_epochs, plan.fold_epochs)
+        finished = sum(all(case.image_id in done for case in group) for group in plan.left_out)
+        if finished < len(plan.left_out):
+            plan.notes.append(
+                f"stopped after {finished} of {len(plan.left_out)} cross-validation trainings; the training itself was"
+                " complete" + ("" if finished else " and is judged without them")
+            )
+        return done
+
+    def _fold(self, plan: _Plan, weights: dict[str, torch.Tensor], group: list[PreparedCase]) -> Scores | None:
+        """Return the Dice of the cases left out, or None when the training was stopped."""
+        network = self._network_of(None)
+        network.load_state_dict(weights)
+        patients = {case.patient for case in group}
+        rest = [case for case in plan.parts[TRAIN] if case.patient not in patients]
+        learner = self._learner(plan, network, rest, [], plan.fold_epochs)
+        outcome = learner.run(self._watch.side_epoch, self._stopped)
+        return None if self._stopped() else self._scores(outcome.network, group)
+
+    def _judge(self, plan: _Plan, network: SegmentationNetwork, out_of_fold: Scores) -> _Judgement:
+        """Score the result on the cases that say most about it, and compare it with what is served."""
+        training, validation = plan.parts[TRAIN], plan.parts[VALIDATION]
+        if validation:
+            kind, judged, scores = "validation", validation, self._scores(network, validation)
+            claim = f"Judged on {len(judged)} validation case(s), which also chose the epoch"
+        elif out_of_fold:
+            kind, scores = "cross-validation", out_of_fold
+            judged = [case for case in training if case.image_id in out_of_fold]
+            claim = (
+                f"Judged on {len(judged)} case(s) by cross-validation, each by a training of {plan.fold_epochs} epochs"
+                " without its patient"
+            )
+        else:
+            kind, judged, scores = "train", training, self._scores(network, training)
+            claim = (
+                f"Judged on the {len(judged)} training case(s), as there is no other: it says nothing about new cases"
+            )
+        if judged is not training and len(judged) < _FEWEST_FOR_A_CLAIM:
+            claim += ": too few to claim an accuracy"
+        if plan.served is None:
+            return _Judgement(scores, kind, f"{claim}.", None, None)
+        cases, remark = _comparable(plan, judged)
+        candidate = self._scores(network, training) if cases is training else scores
+        served = self._scores(self._network_of(plan.served).to(_device_of(network)), cases)
+        comparison = compare([candidate[case.image_id] for case in cases], [served[case.image_id] for case in cases])
+        before = mean_dice(list(served.values()))
+        return _Judgement(scores, kind, f"{claim}.{remark} {comparison}", comparison, before)
+
+    def _decide(self, plan: _Plan, outcome: Outcome, judgement: _Judgement) -> dict[str, Any]:
+        """Publish what is not worse than what is served, or say why not."""
+        dice = mean_dice(list(judgement.scores.values()))
         result: dict[str, Any] = {
-            "best_metric": round(mean_of(mean_dice(scores)), 4),
-            "dice": _rounded(mean_dice(scores)),
-            "dice_before": _rounded(mean_dice(before)) if before is not None else None,
-            "judged_on": claim,
+            "best_metric": round(mean_of(dice), 4),
+            "dice": rounded(dice),
+            "dice_before": rounded(judgement.dice_before) if judgement.dice_before is not None else None,
+            "comparison": judgement.comparison.figures() if judgement.comparison else None,
+            "judged_on": judgement.claim,
+            "judged_by": judgement.kind,
+            "notes": plan.notes,
         }
-        if verdict is not None:
-            return {**result, "published": None, "message": f"Not published: {verdict}. {claim}"}
-        tested = evaluate(network, parts[TEST], self._config, self._device)
-        record = {
-            **result,
-            "dice_test": _rounded(mean_dice(tested)) if tested else None,
-            "cases": {part: sorted(case.image_id for case in cases) for part, cases in parts.items()},
-            "skipped": skipped,
-            "started_from": origin,
-            "epochs": epochs,
-            "seed": self._config.training.seed,
-            "device": self._wanted.device,
-        }
-        version = self._checkpoints.publish(network, record)
+        remarks = "".join(f" {_sentence(note)}" for note in plan.notes)
+        remarks += f" Skipped {len(plan.skipped)}: {_few(plan.skipped)}." if plan.skipped else ""
+        objection = judgement.comparison.objection if judgement.comparison else None
+        if objection is not None:
+            return {**result, "published": None, "message": f"Not published: {objection}. {judgement.claim}{remarks}"}
+        tested = self._test(plan, outcome.network)
+        serve = self._checkpoints.served_number() == self._number_at_start
+        record = {**result, **tested, **self._lineage(plan, outcome), "scores": _plain(judgement.scores)}
+        version = self._checkpoints.publish(outcome.network, record, serve)
+        what = f"Published version {version.number}."
+        if not serve:
+            what = (
+                f"Version {version.number} is kept but not served, as another version was chosen while it was trained;"
+                f" `labelrounds rollback --model {self._config.name} --to {version.number}` serves it."
+            )
         return {
             **result,
-            "dice_test": record["dice_test"],
-            "published": version.number,
-            "message": f"Published version {version.number}. {claim}",
+            **tested,
+            "published": version.number if serve else None,
+            "message": f"{what} {judgement.claim}{remarks}",
         }
 
-    def _score_incumbent(self, incumbent: Version | None, cases: list[PreparedCase]) -> list[dict[str, float]] | None:
-        if incumbent is None:
-            return None
-        network = build_network(self._config)
-        self._checkpoints.load(incumbent, network)
-        return evaluate(network.to(self._device), cases, self._config, self._device)
+    def _test(self, plan: _Plan, network: SegmentationNetwork) -> dict[str, Any]:
+        """Return the Dice on the test cases, which decide nothing, of the result and of what is served."""
+        cases = plan.parts[TEST]
+        if not cases:
+            return {"dice_test": None, "dice_test_before": None}
+        found = {"dice_test": rounded(mean_dice(list(self._scores(network, cases).values())))}
+        if plan.served is None:
+            return {**found, "dice_test_before": None}
+        served = self._network_of(plan.served).to(_device_of(network))
+        return {**found, "dice_test_before": rounded(mean_dice(list(self._scores(served, cases).values())))}
 
-    def _fingerprint(self, items: list[LabelledCase]) -> str:
+    def _lineage(self, plan: _Plan, outcome: Outcome) -> dict[str, Any]:
+        """Return where a version comes from, as far as it takes to repeat and to judge it."""
+        labels = sum(len(cases) for cases in plan.parts.values())
+        return {
+            "cases": {part: {case.image_id: case.key for case in cases} for part, cases in plan.parts.items()},
+            "split_rule": RULE,
+            "skipped": plan.skipped,
+            "policy": plan.policy,
+            "reason": plan.reason,
+            "started_from": plan.origin,
+            "parent": plan.parent.number if plan.parent else None,
+            "learnt_before": learnt_from(plan.parent),
+            "labels_at_full": labels_at_full(plan.parent.record) if plan.parent else labels,
+            "epochs": outcome.epochs,
+            "epochs_planned": plan.epochs,
+            "seed": self._config.training.seed,
+            "device": str(_device_of(outcome.network)),
+            "wall_time_s": self._watch.elapsed_s(),
+        }
+
+    def _scores(self, network: SegmentationNetwork, cases: list[PreparedCase]) -> Scores:
+        found = evaluate(network, cases, self._config, _device_of(network))
+        return {case.image_id: score for case, score in zip(cases, found, strict=True)}
+
+    def _fingerprint(self, plan: _Plan) -> str:
         """Return what makes a run this run: a state of another one is not resumed."""
-        served = self._checkpoints.current()
         about = [
             self._config.model_dump(mode="json"),
-            [self._wanted.epochs, self._wanted.start, served.number if served else None],
-            [[item.image_id, _stamp(item.label)] for item in items],
+            [plan.policy, plan.epochs, plan.served.number if plan.served else None],
+            {part: [[case.image_id, case.key] for case in cases] for part, cases in plan.parts.items()},
         ]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 
-    def _elapsed(self) -> str:
-        return time.strftime("%H:%M:%S", time.gmtime(time.time() - self._started))
+    def _read_folds(self, fingerprint: str) -> Scores:
+        try:
+            known = read_json(self._folds) or {}
+        except BadInput as error:
+            logger.warning("Cross-validate from the start: %s", error)
+            return {}
+        if known.get("fingerprint") != fingerprint:
+            return {}
+        return {
+            image: {label: math.nan if dice is None else dice for label, dice in score.items()}
+            for image, score in known["scores"].items()
+        }
+
+    def _write_folds(self, fingerprint: str, scores: Scores) -> None:
+        try:
+            write_json(self._folds, {"fingerprint": fingerprint, "scores": _plain(scores)})
+        except (OSError, LabelRoundsError) as error:
+            logger.warning("A cross-validation training is not saved, and is done again after a kill: %s", error)
 
 
-def _stamp(file: Path) -> list[int] | None:
-    """Return what changes when a file is replaced; None where it is missing, whose case is skipped."""
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return [found.st_mtime_ns, found.st_size]
+def _folds(cases: list[PreparedCase], learnt: dict[str, str]) -> list[list[PreparedCase]]:
+    """Deal the patients that the start weights have not seen into groups to leave out; none with under three patients.
 
-
-def judge(candidate: dict[str, float], incumbent: dict[str, float] | None) -> str | None:
-    """Return why a candidate must not replace what is served, or None when it may.
-
-    Both are mean Dice per label on the same cases. The mean may fall by 0.005 and no label by more than 0.02.
+    Dealt in the order of the patients' hashes, into at most five groups, so that the same cases give the same groups.
     """
-    if incumbent is None:
-        return None
-    change = mean_of(candidate) - mean_of(incumbent)
-    if change < -TOLERATED_MEAN_LOSS:
-        return f"mean Dice {mean_of(candidate):.3f} is below the served version's {mean_of(incumbent):.3f}"
-    for label, dice in candidate.items():
-        if dice < incumbent[label] - TOLERATED_LABEL_LOSS:
-            return f"Dice of {label} {dice:.3f} is below the served version's {incumbent[label]:.3f}"
-    return None
+    if len({case.patient for case in cases}) < _FEWEST_TO_CROSS_VALIDATE:
+        return []
+    fresh = unseen(cases, learnt)
+    patients = sorted({case.patient for case in fresh}, key=position)
+    count = min(len(patients), _MOST_FOLDS)
+    return [[case for case in fresh if case.patient in patients[index::count]] for index in range(count)]
 
 
-def _basis(parts: dict[str, list[PreparedCase]]) -> tuple[str, list[PreparedCase]]:
-    """Return what a comparison rests on, in words that claim no more than it does, and the cases."""
-    validation = parts[VALIDATION]
-    if not validation:
-        return (
-            f"Judged on the {len(parts[TRAIN])} training cases, as there is no validation case yet: this Dice says"
-            " nothing about new cases.",
-            parts[TRAIN],
-        )
-    if len(validation) < 5:
-        return (
-            f"Judged on {len(validation)} validation case(s): too few to claim an accuracy.",
-            validation,
-        )
-    return f"Judged on {len(validation)} validation cases.", validation
+def _comparable(plan: _Plan, judged: list[PreparedCase]) -> tuple[list[PreparedCase], str]:
+    """Return the cases to compare a result and what is served on, and what has to be said of them.
+
+    They are those that the served version has not learnt from, where there are any. Validation cases that it has
+    learnt from, as a shipped version may have, favour it. Without validation cases, training cases favour the new one
+    or, where both have learnt from them, nobody: that comparison says no more than that the training went well.
+    """
+    everyone = [case for cases in plan.parts.values() for case in cases]
+    fair = {case.image_id for case in unseen(everyone, learnt_from(plan.served))}
+    cases = [case for case in judged if case.image_id in fair]
+    if plan.parts[VALIDATION]:
+        if not cases:
+            return judged, " The served version has learnt from these cases, which favours it."
+        few = len(cases) < len(judged)
+        return cases, f" Compared on the {len(cases)} that the served version has not learnt from." if few else ""
+    if not cases or judged is plan.parts[TRAIN]:
+        return plan.parts[TRAIN], " Compared on the training cases."
+    return cases, ""
 
 
-def _rounded(dice: dict[str, float]) -> dict[str, float]:
-    return {label: round(value, 4) for label, value in dice.items()}
+def _copy(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _device_of(network: SegmentationNetwork) -> torch.device:
+    """Return where a network is; a training that did not fit into its device may have ended on another."""
+    return next(network.parameters()).device
+
+
+def _plain(scores: Scores) -> dict[str, dict[str, float | None]]:
+    """Return scores as JSON knows them, null for nan."""
+    return {
+        image: {label: None if math.isnan(dice) else round(dice, 6) for label, dice in score.items()}
+        for image, score in scores.items()
+    }
+
+
+def _few(skipped: dict[str, str]) -> str:
+    named = [f"{name}: {why}" for name, why in list(skipped.items())[:3]]
+    return "; ".join(named) + (f"; and {len(skipped) - 3} more" if len(skipped) > 3 else "")
+
+
+def _sentence(note: str) -> str:
+    return f"{note[:1].upper()}{note[1:]}."

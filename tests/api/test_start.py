@@ -64,7 +64,7 @@ def test_a_home_that_is_a_file_is_said(tmp_path, command):
         (("rollback", "--model", MODEL), f"version 0 of {MODEL} is served, and there is no version before it"),
         (("rollback", "--model", MODEL, "--to", "7"), f"model {MODEL} has no version 7"),
         (("train", "--model", "unt", "--studies", "."), "'unt' is not one of"),
-        (("train", "--model", MODEL, "--studies", ".", "--start", "never"), "'never' is not one of"),
+        (("train", "--model", MODEL, "--studies", ".", "--policy", "never"), "'never' is not one of"),
         (("train", "--model", MODEL, "--studies", ".", "--device", "tpu"), "'tpu'"),
         (("train", "--model", MODEL, "--studies", "."), "no label was submitted yet"),
     ],

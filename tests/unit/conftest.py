@@ -67,6 +67,7 @@ def make_case():
             label=voxels,
             spacing_mm=(1.0, 1.0, 1.0),
             foreground=tuple(found for value in (1, 2) if len(found := torch.nonzero(voxels == value))),
+            key=f"key_{seed}",
         )
 
     return make
