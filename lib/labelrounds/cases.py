@@ -82,6 +82,12 @@ def _tensors(case: LabelledCase, config: ModelConfig, values: Mapping[str, int])
     stored = on_grid_of(read_label(case.label), image.shape, image.affine, image.is_flat, "its label")
     if case.values is None and stored.max() > len(config.labels):
         raise LabelRoundsError(f"its label has the value {stored.max()}, the model has {len(config.labels)} labels")
+    nameless = sorted(set(np.unique(stored).tolist()) - {0, *values.values()})
+    if nameless:
+        raise LabelRoundsError(
+            f"its label has the value {nameless[0]}, which none of its names has:"
+            f" {', '.join(f'{name} {value}' for name, value in values.items())}"
+        )
     meaning = np.zeros(256, dtype=np.uint8)
     for name, value in config.label_values.items():
         meaning[values[name]] = value

@@ -71,7 +71,7 @@ def test_a_case_without_one_of_the_labels_is_refused(labelled, make_config):
 
 
 def test_a_label_without_a_voxel_is_annotated_all_the_same(labelled, make_config):
-    case = prepare_case(labelled(values={"near": 7, "far": 9}), make_config())
+    case = prepare_case(labelled(values={"near": 7, "far": 9, "other": 1, "another": 3}), make_config())
     assert len(case.foreground) == 1 and not (case.label == 2).any()
 
 
