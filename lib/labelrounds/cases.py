@@ -2,12 +2,13 @@
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from labelrounds.augmentation import draw_intensity, random_mapping, sample_patch, vary_intensity
 from labelrounds.cache import PreparedCache, key_of
@@ -15,7 +16,7 @@ from labelrounds.config import ModelConfig
 from labelrounds.devices import free_bytes
 from labelrounds.errors import LabelRoundsError
 from labelrounds.labels import on_grid_of
-from labelrounds.reading import read_image, read_label
+from labelrounds.reading import Image, read_image, read_label
 from labelrounds.store import LabelledCase
 from labelrounds.transforms import Grid, prepare, prepare_label
 
@@ -52,14 +53,10 @@ def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache |
     Raises:
         LabelRoundsError: a file can't be used, or a label of the model was not annotated in this case.
     """
-    values = config.label_values if case.values is None else case.values
-    missing = [name for name in config.labels if name not in values]
-    if missing:
-        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
     key = key_of(case, config)
     tensors = cache.read(key) if cache is not None else None
     if tensors is None:
-        tensors = _tensors(case, config, values)
+        tensors = _tensors(case, config)
         if cache is not None:
             cache.write(key, tensors)
     spacing = tensors["spacing_mm"].tolist()
@@ -74,11 +71,33 @@ def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache |
     )
 
 
-def _tensors(case: LabelledCase, config: ModelConfig, values: Mapping[str, int]) -> dict[str, torch.Tensor]:
+def _tensors(case: LabelledCase, config: ModelConfig) -> dict[str, torch.Tensor]:
     """Return what ``PreparedCase`` holds, as the cache keeps it."""
     image = read_image(Path(case.image), channels=config.channels)
     if image.array.shape[0] != config.channels:
         raise LabelRoundsError(f"has {image.array.shape[0]} channels, the model takes {config.channels}")
+    grid = Grid.of(image, config)
+    label = prepare_label(label_of(case, image, config), grid)
+    source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)
+    foreground = _foreground(label, len(config.labels))
+    return {
+        "image": prepare(image, config, grid),
+        "label": label,
+        "spacing_mm": torch.from_numpy(source.astype(np.float64)),
+        **{f"foreground_{value:03d}": voxels for value, voxels in foreground.items()},
+    }
+
+
+def label_of(case: LabelledCase, image: Image, config: ModelConfig) -> NDArray[np.uint8]:
+    """Return a case's label ``(X, Y, Z)`` on the grid of its image, with the values that the model gives its labels.
+
+    Raises:
+        LabelRoundsError: the label can't be used, or a label of the model was not annotated in this case.
+    """
+    values = config.label_values if case.values is None else case.values
+    missing = [name for name in config.labels if name not in values]
+    if missing:
+        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
     stored = on_grid_of(read_label(case.label), image.shape, image.affine, image.is_flat, "its label")
     if case.values is None and stored.max() > len(config.labels):
         raise LabelRoundsError(f"its label has the value {stored.max()}, the model has {len(config.labels)} labels")
@@ -91,16 +110,7 @@ def _tensors(case: LabelledCase, config: ModelConfig, values: Mapping[str, int])
     meaning = np.zeros(256, dtype=np.uint8)
     for name, value in config.label_values.items():
         meaning[values[name]] = value
-    grid = Grid.of(image, config)
-    label = prepare_label(meaning[stored], grid)
-    source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)
-    foreground = _foreground(label, len(config.labels))
-    return {
-        "image": prepare(image, config, grid),
-        "label": label,
-        "spacing_mm": torch.from_numpy(source.astype(np.float64)),
-        **{f"foreground_{value:03d}": voxels for value, voxels in foreground.items()},
-    }
+    return meaning[stored]
 
 
 def prepare_cases(cases: Iterable[LabelledCase], config: ModelConfig) -> tuple[list[PreparedCase], dict[str, str]]:

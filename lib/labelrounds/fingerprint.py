@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from scipy import ndimage
 
 from labelrounds import dicom
+from labelrounds.cases import label_of
 from labelrounds.config import ModelConfig
 from labelrounds.errors import BadInput, LabelRoundsError
 from labelrounds.formats import PICTURES, format_of, header_of
-from labelrounds.labels import on_grid_of
-from labelrounds.reading import MAX_VOXELS, Image, read_image, read_label
+from labelrounds.reading import MAX_VOXELS, Image, read_image
 from labelrounds.store import LabelledCase, StudyStore
 from labelrounds.transforms import Grid
 
@@ -210,7 +210,7 @@ def _read_facts(
     label = None
     if case is not None:
         try:
-            label = _label_of(case, image, config)
+            label = label_of(case, image, config)
         except (LabelRoundsError, OSError) as error:
             unusable[image_id] = str(error)
     grid = Grid.of(image, config)
@@ -227,21 +227,6 @@ def _read_facts(
         label_voxels=counts,
         components=parts,
     )
-
-
-def _label_of(case: LabelledCase, image: Image, config: ModelConfig) -> NDArray[np.uint8]:
-    """Return a case's label on its image's grid, with the model's values."""
-    values = config.label_values if case.values is None else case.values
-    missing = [name for name in config.labels if name not in values]
-    if missing:
-        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
-    stored = on_grid_of(read_label(case.label), image.shape, image.affine, image.is_flat, "its label")
-    if case.values is None and stored.max() > len(config.labels):
-        raise LabelRoundsError(f"its label has the value {stored.max()}, but {len(config.labels)} labels are named")
-    meaning = np.zeros(256, dtype=np.uint8)
-    for name, value in config.label_values.items():
-        meaning[values[name]] = value
-    return meaning[stored]
 
 
 def _channels_in(path: Path) -> int | None:

@@ -351,7 +351,7 @@ def test_names_that_no_label_has_are_refused_with_those_there_are(studies):
 
 
 def test_values_beyond_the_names_are_refused(studies):
-    with pytest.raises(BadInput, match="has the value 2, but 1 labels are named"):
+    with pytest.raises(BadInput, match="its label has the value 2, the model has 1 labels"):
         plan_of(studies(), "near")
 
 
