@@ -5,6 +5,7 @@ place in the batch. So the same cases, configuration and seed give the same weig
 after a kill draws what the uninterrupted one would have drawn, and several processes draw together what one would.
 """
 
+import copy
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ from labelrounds import distributed
 from labelrounds.cases import PatchSampler, PreparedCase
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, place, sound_gradients
-from labelrounds.errors import Conflict, LabelRoundsError
+from labelrounds.errors import Conflict, LabelRoundsError, TooLarge
 from labelrounds.inference import predict
 from labelrounds.losses import supervised_loss
 from labelrounds.metrics import dice_per_label
@@ -32,6 +33,7 @@ from labelrounds.networks.base import lowest_shape
 
 logger = logging.getLogger(__name__)
 
+_CPU = torch.device("cpu")
 _GRADIENT_LIMIT = 12.0
 _SHOWN_CASES = 3
 _MOVING_SHARE = 0.3
@@ -200,7 +202,9 @@ class Learner:
     def _is_over(self) -> bool:
         """Tell whether the validation Dice has not risen for so long that it will not rise again."""
         patience = self._schedule.patience
-        return patience is not None and self._standing.done - self._standing.best_moving_epoch > patience
+        if patience is None or not self._validation:
+            return False
+        return self._standing.done - self._standing.best_moving_epoch > patience
 
     def _train_epoch(self, stopped: Callable[[], bool]) -> float | None:
         """Train for an epoch and return its mean loss; None where it was stopped before its end."""
@@ -237,28 +241,28 @@ class Learner:
         """Give up half of the batch, or the GPU.
 
         Raises:
-            LabelRoundsError: several processes train together, which can't go on with different batches.
+            LabelRoundsError: nothing is left to give up, or several processes train together, which can't go on with
+                different batches.
         """
-        if distributed.processes() > 1:
+        if distributed.processes() > 1 or (self._batch_size == 1 and self._device.type == "cpu"):
             raise LabelRoundsError(
                 f"training.batch_size {self._batch_size} does not fit into the memory of {self._device}; choose a"
-                " smaller one, or more processes"
+                " smaller batch_size or patch_size"
             ) from error
         self._optimizer.zero_grad(set_to_none=True)
         before = self._device
         if self._batch_size > 1:
-            self.notes.append(f"batch size {self._batch_size} -> {self._batch_size // 2}: out of memory on {before}")
+            self._note(f"batch size {self._batch_size} -> {self._batch_size // 2}: out of memory on {before}")
             self._batch_size //= 2
         else:
-            self.notes.append(f"{before} -> cpu: out of memory with a batch of one")
+            self._note(f"{before} -> cpu: out of memory with a batch of one")
             self._batch_size = self._config.training.batch_size
             self._move_to_cpu()
-        logger.warning("%s", self.notes[-1])
         if before.type == "cuda":
             torch.cuda.empty_cache()
 
     def _move_to_cpu(self) -> None:
-        self._use(torch.device("cpu"))
+        self._use(_CPU)
         for state in self._optimizer.state.values():
             state.update({name: value.cpu() for name, value in state.items() if isinstance(value, torch.Tensor)})
         self._average = {name: value.cpu() for name, value in self._average.items()}
@@ -319,21 +323,18 @@ class Learner:
         found: dict[int, tuple[dict[str, float], torch.Tensor | None]] = {}
         for index in share:
             case = self._validation[index]
-            prediction = self._segment(case)
+            prediction = _segment(self._network, case, self._config, self._device, self._note)
             score = dice_per_label(prediction.numpy(), case.label.numpy(), self._config.labels)
             found[index] = (score, prediction if index < _SHOWN_CASES else None)
         everything = {index: one for part in distributed.gather(found) for index, one in part.items()}
         ordered = [everything[index] for index in sorted(everything)]
         return [score for score, _ in ordered], [shown for _, shown in ordered if shown is not None]
 
-    def _segment(self, case: PreparedCase) -> torch.Tensor:
-        self._network.eval()
-        try:
-            return predict(self._network, case.image.to(self._device), self._config).cpu()
-        except torch.OutOfMemoryError as error:
-            self._batch_size = 1  # a smaller batch would not help here
-            self._make_smaller(error)
-            return self._segment(case)
+    def _note(self, text: str) -> None:
+        """Keep something for the user, and log it, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            logger.warning("%s", text)
 
     def _save(self) -> None:
         if self._state is None or distributed.rank() != 0:
@@ -408,12 +409,33 @@ def evaluate(
     network: SegmentationNetwork, cases: list[PreparedCase], config: ModelConfig, device: torch.device
 ) -> list[dict[str, float]]:
     """Return the Dice per label of each case, whole cases on the network's grid; nan where a label is in neither."""
-    network.eval()
     scores = []
     for case in cases:
-        prediction = predict(network, case.image.to(device), config).cpu().numpy()
-        scores.append(dice_per_label(prediction, case.label.numpy(), config.labels))
+        prediction = _segment(network, case, config, device, logger.warning)
+        scores.append(dice_per_label(prediction.numpy(), case.label.numpy(), config.labels))
     return scores
+
+
+def _segment(
+    network: SegmentationNetwork,
+    case: PreparedCase,
+    config: ModelConfig,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> torch.Tensor:
+    """Return a case's prediction; one that the GPU has not the memory for is made on the CPU, and noted.
+
+    Raises:
+        TooLarge: the machine has not the memory either.
+    """
+    network.eval()
+    try:
+        return predict(network, case.image.to(device), config).cpu()
+    except (torch.OutOfMemoryError, TooLarge) as error:
+        if device.type == "cpu":
+            raise TooLarge(f"{case.image_id}: {error}") from error
+    note(f"cases that {device} has not the memory for are segmented on the CPU")
+    return predict(place(copy.deepcopy(network), _CPU, config.dimensions), case.image, config)
 
 
 def mean_dice(scores: list[dict[str, float]]) -> dict[str, float]:

@@ -2,14 +2,18 @@
 
 import logging
 import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from labelrounds.errors import LabelRoundsError
-from labelrounds.learning import Learner, evaluate, mean_dice, mean_of
+from labelrounds import learning
+from labelrounds.errors import LabelRoundsError, TooLarge
+from labelrounds.learning import Learner, Schedule, evaluate, mean_dice, mean_of
+from labelrounds.losses import supervised_loss
 from labelrounds.networks import build_network
 
 CPU = torch.device("cpu")
@@ -42,19 +46,19 @@ def cases(make_config, make_case):
     return [make_case(seed, config) for seed in range(3)]
 
 
-def learner(config, cases, epochs=3, device=CPU, state: Path | None = None, fingerprint="one", seed=0, change=None):
+def learner(config, cases, epochs=3, device=CPU, state=None, fingerprint="one", seed=0, change=None, patience=None):
     torch.manual_seed(seed)
     network = build_network(config)
     if change is not None:
         change(network)
+    training = config.training
     return Learner(
         config,
         network,
         cases[:2],
         cases[2:],
         device,
-        epochs=epochs,
-        learning_rate=config.training.learning_rate,
+        Schedule(epochs, training.iterations_per_epoch, training.learning_rate, patience),
         state=state,
         fingerprint=fingerprint,
     )
@@ -93,7 +97,7 @@ def test_gradients_are_those_of_full_precision_however_small_the_lowest_level(ma
             patch.setattr(run._optimizer, "step", lambda: None)
             patch.setattr("torch.nn.utils.clip_grad_norm_", lambda parameters, limit: torch.ones(()))
             for _ in range(3):
-                run._train_step(torch.Generator().manual_seed(0))
+                run._train_step(0)
         gradients.append({name: value.grad for name, value in run._network.named_parameters()})
     for name, exact in gradients[1].items():
         assert (gradients[0][name] - exact).norm() <= 0.3 * exact.norm() + 1e-3, name
@@ -208,8 +212,9 @@ DAMAGES = {
     "cut": damage_cut,
     "another header": damage_header,
     "empty": damage_empty,
-    "no count": rewritten(lambda note, tensors: note.pop("done")),
-    "a count that is none": rewritten(lambda note, tensors: note.update(done="many")),
+    "no standing": rewritten(lambda note, tensors: note.pop("standing")),
+    "a standing that is none": rewritten(lambda note, tensors: note.update(standing="many")),
+    "an unknown standing": rewritten(lambda note, tensors: note.update(standing='{"finished": 1}')),
     "a tensor missing": rewritten(lambda note, tensors: tensors.pop(first_of(tensors, "network/"))),
     "an average missing": rewritten(lambda note, tensors: tensors.pop(first_of(tensors, "average/"))),
     "a tensor of another shape": rewritten(
@@ -254,8 +259,8 @@ def test_stopping_keeps_the_best_that_was_reached(make_config, cases):
 
 def test_stopping_within_an_epoch_does_not_count_it(make_config, cases):
     config = make_config(training={"iterations_per_epoch": 5})
-    # Asked before the epoch, before each of five steps, after the epoch, before the next, and after two steps of it.
-    outcome, reported = epochs_of(learner(config, cases, epochs=3), StopAfter(10))
+    # Asked before each step: five of the first epoch, and two of the next.
+    outcome, reported = epochs_of(learner(config, cases, epochs=3), StopAfter(7))
     assert [epoch.number for epoch in reported] == [1]
     assert (outcome.epochs, outcome.stopped) == (1, True)
 
@@ -268,18 +273,187 @@ def test_stopping_before_the_first_epoch_changes_nothing(make_config, cases):
     assert same(weights(outcome), before)
 
 
-def test_the_best_epoch_is_chosen_and_not_the_last(make_config, cases, monkeypatch):
-    dice = iter([0.2, 0.9, 0.4])
-    seen = []
+def scripted(monkeypatch, dice) -> list[dict[str, torch.Tensor]]:
+    """Let each validation, of one case, find the next of these Dice; return the weights that were validated."""
+    values, seen = iter(dice), []
 
-    def scripted(network, cases, config, device):
+    def observed(network, image, config):
         seen.append({name: value.clone() for name, value in network.state_dict().items()})
-        return [{"near": value, "far": value} for value in [next(dice)]]
+        return torch.zeros(image.shape[1:], dtype=torch.uint8)
 
-    monkeypatch.setattr("labelrounds.learning.evaluate", scripted)
+    def next_of(prediction, label, labels):
+        return dict.fromkeys(labels, next(values))
+
+    monkeypatch.setattr("labelrounds.learning.predict", observed)
+    monkeypatch.setattr("labelrounds.learning.dice_per_label", next_of)
+    return seen
+
+
+def test_the_best_epoch_is_chosen_and_not_the_last(make_config, cases, monkeypatch):
+    seen = scripted(monkeypatch, [0.2, 0.9, 0.4])
     outcome, _ = epochs_of(learner(make_config(), cases, epochs=3))
     assert same(weights(outcome), seen[1])
     assert not same(weights(outcome), seen[2])
+
+
+def test_it_validates_about_twenty_times_and_at_the_end(make_config, cases, monkeypatch):
+    config = make_config(training={"iterations_per_epoch": 1})
+    scripted(monkeypatch, [0.5] * 30)
+    _, reported = epochs_of(learner(config, cases, epochs=45))
+    assert [epoch.number for epoch in reported if epoch.dice] == [*range(2, 45, 2), 45]
+
+
+def test_patience_ends_a_training_whose_moving_average_rises_no_more(make_config, cases, monkeypatch):
+    # The average is 0.5, 0.53 and 0.401, and then falls; the best weights are those of the best epoch all the same.
+    dice = [0.5, 0.6, 0.1, 0.7, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1]
+    seen = scripted(monkeypatch, dice)
+    outcome, reported = epochs_of(learner(make_config(), cases, epochs=10, patience=3))
+    assert [epoch.number for epoch in reported] == [1, 2, 3, 4, 5, 6]
+    assert (outcome.epochs, outcome.stopped) == (6, False)
+    assert same(weights(outcome), seen[3])
+    scripted(monkeypatch, dice)
+    assert epochs_of(learner(make_config(), cases, epochs=10))[0].epochs == 10
+
+
+def test_an_epoch_above_a_falling_average_is_no_reason_to_go_on(make_config, cases, monkeypatch):
+    scripted(monkeypatch, [0.8, 0.1, 0.81, 0.1, 0.82, 0.1, 0.1, 0.1])
+    assert epochs_of(learner(make_config(), cases, epochs=8, patience=4))[0].epochs == 6
+
+
+def test_the_moving_average_takes_in_three_tenths_of_each_validation(make_config, cases, monkeypatch):
+    scripted(monkeypatch, [0.5, 0.6, 0.1])
+    run = learner(make_config(), cases, epochs=3)
+    epochs_of(run)
+    assert run._standing.moving == pytest.approx(0.7 * (0.7 * 0.5 + 0.3 * 0.6) + 0.3 * 0.1)
+    assert (run._standing.best_moving, run._standing.best_moving_epoch) == (pytest.approx(0.53), 2)
+
+
+def test_a_resumed_training_is_as_patient_as_one_that_was_not_killed(make_config, cases, monkeypatch, tmp_path):
+    state = tmp_path / "state.safetensors"
+
+    def killed(epoch):
+        if epoch.number == 4:
+            raise Interrupted
+
+    scripted(monkeypatch, [0.5, 0.6, 0.1, 0.1, 0.1, 0.1, 0.1])
+    with pytest.raises(Interrupted):
+        learner(make_config(), cases, epochs=10, patience=3, state=state).run(killed, never)
+    _, reported = epochs_of(learner(make_config(), cases, epochs=10, patience=3, state=state))
+    assert [epoch.number for epoch in reported] == [5, 6]
+
+
+def test_without_validation_cases_patience_ends_nothing(make_config, cases):
+    assert epochs_of(learner(make_config(), cases[:2], epochs=4, patience=1))[0].epochs == 4
+
+
+def test_predictions_of_at_most_three_validation_cases_are_shown(make_config, make_case):
+    config = make_config()
+    many = [make_case(seed, config) for seed in range(7)]
+    _, reported = epochs_of(learner(config, many, epochs=1))
+    assert len(reported[0].predictions) == 3
+    for prediction, case in zip(reported[0].predictions, many[2:], strict=False):
+        assert prediction.shape == case.label.shape and prediction.dtype == torch.uint8
+    _, reported = epochs_of(learner(config, many[:3], epochs=1))
+    assert len(reported[0].predictions) == 1
+
+
+def test_the_rate_warms_up_and_falls_to_nothing():
+    schedule = Schedule(epochs=10, iterations_per_epoch=100, learning_rate=0.01)
+    rates = [schedule.rate(step) for step in range(schedule.steps)]
+    assert rates[0] == pytest.approx(0.01 / 20) and max(rates) == rates[19]
+    assert rates[500] == pytest.approx(0.01 * 0.5**0.9)
+    assert all(later < earlier for earlier, later in pairwise(rates[19:]))
+    assert 0 < rates[-1] < 0.01 * 0.003
+
+
+# Memory
+
+
+def out_of_memory(*args):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_config, cases, monkeypatch, caplog):
+    config = make_config(training={"batch_size": 7, "iterations_per_epoch": 3})
+    run = learner(config, cases, epochs=2)
+    sizes, draw = [], run._sampler.draw
+
+    def limited(generators):
+        sizes.append(len(generators))
+        return out_of_memory() if len(generators) > 2 else draw(generators)
+
+    monkeypatch.setattr(run._sampler, "draw", limited)
+    outcome, reported = epochs_of(run)
+    assert outcome.epochs == 2 and all(math.isfinite(epoch.loss) for epoch in reported)
+    assert sizes == [7, 3, 1, *[1] * 5]
+    assert run.notes == ["batch size 7 -> 3: out of memory on cpu", "batch size 3 -> 1: out of memory on cpu"]
+    assert all(note in caplog.text for note in run.notes)
+
+
+def test_a_gpu_without_the_memory_for_one_patch_is_given_up_for_the_cpu(make_config, cases, monkeypatch):
+    run, config = learner(make_config(), cases), make_config()
+    whole = weights(learner(config, cases).run(lambda epoch: None, never))
+    # Without a GPU it takes one by name alone; the step is where it would fail.
+    run._device, step, tried = torch.device("cuda:0"), run._train_step, []
+
+    def without_gpu(number):
+        tried.append((run._device.type, run._batch_size))
+        return out_of_memory() if run._device.type == "cuda" else step(number)
+
+    monkeypatch.setattr(run, "_train_step", without_gpu)
+    outcome, _ = epochs_of(run)
+    assert tried[:3] == [("cuda", 2), ("cuda", 1), ("cpu", 2)]
+    assert run.notes == [
+        "batch size 2 -> 1: out of memory on cuda:0",
+        "cuda:0 -> cpu: out of memory with a batch of one",
+    ]
+    assert same(weights(outcome), whole)
+
+
+def test_a_machine_without_the_memory_for_one_patch_ends_with_advice(make_config, cases, monkeypatch):
+    run = learner(make_config(), cases)
+    monkeypatch.setattr(run, "_train_step", out_of_memory)
+    with pytest.raises(LabelRoundsError, match=r"batch_size 1 does not fit into the memory of cpu; choose a smaller"):
+        epochs_of(run)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")])
+def test_a_validation_case_that_the_gpu_has_not_the_memory_for_is_segmented_on_the_cpu(
+    make_config, make_case, monkeypatch, error
+):
+    config, gpu, segmented = make_config(), torch.device("meta"), learning.predict
+
+    def limited(network, image, config):
+        if image.device == gpu:
+            raise error
+        return segmented(network, image, config)
+
+    cases = [make_case(seed, config) for seed in range(4)]
+    run = learner(config, cases)
+    expected = run._evaluate_share()[0]
+    monkeypatch.setattr(learning, "predict", limited)
+    run._device = gpu
+    assert run._evaluate_share()[0] == expected
+    assert run.notes == ["cases that meta has not the memory for are segmented on the CPU"]
+    assert run._batch_size == 2 and run._device == gpu
+    assert evaluate(run._network, cases[2:], config, gpu) == expected
+
+
+def test_a_case_that_the_machine_has_not_the_memory_for_is_named(make_config, cases, monkeypatch):
+    monkeypatch.setattr("labelrounds.inference.free_bytes", lambda device: 1000)
+    with pytest.raises(TooLarge, match=r"case_2: at the model's spacing the image has 20 x 18 x 16 voxels"):
+        evaluate(build_network(make_config()), cases[2:], make_config(), CPU)
+
+
+def test_cases_are_drawn_by_their_weights(make_config, cases):
+    config = make_config()
+    bright = [replace(case, image=torch.full_like(case.image, 5.0 * at)) for at, case in enumerate(cases)]
+    run = Learner(config, build_network(config), bright, [], CPU, Schedule(1, 1, 1e-3), weights=[0, 1, 0])
+    drawn = torch.cat([run._sampler.draw(run._generators(step))[0] for step in range(10)])
+    assert ((drawn.mean(dim=(1, 2, 3, 4)) - 5).abs() < 2).all()
+
+
+# What comes out
 
 
 def test_without_validation_cases_the_last_average_counts(make_config, cases):
@@ -290,14 +464,13 @@ def test_without_validation_cases_the_last_average_counts(make_config, cases):
 
 def test_a_step_without_a_finite_loss_is_left_out(make_config, cases, monkeypatch):
     config = make_config(training={"iterations_per_epoch": 4})
-    run = learner(config, cases, epochs=1)
-    true_loss, calls = run._loss, []
+    run, calls = learner(config, cases, epochs=1), []
 
-    def sometimes(logits, labels):
+    def sometimes(levels, labels):
         calls.append(1)
-        return true_loss(logits, labels) * (math.nan if len(calls) % 2 else 1.0)
+        return supervised_loss(levels, labels) * (math.nan if len(calls) % 2 else 1.0)
 
-    monkeypatch.setattr(run, "_loss", sometimes)
+    monkeypatch.setattr(learning, "supervised_loss", sometimes)
     outcome, reported = epochs_of(run)
     assert len(calls) == 4
     assert math.isfinite(reported[0].loss)
@@ -307,8 +480,7 @@ def test_a_step_without_a_finite_loss_is_left_out(make_config, cases, monkeypatc
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_training_that_diverges_ends_with_advice(make_config, cases, monkeypatch, value):
     run = learner(make_config(), cases)
-    true_loss = run._loss
-    monkeypatch.setattr(run, "_loss", lambda logits, labels: true_loss(logits, labels) * value)
+    monkeypatch.setattr(learning, "supervised_loss", lambda levels, labels: supervised_loss(levels, labels) * value)
     with pytest.raises(LabelRoundsError, match=r"diverges.*epoch 1.*learning_rate below 0\.01"):
         epochs_of(run)
 
