@@ -56,6 +56,7 @@ console = Console()
 
 def main() -> None:
     """Run both sides one after the other, print their curves and write the figures as they come."""
+    peers.end_children_too()
     wanted = arguments()
     split = json.loads((DATA / "split.json").read_text())
     validation = peers.draw(split["training"], wanted.validation, wanted.seed)

@@ -12,6 +12,8 @@ Neither timm nor torchvision is imported on this path (nnunetv2 2.8.1, dynamic-n
 
 import argparse
 import json
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -110,6 +112,8 @@ def main() -> None:
     parser.add_argument("--images", nargs="*", help="files to predict")
     parser.add_argument("--output", type=Path, required=True, help="file of figures, or folder of predictions")
     wanted = parser.parse_args()
+    # So that the processes that augment end with this one.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     torch.set_num_threads(wanted.threads)
     torch.manual_seed(wanted.seed)
     np.random.seed(wanted.seed)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -75,6 +76,11 @@ def run(command: Sequence[str | Path], log: Path, environment: dict[str, str], s
     if child.returncode:
         end = "".join(log.read_text(errors="replace").splitlines(keepends=True)[-15:])
         raise SystemExit(f"{command[0]} ended with status {child.returncode}; all of its output: {log}\n{end}")
+
+
+def end_children_too() -> None:
+    """Let a request to end this process (SIGTERM) end the child that it runs, as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def python(module: str, *arguments: object) -> list[str]:

@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=peers.CORES)
     parser.add_argument("--contenders", default=",".join(CONTENDERS))
+    peers.end_children_too()
     wanted = parser.parse_args()
     contenders = wanted.contenders.split(",")
     unknown = sorted(set(contenders) - set(CONTENDERS))
