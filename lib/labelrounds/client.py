@@ -79,7 +79,9 @@ class Client:
 
 
 @contextmanager
-def running_server(studies: Path, home: Path, port: int, models: Sequence[str]) -> Iterator[Client]:
+def running_server(
+    studies: Path, home: Path, port: int, models: Sequence[str], configs: Path | None = None
+) -> Iterator[Client]:
     """Run a server on loopback, in a process of its own, for as long as the block lasts.
 
     Args:
@@ -87,6 +89,7 @@ def running_server(studies: Path, home: Path, port: int, models: Sequence[str]) 
         home: the folder of model versions and logs, the server's ``LABELROUNDS_HOME``.
         port: the port; 0 for any that is free.
         models: names of the models to serve.
+        configs: a folder of models beside the shipped ones.
 
     Raises:
         BadInput: the port is in use.
@@ -94,6 +97,7 @@ def running_server(studies: Path, home: Path, port: int, models: Sequence[str]) 
     """
     port = free_port(port)
     command = [sys.executable, "-m", "labelrounds", "start", "--studies", str(studies), "--port", str(port)]
+    command += [] if configs is None else ["--configs", str(configs)]
     home.mkdir(parents=True, exist_ok=True)
     log_file = home / "server.log"
     with log_file.open("w") as log:

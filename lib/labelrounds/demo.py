@@ -84,7 +84,7 @@ def _label_round(client: Client, truths: dict[str, Path]) -> None:
 def _train(client: Client) -> LearningCurve:
     """Start a training, follow it to its end and return its curve."""
     _say("4  Train", "on the server, from the shipped version, with the submitted labels")
-    client.call("POST", f"/train/{MODEL}", json={"epochs": EPOCHS})
+    client.call("POST", f"/train/{MODEL}", json={"policy": "quick", "epochs": EPOCHS})
     curve = LearningCurve()
     with Progress(TextColumn("   {task.description}"), BarColumn(), TimeElapsedColumn(), console=_console) as bar:
         shown = bar.add_task("starting", total=1)
@@ -100,15 +100,15 @@ def _train(client: Client) -> LearningCurve:
 
 
 def _status_line(stats: dict[str, Any]) -> str:
-    if not stats.get("epoch"):
-        return str(stats.get("status", "starting"))
+    if not stats.get("epoch") or stats.get("stage", "training") != "training":
+        return str(stats.get("stage", "starting"))
     left = f", {stats['eta_s']:.0f} s left" if stats["epoch"] < stats["total_epochs"] else ""
     return f"epoch {stats['epoch']}/{stats['total_epochs']}, loss {stats['loss']:.2f}{left}"
 
 
 def _record(curve: LearningCurve, stats: dict[str, Any]) -> None:
     """Add an epoch that is not on the curve yet; epochs shorter than the polling interval are left out."""
-    epoch = stats.get("epoch", 0)
+    epoch = stats.get("epoch", 0) if "fold" not in stats.get("stage", "") else 0
     if epoch and (not curve.epochs or curve.epochs[-1] != epoch):
         curve.epochs.append(epoch)
         curve.loss.append(stats["loss"])

@@ -53,12 +53,22 @@ def main() -> None:
         studies.mkdir()
         for name in chosen or [shown]:
             shutil.copy(DATA / "images" / name, studies / name)
-        with running_server(studies, Path(folder) / "home", 0, models) as client:
+        configs = Path(folder) / "configs"
+        configs.mkdir()
+        # Trained under a name without shipped weights: these may have learnt from the very cases, and the task is to
+        # learn from the submitted ones alone, with nothing served to be compared with.
+        names = {model: f"{model}_fresh" if chosen else model for model in models}
+        for model, name in names.items():
+            shutil.copy(shipped_configs() / f"{model}.yaml", configs / f"{name}.yaml")
+        with running_server(studies, Path(folder) / "home", 0, list(names.values()), configs) as client:
             submit(client, chosen)
             figures = {}
-            for model in models:
-                training = train(client, model, wanted.epochs) if chosen else {}
-                figures[model] = training | measure(client, model, split["test"])
+            for model, name in names.items():
+                training = train(client, name, wanted.epochs) if chosen else {}
+                if chosen:
+                    settings = load_configs([configs], [name])[name].training
+                    training["training_settings"] = settings.model_dump(mode="json")
+                figures[model] = training | measure(client, name, split["test"])
     console.print(table(figures))
     RESULTS.mkdir(exist_ok=True)
     report = {"cases": chosen, "seed": wanted.seed, "machine": machine.describe(), "models": figures}
@@ -75,7 +85,6 @@ def submit(client: Client, names: list[str]) -> None:
 
 def train(client: Client, model: str, epochs: int | None) -> dict[str, object]:
     """Train a model on the server, and return how long that took and what the server says of it."""
-    # Shipped weights may have learnt from these very cases, and the task is to learn from the submitted ones alone.
     request = {"policy": "full"} | ({"epochs": epochs} if epochs else {})
     started = time.perf_counter()
     client.call("POST", f"/train/{model}", json=request)
@@ -90,7 +99,6 @@ def train(client: Client, model: str, epochs: int | None) -> dict[str, object]:
         "training": {
             key: stats.get(key) for key in ("epoch", "cases", "best_metric", "dice", "judged_on", "published")
         },
-        "training_settings": load_configs([shipped_configs()], [model])[model].training.model_dump(mode="json"),
     }
 
 
