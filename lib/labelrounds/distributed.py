@@ -6,10 +6,10 @@ up to rounding.
 """
 
 import os
+import warnings
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed.nn.functional as differentiable
 from torch import distributed, nn
 
 Content = TypeVar("Content")
@@ -67,8 +67,16 @@ def gather(content: Content) -> list[Content]:
 
 
 def total(value: torch.Tensor) -> torch.Tensor:
-    """Return the sum of a tensor over all processes; gradients flow back to each of them."""
-    return value if processes() == 1 else differentiable.all_reduce(value)
+    """Return the sum of a tensor over all processes.
+
+    Each process gets the gradient of what all compute alike from the sum times the number of processes, so that the
+    mean over them, which DDP takes, is the gradient of the whole.
+    """
+    if processes() == 1:
+        return value
+    whole = value.detach().clone()
+    distributed.all_reduce(whole)
+    return whole + processes() * (value - value.detach())
 
 
 def mean(value: torch.Tensor) -> torch.Tensor:
@@ -80,4 +88,6 @@ def synchronised(module: nn.Module, device: torch.device) -> nn.Module:
     """Return a module whose gradients are averaged over the processes."""
     if processes() == 1:
         return module
+    # Of a kernel of one voxel the layouts that DDP compares are the same in all but name.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return nn.parallel.DistributedDataParallel(module, device_ids=[device] if device.type == "cuda" else None)
