@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import requests
 
-from labelrounds.checkpoints import read_json
+from labelrounds.checkpoints import Checkpoints, read_json
 from labelrounds.client import Client, running_server
-from labelrounds.phantoms import write_studies
+from labelrounds.config import load_configs
+from labelrounds.folders import shipped_configs
+from labelrounds.networks import build_network
+from labelrounds.phantoms import LABELS, write_studies
 from tests.api.conftest import MODEL
 
 
@@ -48,12 +51,17 @@ def children_of(pid: int) -> list[int]:
 
 def test_a_training_publishes_a_version_or_says_why_not(trained):
     client, home = trained
-    task = client.call("POST", f"/train/{MODEL}", json={"epochs": 2, "client_id": "ann"}).json()
+    task = client.call("POST", f"/train/{MODEL}", json={"epochs": 1, "client_id": "ann"}).json()
     assert task["status"] in ("SUBMITTED", "RUNNING")
-    assert client.call("GET", "/train/?check_if_running=true").ok
+    wait_until(lambda: status(client)["progress"].get("epoch", 0) >= 1)
+    running = client.call("GET", "/train/?check_if_running=true").json()["progress"]
+    assert running["total_epochs"] >= 2 and running["loss"] > 0 and running["eta_s"] > 0
+    assert running["stage"] == "training" or running["stage"].startswith("leave-one-out fold ")
     stats = list(client.follow_training(MODEL))[-1]
     assert status(client)["status"] == "DONE"
-    assert (stats["epoch"], stats["total_epochs"], stats["status"]) == (2, 2, "done")
+    assert stats["epoch"] == stats["total_epochs"] and stats["status"] == "done"
+    assert status(client)["progress"] == stats
+    assert set(stats["dice"]) == set(LABELS) and "4 case(s) by cross-validation" in stats["judged_on"]
     assert stats["total_time"]  # what tells Slicer's bar that it has ended
     assert 0 <= stats["best_metric"] <= 1
     if stats["published"] is None:
@@ -103,11 +111,53 @@ def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epo
     assert not (home / "models" / MODEL / "versions").exists()  # nothing served has changed
     with running_server(studies, home, 0, [MODEL]) as client:
         wait_until(lambda: status_or_none(client) is not None)
-        wait_until(lambda: epoch(home) > before)
-        resumed = client.call("GET", "/info/").json()["train_stats"][MODEL]
-        assert resumed["history"][0][0] >= before  # the epochs before are not trained again
+        wait_until(lambda: first_epoch(client) is not None)
+        assert first_epoch(client) > before  # the epochs before are not trained again
         client.call("DELETE", "/train/")
         wait_until(lambda: status(client)["status"] == "STOPPED")
+
+
+def first_epoch(client: Client) -> int | None:
+    lines = [line for line in status(client)["details"] if line.startswith("epoch ")]
+    return int(lines[0].split()[1].split("/")[0]) if lines else None
+
+
+def test_trainings_that_wait_survive_a_killed_server(tmp_path, submit_all):
+    studies, home = tmp_path / "studies", tmp_path / "home"
+    write_studies(studies, 4)
+    with running_server(studies, home, 0, [MODEL]) as client:
+        submit_all(client)
+        for epochs in (500, 400):
+            client.call("POST", f"/train/{MODEL}?enqueue=true", json={"epochs": epochs})
+        first, second = client.call("GET", "/train/?all=true").json()
+        assert (first["request"]["epochs"], second["progress"]) == (500, {"status": "waiting", "before_it": 1})
+        assert status(client)["id"] == first["id"]
+        os.kill(server_pid(studies), signal.SIGKILL)
+    with running_server(studies, home, 0, [MODEL]) as client:
+        wait_until(lambda: status_or_none(client) is not None)
+        tasks = client.call("GET", "/train/?all=true").json()
+        assert [task["request"]["epochs"] for task in tasks] == [500, 400]
+        for _ in tasks:
+            client.call("DELETE", "/train/")
+
+
+def test_a_rollback_takes_effect_in_a_running_server(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELROUNDS_HOME", str(tmp_path / "home"))
+    config = load_configs([shipped_configs()], [MODEL])[MODEL]
+    for _ in range(2):
+        Checkpoints(config).publish(build_network(config), {})
+    write_studies(tmp_path / "studies", 1)
+    with running_server(tmp_path / "studies", tmp_path / "home", 0, [MODEL]) as client:
+
+        def served() -> int:
+            answer = client.call("POST", f"/infer/{MODEL}?image=phantom_000&output=json", data={"params": "{}"})
+            return answer.json()["version"]
+
+        assert served() == 2
+        command = [sys.executable, "-m", "labelrounds", "rollback", "--model", MODEL]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert f"{MODEL} version 1 is served from now on instead of version 2" in done.stdout, done.stderr
+        assert served() == 1
 
 
 def status_or_none(client: Client) -> dict | None:
