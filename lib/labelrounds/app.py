@@ -199,6 +199,11 @@ class LabelRoundsApp(MONAILabelApp):
         if not self.datastore().get_labeled_images():
             raise Conflict("no label was submitted yet: submit at least one, then train")
 
+    def training_processes(self, request: dict[str, Any]) -> int:
+        """Return how many processes of this machine share a training; raises as ``check_training`` does."""
+        self.check_training(request)
+        return TrainingRequest.parse(request, self._trainers[request["model"]].model).processes
+
     def train(self, request: dict[str, Any], stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
         """Train a model on the submitted labels; see ``training.SegmentationTrainer``."""
         self.check_training(request)

@@ -108,7 +108,9 @@ def train(
     from labelrounds.starting import train_here
 
     request = {"model": model, "policy": policy, "device": device, "epochs": epochs or 0}
-    print(json.dumps(train_here(studies, configs, request), indent=2))
+    result = train_here(studies, configs, request)
+    if result:  # of several processes the first has one
+        print(json.dumps(result, indent=2))
 
 
 @app.command()

@@ -7,12 +7,17 @@ up to rounding.
 
 import os
 import warnings
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from torch import distributed, nn
 
+from labelrounds.errors import Conflict
+
 Content = TypeVar("Content")
+# The others wait while process 0 prepares cases and judges. If it dies, torchrun ends them.
+_PATIENCE = timedelta(days=1)
 
 
 def processes() -> int:
@@ -31,14 +36,23 @@ def launched() -> bool:
 
 
 def join(device: torch.device) -> torch.device:
-    """Join the processes that ``torchrun`` started and return this one's device: of the kind asked for, its own GPU."""
+    """Join the processes that ``torchrun`` started and return this one's device: of the kind asked for, its own GPU.
+
+    Raises:
+        Conflict: there are more processes on this machine than GPUs.
+    """
     if not launched():
         return device
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        if device.index >= torch.cuda.device_count():
+            raise Conflict(
+                f"{os.environ['LOCAL_WORLD_SIZE']} processes on a machine with {torch.cuda.device_count()} GPUs:"
+                " start one for each, or train on the CPU (device cpu)"
+            )
         torch.cuda.set_device(device)
     if not distributed.is_initialized():
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     return device
 
 

@@ -87,12 +87,13 @@ class Epoch:
 
 @dataclass
 class Outcome:
-    """A finished or stopped training; ``network`` holds the best averaged weights."""
+    """A finished or stopped training; ``network`` holds the best averaged weights, ``notes`` are ``Learner``'s."""
 
     network: SegmentationNetwork
     epochs: int
     stopped: bool
     history: list[Epoch] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -189,7 +190,7 @@ class Learner:
             self._validate()
         chosen = self._best if self._standing.best_dice >= 0 else self._average
         self._network.load_state_dict(chosen)
-        return Outcome(self._network, self._standing.done, ended, history)
+        return Outcome(self._network, self._standing.done, ended, history, self.notes)
 
     def _use(self, device: torch.device) -> None:
         """Place the network and the cases on a device."""

@@ -112,7 +112,8 @@ def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> d
     configure_host(studies, "", configs, settings.MONAI_LABEL_SERVER_PORT)
     settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD = False
     stop = threading.Event()
-    signal.signal(signal.SIGINT, lambda number, frame: stop.set())
+    for ending in (signal.SIGINT, signal.SIGTERM):  # the second is torchrun's
+        signal.signal(ending, lambda number, frame: stop.set())
     app = LabelRoundsApp(settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_CONF)
     return app.train(request, stop.is_set)
 

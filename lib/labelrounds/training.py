@@ -23,6 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from monailabel.interfaces.tasks.train import TrainTask
 
+from labelrounds import distributed
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
 from labelrounds.config import MOST_EPOCHS, ModelConfig
@@ -44,10 +45,11 @@ from labelrounds.policies import (
 from labelrounds.progress import Board, Progress, Watch, rounded
 from labelrounds.splits import RULE, TEST, TRAIN, VALIDATION, assign_parts, position
 from labelrounds.store import LabelledCase
+from labelrounds.together import dismiss, follow, lead
 
 logger = logging.getLogger(__name__)
 
-_REQUEST_KEYS = {"model", "device", "epochs", "policy", "client_id"}
+_REQUEST_KEYS = {"model", "device", "epochs", "policy", "processes", "client_id"}
 _FEWEST_TO_CROSS_VALIDATE, _MOST_FOLDS = 3, 5
 _FEWEST_FOR_A_CLAIM = 5
 _NEW_DRAWN = 2.0
@@ -64,11 +66,13 @@ class TrainingRequest:
         policy: ``auto``, ``quick`` or ``full``; see ``policies.py``.
         epochs: how many; None for the policy's own number.
         device: where to compute.
+        processes: how many train together on a server's machine; each has a GPU of its own.
     """
 
     policy: str
     epochs: int | None
     device: str
+    processes: int = 1
 
     @classmethod
     def parse(cls, request: dict[str, Any], config: ModelConfig) -> "TrainingRequest":
@@ -88,7 +92,9 @@ class TrainingRequest:
         policy = request.get("policy") or AUTO
         if policy not in POLICIES:
             raise BadInput(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
-        return cls(str(policy), epochs or None, str(choose_device(request.get("device"))))
+        device = choose_device(request.get("device"))
+        processes = _processes(request.get("processes", 0), request.get("device"), device, config)
+        return cls(str(policy), epochs or None, str(device), processes)
 
     def epochs_of(self, policy: str, config: ModelConfig) -> int:
         """Return how many epochs a policy trains."""
@@ -106,7 +112,9 @@ class SegmentationTrainer(TrainTask):
 
     def config(self) -> dict[str, Any]:
         """Return the options that a client shows; of a list it sends the chosen item."""
-        return {"policy": list(POLICIES), "epochs": 0, "device": available_devices()}
+        devices = available_devices()
+        all_gpus = ["cuda"] if len(devices) > 2 else []
+        return {"policy": list(POLICIES), "epochs": 0, "device": all_gpus + devices}
 
     def stats(self) -> dict[str, Any]:
         """Return the figures of the running or the last training, as the host's clients read them."""
@@ -127,8 +135,10 @@ def train_model(
 ) -> dict[str, Any]:
     """Train a model on labelled cases and publish the result if it is not worse than what is served.
 
+    In one of several processes that ``torchrun`` started, process 0 does so, and the others take part.
+
     Returns:
-        what happened, in words (``message``) and figures.
+        what happened, in words (``message``) and figures; nothing in a process other than 0.
 
     Raises:
         Busy: another process trains this model.
@@ -136,13 +146,48 @@ def train_model(
         OutOfSpace: the version could not be written; the one served before stays, and once there is room the same
             training goes on from its last epoch.
     """
-    checkpoints = Checkpoints(config)
-    checkpoints.folder.mkdir(parents=True, exist_ok=True)
+    device = distributed.join(torch.device(wanted.device))
     try:
+        if distributed.rank() == 0:
+            return _train_and_publish(config, items, wanted, device, stopped)
+        follow(config, items, device)
+        return {}
+    finally:
+        distributed.leave()
+
+
+def _train_and_publish(
+    config: ModelConfig,
+    items: list[LabelledCase],
+    wanted: TrainingRequest,
+    device: torch.device,
+    stopped: Callable[[], bool],
+) -> dict[str, Any]:
+    """Train as process 0, and as the model's only training; let the others go at the end."""
+    checkpoints = Checkpoints(config)
+    try:
+        checkpoints.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(checkpoints.folder / "training.lock", timeout=0):
-            return _Training(config, checkpoints, wanted, stopped).run(items)
+            return _Training(config, checkpoints, wanted, device, stopped).run(items)
     except Timeout as error:
         raise Busy(f"a training of {config.name} runs already") from error
+    finally:
+        dismiss()
+
+
+def _processes(wanted: object, asked_device: object, device: torch.device, config: ModelConfig) -> int:
+    """Return how many processes train together: as many as asked for, or one for each GPU unless one was chosen.
+
+    Raises:
+        BadInput: not a number, more than there are GPUs or patches in a batch.
+    """
+    most, limit = config.training.batch_size, f"training.batch_size of {config.name}"
+    if device.type == "cuda" and torch.cuda.device_count() < most:
+        most, limit = torch.cuda.device_count(), "GPUs of this machine"
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= most:
+        raise BadInput(f"processes {wanted!r} is not a whole number from 1 to {most} ({limit}), nor 0 for the usual")
+    usual = most if device.type == "cuda" and asked_device in (None, "", "cuda") else 1
+    return wanted or usual
 
 
 @dataclass
@@ -205,10 +250,15 @@ class _Training:
     """One run, from the labels to the decision."""
 
     def __init__(
-        self, config: ModelConfig, checkpoints: Checkpoints, wanted: TrainingRequest, stopped: Callable[[], bool]
+        self,
+        config: ModelConfig,
+        checkpoints: Checkpoints,
+        wanted: TrainingRequest,
+        device: torch.device,
+        stopped: Callable[[], bool],
     ) -> None:
         self._config, self._checkpoints, self._wanted, self._stopped = config, checkpoints, wanted, stopped
-        self._device = torch.device(wanted.device)
+        self._device = device
         self._state, self._folds = checkpoints.folder / "state.safetensors", checkpoints.folder / "folds.json"
         self._watch = Watch(checkpoints, resumable=self._state.is_file())
 
@@ -330,43 +380,51 @@ class _Training:
 
     def _learn(self, plan: _Plan, fingerprint: str, board: Board) -> Outcome:
         validation = plan.parts[VALIDATION]
-        learner = self._learner(plan, plan.start, plan.parts[TRAIN], validation, plan.epochs, fingerprint)
 
         def report(epoch: Epoch) -> None:
             self._watch.epoch(epoch)
             board.epoch(epoch, validation)
 
-        outcome = learner.run(report, self._stopped)
-        plan.notes += learner.notes
+        outcome = self._train(plan, plan.start, plan.parts[TRAIN], validation, plan.epochs, report, fingerprint)
+        plan.notes += outcome.notes
         return outcome
 
-    def _learner(
+    def _train(
         self,
         plan: _Plan,
         network: SegmentationNetwork,
         train: list[PreparedCase],
         validation: list[PreparedCase],
         epochs: int,
+        report: Callable[[Epoch], None],
         fingerprint: str | None = None,
-    ) -> Learner:
-        """Return a learner by the plan's policy; only one with a fingerprint can be resumed."""
+    ) -> Outcome:
+        """Train by the plan's policy, with the other processes; only with a fingerprint can it be resumed."""
         training, learnt = self._config.training, learnt_from(plan.parent)
-        return Learner(
-            self._config,
-            network,
-            train,
-            validation,
-            self._device,
-            Schedule(
-                epochs=epochs,
-                iterations_per_epoch=training.iterations_per_epoch,
-                learning_rate=training.learning_rate * (0.5 if plan.parent else 1.0),
-                patience=max(5, math.ceil(epochs / 3)) if validation else None,
-            ),
-            state=self._state if fingerprint else None,
-            fingerprint=fingerprint or "",
-            weights=[_NEW_DRAWN if is_new(case, learnt) else 1.0 for case in train] if plan.parent else None,
+        schedule = Schedule(
+            epochs=epochs,
+            iterations_per_epoch=training.iterations_per_epoch,
+            learning_rate=training.learning_rate * (0.5 if plan.parent else 1.0),
+            patience=max(5, math.ceil(epochs / 3)) if validation else None,
         )
+        weights = [_NEW_DRAWN if is_new(case, learnt) else 1.0 for case in train] if plan.parent else None
+        lead(train, validation, schedule, weights)
+        try:
+            learner = Learner(
+                self._config,
+                network,
+                train,
+                validation,
+                self._device,
+                schedule,
+                state=self._state if fingerprint else None,
+                fingerprint=fingerprint or "",
+                weights=weights,
+            )
+            return learner.run(report, self._stopped)
+        except BaseException:
+            distributed.leave()  # the others have failed as well, or will; they wait for no further run
+            raise
 
     def _cross_validate(self, plan: _Plan, weights: dict[str, torch.Tensor], fingerprint: str) -> Scores:
         """Train once without each group of patients, and return the Dice of each on the training that left it out.
@@ -400,8 +458,7 @@ class _Training:
         network.load_state_dict(weights)
         patients = {case.patient for case in group}
         rest = [case for case in plan.parts[TRAIN] if case.patient not in patients]
-        learner = self._learner(plan, network, rest, [], plan.fold_epochs)
-        outcome = learner.run(self._watch.side_epoch, self._stopped)
+        outcome = self._train(plan, network, rest, [], plan.fold_epochs, self._watch.side_epoch)
         return None if self._stopped() else self._scores(outcome.network, group)
 
     def _judge(self, plan: _Plan, network: SegmentationNetwork, out_of_fold: Scores) -> _Judgement:

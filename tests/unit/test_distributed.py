@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 # The networks compute in float64, the loss in float32: its sums over the shares of a batch have another order and so
 # other last bits, which the steps of Adam enlarge, as it divides each gradient by its own size. A step moves a weight
 # by up to 1e-2.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 
 
 def torchrun(*arguments: str | Path, restarts: int = 0) -> list[str]:
