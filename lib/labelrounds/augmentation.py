@@ -18,6 +18,7 @@ from labelrounds.config import MIRROR_AXES, ModelConfig
 _ROTATED, _SCALED = 0.2, 0.2
 _NOISY, _BLURRED, _BRIGHTENED, _CONTRASTED, _COARSENED, _GAMMA, _INVERTED_GAMMA = 0.1, 0.2, 0.15, 0.15, 0.25, 0.3, 0.1
 _BLUR_RADIUS = 3
+_THICK = 3.0
 
 
 def random_mapping(
@@ -42,8 +43,6 @@ def random_mapping(
     """
     training = config.training
     angles = (torch.rand(3, generator=generator) * 2 - 1) * np.deg2rad(training.rotation_degrees)
-    if config.dimensions == 2:
-        angles[:2] = 0
     low, high = training.scale_range
     scale = low + (high - low) * torch.rand(1, generator=generator)
     rotated, scaled = torch.rand(2, generator=generator).tolist()
@@ -51,9 +50,12 @@ def random_mapping(
         angles = torch.zeros(3)
     if scaled >= _SCALED:
         scale = torch.ones(1)
+    across = _across_slices(spacing_mm, config)
+    if across is not None:
+        angles = torch.where(torch.arange(3) == across, angles, torch.zeros(3))
     matrix = _rotation(angles) * scale
-    if config.dimensions == 2:
-        matrix[2, 2] = 1
+    if across is not None:
+        matrix[across, across] = 1
     for axis in config.mirror:
         if torch.rand(1, generator=generator) < 0.5:
             matrix[:, MIRROR_AXES[axis]] *= -1
@@ -62,6 +64,14 @@ def random_mapping(
     linear = (matrix * half_patch[None, :]) / half_case[:, None]
     shift = (torch.tensor(centre) + 0.5) / torch.tensor(source) * 2 - 1
     return torch.cat((linear, shift[:, None]), dim=1).flip(0)[:, [2, 1, 0, 3]]
+
+
+def _across_slices(spacing_mm: Sequence[float], config: ModelConfig) -> int | None:
+    """Return the axis across slices that must not be mixed: a 2-D model's, or that of thick slices as in nnU-Net."""
+    if config.dimensions == 2:
+        return 2
+    _, second, thickest = sorted(spacing_mm)
+    return list(spacing_mm).index(thickest) if thickest > _THICK * second else None
 
 
 def sample_patch(
@@ -125,14 +135,18 @@ def draw_intensity(generator: torch.Generator) -> IntensityDraw:
         value, chance = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
         return low + (high - low) * value if chance < probability else neutral
 
+    def bend(probability: float) -> float:
+        below = float(torch.rand(1, generator=generator)) < 0.5
+        return draw(0.7, 1.0, probability, 1.0) if below else draw(1.0, 1.5, probability, 1.0)
+
     seed = int(torch.randint(2**31, (1,), generator=generator))
     return IntensityDraw(
-        noise=(math.sqrt(draw(0.0, 0.1, _NOISY, 0.0)), seed),
+        noise=(draw(0.0, 0.1, _NOISY, 0.0), seed),
         blur=draw(0.5, 1.0, _BLURRED, 0.0),
         brightness=draw(0.75, 1.25, _BRIGHTENED, 1.0),
         contrast=draw(0.75, 1.25, _CONTRASTED, 1.0),
         coarseness=draw(0.5, 1.0, _COARSENED, 1.0),
-        gamma=(draw(0.7, 1.5, _INVERTED_GAMMA, 1.0), draw(0.7, 1.5, _GAMMA, 1.0)),
+        gamma=(bend(_INVERTED_GAMMA), bend(_GAMMA)),
     )
 
 

@@ -59,6 +59,7 @@ def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache |
         tensors = _tensors(case, config)
         if cache is not None:
             cache.write(key, tensors)
+            tensors = cache.read(key) or tensors  # mapped from the file, of which memory holds what it has room for
     spacing = tensors["spacing_mm"].tolist()
     return PreparedCase(
         image_id=case.image_id,
@@ -178,8 +179,20 @@ class PatchSampler:
             middle = [float(torch.rand(1, generator=generator)) * side for side in shape]
         sides = self._config.patch_size
         middle = [math.floor(m - p / 2 + 0.5) + p / 2 for m, p in zip(middle, sides, strict=True)]
-        limits = [(min(p, s) / 2, s - min(p, s) / 2) for p, s in zip(sides, shape, strict=True)]
+        limits = [_limits(p, s) for p, s in zip(sides, shape, strict=True)]
         return [float(min(max(m, low), high)) - 0.5 for m, (low, high) in zip(middle, limits, strict=True)]
+
+
+def _limits(patch: int, side: int) -> tuple[float, float]:
+    """Return the lowest and the highest middle of a patch along an axis of a case.
+
+    A case that is shorter than the patch has one place in it, by whole voxels as inference pads: half a voxel off,
+    each patch would be a mixture of neighbours.
+    """
+    if patch > side:
+        middle = patch / 2 - (patch - side) // 2
+        return middle, middle
+    return patch / 2, side - patch / 2
 
 
 def _foreground(label: torch.Tensor, labels: int) -> dict[int, torch.Tensor]:

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ class Learner:
             if self._validation and self._is_validated():
                 epoch.dice, epoch.predictions = self._validate()
             epoch.seconds = time.perf_counter() - started
-            history.append(epoch)
+            history.append(replace(epoch, predictions=[]))  # label maps of large cases would pile up
             self._save()
             report(epoch)
         if ended and self._standing.done and self._validation:

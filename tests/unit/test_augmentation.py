@@ -229,14 +229,14 @@ def test_the_strengths_are_drawn_as_often_and_as_large_as_nnunets():
     draws = draws_of(0, 4000)
     neutral = {"brightness": 1.0, "contrast": 1.0, "coarseness": 1.0, "blur": 0.0}
     found = {name: [getattr(one, name) for one in draws if getattr(one, name) != neutral[name]] for name in neutral}
-    found["variance of the noise"] = [one.noise[0] ** 2 for one in draws if one.noise[0]]
+    found["noise"] = [one.noise[0] for one in draws if one.noise[0]]
     found["inverted gamma"], found["gamma"] = ([one.gamma[i] for one in draws if one.gamma[i] != 1] for i in (0, 1))
     expected = {
         "brightness": (0.15, 0.75, 1.25),
         "contrast": (0.15, 0.75, 1.25),
         "coarseness": (0.25, 0.5, 1.0),
         "blur": (0.2, 0.5, 1.0),
-        "variance of the noise": (0.1, 0.0, 0.1),
+        "noise": (0.1, 0.0, 0.1),
         "inverted gamma": (0.1, 0.7, 1.5),
         "gamma": (0.3, 0.7, 1.5),
     }
@@ -244,6 +244,7 @@ def test_the_strengths_are_drawn_as_often_and_as_large_as_nnunets():
         assert abs(len(found[name]) / len(draws) - probability) < 0.03, name
         assert low <= min(found[name]) < low + 0.1 * (high - low), name
         assert high - 0.1 * (high - low) < max(found[name]) <= high, name
+    assert abs(sum(value < 1 for value in found["gamma"]) / len(found["gamma"]) - 0.5) < 0.06
 
 
 def test_a_draw_that_changes_nothing_changes_nothing():
@@ -317,3 +318,18 @@ def test_gamma_bends_the_scaled_intensities_and_the_inverted_gamma_the_inverted_
     inverted = (1 - image) ** 1.5
     expected = -(inverted - inverted.mean()) / inverted.std() * image.std() + image.mean()
     assert torch.allclose(varied(image, gamma=(1.5, 1.0)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("across", [0, 1, 2])
+def test_thick_slices_are_turned_and_scaled_within_themselves_alone(make_config, across):
+    config = make_config(training={"rotation_degrees": 45.0, "scale_range": [0.5, 2.0]})
+    spacing = np.ones(3)
+    spacing[across] = 4.0
+    seen = []
+    for seed in range(60):
+        matrix = in_mm(draw(config, (40, 40, 40), spacing.tolist(), seed=seed), config, (40, 40, 40), spacing)
+        others = [axis for axis in range(3) if axis != across]
+        assert np.allclose(matrix[across], np.eye(3)[across], atol=1e-5)
+        assert np.allclose(matrix[others, across], 0, atol=1e-5)
+        seen.append(not np.allclose(matrix, np.eye(3), atol=0.05))
+    assert any(seen)

@@ -298,12 +298,15 @@ def test_patches_stay_within_the_case_where_they_fit(make_config):
 
 
 @pytest.mark.usefixtures("same_intensities")
-def test_a_case_smaller_than_the_patch_lies_in_its_middle(make_config):
-    config = still(make_config)
-    case = ramp_case(config, (8, 8, 8))
-    image, label = (each[0] for each in PatchSampler([case], config, CPU).draw([torch.Generator().manual_seed(0)]))
-    assert torch.allclose(image[:, 4:12, 4:12, 4:12], case.image, atol=1e-4)
-    assert torch.equal(label[4:12, 4:12, 4:12], case.label.long())
+@pytest.mark.parametrize("sides", [(8, 8, 8), (7, 8, 9), (15, 16, 7)], ids=str)
+def test_a_case_smaller_than_the_patch_lies_in_its_middle_by_whole_voxels(make_config, sides):
+    config = still(make_config, training={"batch_size": 1})
+    case = replace(ramp_case(config, sides), image=torch.randn(1, *sides, generator=torch.Generator().manual_seed(0)))
+    box = tuple(slice((16 - side) // 2, (16 - side) // 2 + side) for side in sides)
+    for seed in range(5):
+        images, labels = PatchSampler([case], config, CPU).draw([torch.Generator().manual_seed(seed)])
+        assert torch.allclose(images[0, 0][box], case.image[0], atol=1e-4)
+        assert torch.equal(labels[0][box], case.label.long())
 
 
 def test_a_label_that_nobody_named_is_read_in_the_order_of_the_model_that_is_trained(labelled, make_config, tmp_path):
