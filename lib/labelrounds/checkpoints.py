@@ -36,10 +36,11 @@ from torch import nn
 from labelrounds import folders
 from labelrounds.atomic import flush, replacing
 from labelrounds.config import ModelConfig
-from labelrounds.errors import BadInput, Conflict, NotFound, OutOfSpace
-from labelrounds.networks import build_network
+from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, OutOfSpace
+from labelrounds.networks import build_network, networks
 
 _WEIGHTS, _RECORD = "weights.safetensors", "version.json"
+_DECISIVE = ("labels", "channels", "spacing_mm", "intensity")  # with the dimensions and the network; see _decisive
 _PACKAGES = ("labelrounds", "monai", "monailabel", "numpy", "torch")
 
 logger = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Checkpoints:
         return self.version(number)
 
     def _write(self, folder: Path, network: nn.Module, record: dict[str, Any]) -> None:
-        save_file({name: value.cpu().contiguous() for name, value in _distinct(network).items()}, folder / _WEIGHTS)
+        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / _WEIGHTS)
         write_json(folder / _RECORD, {**self.describe(), **record})
         flush(folder / _WEIGHTS)
         folder.chmod(0o755)
@@ -158,8 +159,8 @@ class Checkpoints:
 
         Raises:
             NotFound: no such version.
-            Conflict: it is served already, or there is none before; it is of other labels.
-            BadInput: its weights are damaged.
+            Conflict: it is served already, or there is none before; it is of another configuration.
+            BadInput: its weights are damaged, or of another release.
         """
         served = self.served_number()
         number = self._before(served) if to is None else to
@@ -194,22 +195,40 @@ class Checkpoints:
         """Fill a network with a version's weights.
 
         Raises:
-            Conflict: the version was trained for other labels or another network.
+            Conflict: the version was trained for other labels, on images prepared otherwise, or is another network.
             BadInput: the file is damaged or its tensors do not fit; the message names the first that differ.
         """
-        trained_for = version.record.get("labels")
-        if trained_for is not None and list(trained_for) != list(self.config.labels):
-            raise Conflict(
-                f"{version} was trained for labels {trained_for}, the configuration has {list(self.config.labels)}"
-            )
+        self._check_configuration(version)
         try:
             tensors = load_file(version.weights, device=str(device))
         except (OSError, SafetensorError) as error:
             raise BadInput(f"the weights of {version} cannot be read: {error}") from error
         differing = _differences(network, tensors)
         if differing:
-            raise BadInput(f"the weights of {version} do not fit the configured network: {'; '.join(differing[:3])}")
-        network.load_state_dict(tensors, strict=False)  # nothing is missing but second names
+            raise BadInput(
+                f"the weights of {version} do not fit the configured network ({'; '.join(differing[:3])}); they were"
+                " trained by another release or for another network: train again"
+            )
+        network.load_state_dict(tensors)
+
+    def _check_configuration(self, version: Version) -> None:
+        """Refuse weights that were trained for another meaning of what goes in or comes out.
+
+        Tensors of the same shapes would load, and segment wrongly without a word. Of a record by an older release
+        only what it holds is compared.
+
+        Raises:
+            Conflict: the first key that differs, both values and what to do.
+        """
+        record = version.record
+        before = _decisive({**record, **(record.get("configuration") or {})})
+        now = _decisive(self.config.model_dump(mode="json"))
+        for key, value in before.items():
+            if _differ(value, now[key]):
+                raise Conflict(
+                    f"{version} was trained for {key} {value}, the configuration has {now[key]}: train again, or put"
+                    f" the former {key} back into the model's YAML file"
+                )
 
     def describe(self) -> dict[str, Any]:
         """Return what every record says: the labels, the configuration, the package versions, the time."""
@@ -268,16 +287,37 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _distinct(network: nn.Module) -> dict[str, torch.Tensor]:
-    """Return a network's tensors, each under one name; of MONAI's DynUNet most have two."""
-    names = {id(value): name for name, value in network.state_dict(keep_vars=True).items()}
-    tensors = network.state_dict()
-    return {name: tensors[name] for name in names.values()}
+def _decisive(configuration: dict[str, Any]) -> dict[str, Any]:
+    """Return what of a configuration weights are only right for; a key that it lacks is left out."""
+    found = {key: configuration[key] for key in _DECISIVE if key in configuration}
+    if "patch_size" in configuration:
+        found["dimensions"] = 2 if configuration["patch_size"][2] == 1 else 3
+    if "network" in configuration:
+        found["network"] = _with_defaults(configuration["network"])
+    return found
+
+
+def _with_defaults(network: dict[str, Any]) -> dict[str, Any]:
+    """Return a network's name and all of its options, those that are left out with their defaults."""
+    try:
+        options = networks.options(network["name"]).model_validate(
+            {key: value for key, value in network.items() if key != "name"}, strict=False
+        )
+    except (LookupError, ValueError, LabelRoundsError):  # a network or an option that this release has no more
+        return network
+    return {"name": network["name"], **options.model_dump(mode="json")}
+
+
+def _differ(before: Any, now: Any) -> bool:
+    """Tell whether two values differ; of two sections, in a key that both have."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return any(_differ(before[key], now[key]) for key in before.keys() & now.keys())
+    return bool(before != now)
 
 
 def _differences(network: nn.Module, found: dict[str, torch.Tensor]) -> list[str]:
     expected = network.state_dict()
-    lines = [f"{name} is missing" for name in sorted(set(_distinct(network)) - set(found))]
+    lines = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
     lines += [f"{name} is unknown" for name in sorted(set(found) - set(expected))]
     for name in sorted(set(expected) & set(found)):
         if expected[name].shape != found[name].shape:

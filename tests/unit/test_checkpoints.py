@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,27 +104,6 @@ def test_leftovers_of_a_killed_publication_are_removed_by_the_next(checkpoints, 
     (leftover / "weights.safetensors").write_bytes(b"half")
     checkpoints.publish(network_of(config), {})
     assert not leftover.exists()
-
-
-def test_a_tensor_with_two_names_is_written_once(checkpoints, config):
-    network = network_of(config)
-    network.tied = network.net.output_block.conv.conv.weight
-    version = checkpoints.publish(network, {})
-    distinct = sum(parameter.numel() for parameter in network.parameters())
-    assert sum(tensor.numel() for tensor in load_file(version.weights).values()) == distinct
-    loaded = network_of(config, 5)
-    loaded.tied = loaded.net.output_block.conv.conv.weight
-    checkpoints.load(version, loaded)
-    assert same_weights(network, loaded)
-
-
-def test_weights_under_all_their_names_load_too(checkpoints, config):
-    network = network_of(config)
-    version = checkpoints.publish(network_of(config, 5), {})
-    save_file({name: value.clone() for name, value in network.state_dict().items()}, version.weights)
-    loaded = network_of(config, 5)
-    checkpoints.load(version, loaded)
-    assert same_weights(network, loaded)
 
 
 def test_the_files_of_a_version_can_be_read_by_others(checkpoints, config):
@@ -239,18 +219,87 @@ def test_a_record_that_can_not_be_written_leaves_nothing(checkpoints, config):
 # Loading
 
 
+def without_configuration(version):
+    return replace(version, record={})
+
+
 def test_weights_of_another_width_are_refused_and_named(checkpoints, config, make_config):
-    version = checkpoints.publish(network_of(config), {})
+    version = without_configuration(checkpoints.publish(network_of(config), {}))
     wider = make_config(network={"name": "unet", "channels": [4, 6, 10]})
     with pytest.raises(BadInput, match=r"tiny version 1 do not fit.*has shape \(.*\), expected \("):
         Checkpoints(wider).load(version, network_of(wider))
 
 
-def test_weights_of_another_network_are_refused_and_named(checkpoints, config, make_config):
+def test_weights_of_another_release_are_refused_and_named(checkpoints, config):
     version = checkpoints.publish(network_of(config), {})
-    other = make_config(network={"name": "vnet", "channels": [4, 6, 8], "depths": [1, 1, 1]})
-    with pytest.raises(BadInput, match="is missing"):
+    save_file({f"old.{name}": value for name, value in load_file(version.weights).items()}, version.weights)
+    with pytest.raises(BadInput, match=r"is missing.*trained by another release or for another network: train again"):
+        checkpoints.load(version, network_of(config))
+
+
+CHANGES = {
+    "channels": {"channels": 2},
+    "spacing_mm": {"spacing_mm": [1.0, 1.0, 3.0]},
+    "intensity": {"intensity": {"kind": "window", "low": -1, "high": 2}},
+    "intensity of another kind": {"intensity": {"kind": "zscore"}},
+    "dimensions": {"patch_size": [16, 16, 1]},
+    "network": {"network": {"name": "attention_unet", "channels": [4, 6, 8]}},
+    "network options": {"network": {"name": "unet", "channels": [4, 6, 8], "kernels": [[3, 3, 1], [3] * 3, [3] * 3]}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_are_not_served_under_another_configuration(checkpoints, config, make_config, change):
+    version = checkpoints.publish(network_of(config), {})
+    other = make_config(**CHANGES[change])
+    key = change.split()[0]
+    with pytest.raises(Conflict, match=rf"tiny version 1 was trained for {key} .*, the configuration has .*: train ag"):
         Checkpoints(other).load(version, network_of(other))
+
+
+def test_both_values_are_named_and_what_to_do(checkpoints, config, make_config):
+    version = checkpoints.publish(network_of(config), {})
+    other = make_config(spacing_mm=[1.0, 1.0, 3.0])
+    told = (
+        r"spacing_mm None, the configuration has \[1\.0, 1\.0, 3\.0\]: train again, or put the former spacing_mm back"
+    )
+    with pytest.raises(Conflict, match=told):
+        Checkpoints(other).load(version, network_of(other))
+
+
+def test_nothing_is_rolled_back_to_that_the_configuration_has_left(checkpoints, config, make_config):
+    checkpoints.publish(network_of(config), {})
+    other = Checkpoints(make_config(intensity={"kind": "zscore"}))
+    other.publish(network_of(other.config), {})
+    with pytest.raises(Conflict, match="tiny version 1 was trained for intensity"):
+        other.rollback()
+    assert other.current().number == 2
+
+
+def test_what_weights_do_not_depend_on_may_change(checkpoints, config, make_config):
+    version = checkpoints.publish(network_of(config), {})
+    changes = {"patch_size": [32, 16, 16], "overlap": 0.5, "mirror": ["left_right"], "training": {"epochs": 9}}
+    spelt_out = {"name": "unet", "channels": [4, 6, 8], "strides": None}
+    for change in (changes, {"network": spelt_out}):
+        other = make_config(**change)
+        Checkpoints(other).load(version, network_of(other))
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {},
+        {"configuration": {}},
+        {"configuration": {"intensity": {"kind": "window"}, "network": {"name": "unet", "channels": [4, 6, 8]}}},
+        {"configuration": {"network": {"name": "unet", "channels": [4, 6, 8], "an_old_option": 1}}},
+    ],
+    ids=["nothing", "an empty configuration", "fewer keys", "an option that is no more"],
+)
+def test_a_record_of_an_older_release_is_compared_in_what_it_holds(checkpoints, config, record):
+    version = replace(checkpoints.publish(network_of(config), {}), record=record)
+    loaded = network_of(config, 9)
+    checkpoints.load(version, loaded)
+    assert same_weights(loaded, network_of(config))
 
 
 @pytest.mark.parametrize("labels", [["far", "near"], ["near"], ["near", "far", "farther"]], ids=str)
