@@ -9,6 +9,9 @@ import torch
 
 from labelrounds.errors import BadInput
 
+_OUT_OF_MEMORY = re.compile(
+    r"(can't|cannot|unable to) allocate memory|(out of|not enough) memory|ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -34,10 +37,21 @@ def choose_device(wanted: object = None) -> torch.device:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return how much memory is free on a device."""
+    """Return how much memory is free on a device; what PyTorch has reserved there and does not use counts as free."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
     return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device's memory does not suffice.
+
+    Of the CPU's allocator, of cuDNN, cuBLAS and the driver it is a RuntimeError that only its text tells from others.
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 @cache

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from labelrounds import devices
-from labelrounds.devices import autocast, available_devices, choose_device, place, sound_gradients
+from labelrounds.devices import (
+    autocast,
+    available_devices,
+    choose_device,
+    free_bytes,
+    is_out_of_memory,
+    place,
+    sound_gradients,
+)
 from labelrounds.errors import BadInput
 
 
@@ -62,3 +70,35 @@ def test_the_memory_layout_changes_no_answer(dimensions, shape):
     images = torch.randn(shape)
     before = convolution(images)
     assert torch.allclose(place(convolution, torch.device("cpu"), dimensions)(images), before, atol=1e-5)
+
+
+def test_what_pytorch_keeps_in_reserve_on_a_gpu_counts_as_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
+    assert free_bytes(torch.device("cuda:0")) == 1500
+
+
+def test_the_cpus_own_error_is_one_of_memory():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50, dtype=torch.uint8)
+    assert is_out_of_memory(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"), True),
+        (MemoryError("Unable to allocate 3.1 GiB for an array"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (RuntimeError("std::bad_alloc"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (ValueError("out of memory"), False),
+    ],
+    ids=repr,
+)
+def test_errors_of_memory_are_told_from_others(error, expected):
+    assert is_out_of_memory(error) == expected
