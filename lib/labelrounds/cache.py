@@ -3,13 +3,15 @@
 A case's key is a hash of its image, its label and everything of the configuration that its preparation depends on.
 Another label is another key, so a changed label makes that one case be prepared anew and no other. The files lie in
 ``home()/cache`` and are mapped into memory, so that the operating system keeps in memory what it has room for.
-What was not used for longest is removed first when the files outgrow their budget, ``LABELROUNDS_CACHE_GB``.
+What was not used for longest is removed first when the files outgrow their budget, ``LABELROUNDS_CACHE_GB``. What no
+training has used for 90 days is removed when one begins: they are images of patients, whose studies may be gone.
 """
 
 import hashlib
 import json
 import logging
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 BUDGET = "LABELROUNDS_CACHE_GB"
 _DEFAULT_BUDGET_GB = 20.0
+_KEPT_UNUSED_S = 90 * 24 * 3600
 _PREPARATION = 1  # to be raised whenever transforms.py or cases.py prepare a case otherwise
 _RELEVANT = ("labels", "channels", "spacing_mm", "intensity", "patch_size")
 
@@ -97,6 +100,18 @@ class PreparedCache:
             logger.warning("A prepared case is not kept for the next training: %s", error)
             with suppress(OSError):
                 staging.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what was not used for 90 days, and what is over the budget."""
+        try:
+            for file in self._folder.iterdir():
+                if time.time() - file.stat().st_mtime > _KEPT_UNUSED_S:
+                    file.unlink(missing_ok=True)
+            self._make_room(0)
+        except FileNotFoundError:  # no cache yet, or another training tidies up as well
+            return
+        except OSError as error:
+            logger.warning("The cache of prepared cases is not tidied up: %s", error)
 
     def _make_room(self, size: int) -> None:
         kept = [(file.stat(), file) for file in self._folder.iterdir()]  # also what a killed process left half written

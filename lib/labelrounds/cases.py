@@ -118,6 +118,7 @@ def prepare_cases(cases: Iterable[LabelledCase], config: ModelConfig) -> tuple[l
     """Prepare every case that can be used, and return the others' ids with the reason."""
     prepared, skipped = [], {}
     cache = PreparedCache()
+    cache.tidy()
     for case in cases:
         try:
             prepared.append(prepare_case(case, config, cache))

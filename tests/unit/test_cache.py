@@ -223,6 +223,24 @@ def test_what_was_not_used_for_longest_makes_room(monkeypatch, home):
     assert torch.equal(cache.read("d")["image"], entry(3)["image"])
 
 
+def test_a_case_that_no_training_used_for_ninety_days_is_removed(labelled, make_config, prepared, kept, home):
+    prepare_cases(labelled, make_config())
+    keys = [key_of(case, make_config()) for case in labelled]
+    for key, days in zip(keys, (91, 91, 89), strict=True):
+        age(home, key, days * 24 * 3600)
+    prepared.clear()
+    prepare_cases(labelled[1:], make_config())
+    assert prepared == ["case_1"]
+    assert [file.stem for file in kept()] == sorted(keys[1:])
+
+
+def test_a_budget_that_was_lowered_holds_from_the_next_training_on(labelled, make_config, kept, monkeypatch):
+    prepare_cases(labelled, make_config())
+    monkeypatch.setenv("LABELROUNDS_CACHE_GB", "0")
+    prepare_cases(labelled, make_config())
+    assert kept() == []
+
+
 def test_what_a_killed_process_left_half_written_makes_room_too(monkeypatch, home):
     cache = budget(monkeypatch, 3400)
     cache.write("a", entry(0))
