@@ -15,12 +15,12 @@ from 40     a fifth, by the patient's hash alone                     a fifth, by
 
 Below 40 the places are given to the new patients with the lowest salted hash of their name, so that the order of
 labelling decides no more than who came before a training and who after it. From 40 on a new patient's part depends
-on nothing but the name.
+on nothing but the name. A new patient whom the served weights, as those that ship, have learnt from trains.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from labelrounds.checkpoints import read_json, write_json
@@ -31,12 +31,13 @@ FEWEST_HELD_BACK = 8
 _BY_NAME_ALONE = 40
 
 
-def assign_parts(patients: Iterable[str], file: Path) -> dict[str, str]:
+def assign_parts(patients: Iterable[str], file: Path, learnt: Collection[str] = ()) -> dict[str, str]:
     """Return each patient's part, adding those not seen before to the file.
 
     Args:
         patients: names or ids, in any order; repeated ones count once.
         file: the split as JSON; made where it does not exist.
+        learnt: patients whom weights have learnt from before; those among them that are new train.
 
     Raises:
         BadInput: the file is damaged; nothing is drawn again.
@@ -46,6 +47,8 @@ def assign_parts(patients: Iterable[str], file: Path) -> dict[str, str]:
     present = sorted(set(patients), key=position)
     new = [patient for patient in present if patient not in known]
     if new:
+        known |= {patient: TRAIN for patient in new if patient in learnt}
+        new = [patient for patient in new if patient not in known]
         if len(present) >= _BY_NAME_ALONE:
             known |= {patient: _part(patient) for patient in new}
         else:

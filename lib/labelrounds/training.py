@@ -43,7 +43,7 @@ from labelrounds.policies import (
     unseen,
 )
 from labelrounds.progress import Board, Progress, Watch, rounded
-from labelrounds.splits import RULE, TEST, TRAIN, VALIDATION, assign_parts, position
+from labelrounds.splits import FEWEST_HELD_BACK, RULE, TEST, TRAIN, VALIDATION, assign_parts, position
 from labelrounds.store import LabelledCase
 from labelrounds.together import dismiss, follow, lead
 
@@ -328,15 +328,17 @@ class _Training:
             )
 
     def _plan(self, cases: list[PreparedCase], skipped: dict[str, str]) -> _Plan:
-        split = assign_parts([case.patient for case in cases], self._checkpoints.folder / "split.json")
+        served, network = self._served_network()
+        fresh = {case.patient for case in unseen(cases, learnt_from(served))}
+        patients = {case.patient for case in cases}
+        split = assign_parts(patients, self._checkpoints.folder / "split.json", patients - fresh)
         parts = {part: [c for c in cases if split[c.patient] == part] for part in (TRAIN, VALIDATION, TEST)}
         if not parts[TRAIN]:
             raise Conflict(
                 f"nothing to train {self._config.name} on: {len(cases)} usable labels, none of them of a patient in the"
                 " training part; submit one of a new patient"
             )
-        served, network = self._served_network()
-        policy, reason = choose_policy(self._wanted.policy, served, len(cases), len({c.patient for c in cases}))
+        policy, reason = choose_policy(self._wanted.policy, served, len(cases), len(patients))
         parent = served if policy == QUICK else None
         epochs = self._wanted.epochs_of(policy, self._config)
         return _Plan(
@@ -589,11 +591,13 @@ class _Training:
 
 
 def _folds(cases: list[PreparedCase], learnt: dict[str, str]) -> list[list[PreparedCase]]:
-    """Deal the patients that the start weights have not seen into groups to leave out; none with under three patients.
+    """Deal the patients that the start weights have not seen into groups to leave out, of three to seven patients.
 
-    Dealt in the order of the patients' hashes, into at most five groups, so that the same cases give the same groups.
+    More of them are without validation only if the served weights have learnt from all; so many trainings of so many
+    cases would take too long. Dealt in the order of the patients' hashes, into at most five groups, so that the same
+    cases give the same groups.
     """
-    if len({case.patient for case in cases}) < _FEWEST_TO_CROSS_VALIDATE:
+    if not _FEWEST_TO_CROSS_VALIDATE <= len({case.patient for case in cases}) < FEWEST_HELD_BACK:
         return []
     fresh = unseen(cases, learnt)
     patients = sorted({case.patient for case in fresh}, key=position)

@@ -115,6 +115,22 @@ def test_a_split_that_held_more_back_is_kept_and_evened_out_by_the_new(tmp_path:
     assert {parts[name] for name in NAMES[9:14]} == {TRAIN}
 
 
+@pytest.mark.parametrize("count", [10, 30, 60])
+def test_whom_weights_have_learnt_from_before_train_and_the_places_go_to_others(tmp_path: Path, count):
+    without = assign_parts(NAMES[:count], tmp_path / "without.json")
+    learnt = [name for name in NAMES[:count] if without[name] != TRAIN]
+    parts = assign_parts(NAMES[:count], tmp_path / "split.json", learnt)
+    assert {parts[name] for name in learnt} == {TRAIN}
+    if count < 40:
+        assert Counter(parts.values()) == Counter(without.values())
+    assert set(assign_parts(NAMES[:count], tmp_path / "all.json", NAMES[:count]).values()) == {TRAIN}
+
+
+def test_whoever_is_held_back_stays_so_whatever_is_learnt_elsewhere(tmp_path: Path):
+    parts = assign_parts(NAMES[:10], tmp_path / "split.json")
+    assert assign_parts(NAMES[:10], tmp_path / "split.json", NAMES[:10]) == parts
+
+
 def test_nothing_new_writes_nothing(tmp_path: Path):
     file = tmp_path / "split.json"
     assert assign_parts([], file) == {}

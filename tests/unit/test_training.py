@@ -252,17 +252,20 @@ def test_tensorboard_gets_curves_and_outlined_predictions(config, studies):
     assert picture.step == 3 and picture.width > picture.height > 200
 
 
-def test_a_second_training_of_few_validation_cases_claims_no_accuracy(config, studies):
+def test_of_few_validation_cases_no_accuracy_is_claimed(config, studies):
     result = train_model(config, studies, wanted(), never)
     assert "2 validation case(s), which also chose the epoch: too few to claim an accuracy." in result["judged_on"]
 
 
-def test_with_validation_cases_training_may_end_early_and_the_bar_still_fills(config, studies, recorder, monkeypatch):
-    train_model(config, studies, wanted(60), never)
-    assert recorder.trainings[0]["schedule"].patience == 20
+def test_a_training_whose_validation_rises_no_more_ends_early_and_the_bar_still_fills(
+    config, studies, recorder, monkeypatch
+):
+    monkeypatch.setattr("labelrounds.learning.dice_per_label", lambda *_: {"near": 0.5, "far": 0.5})
+    train_model(config, studies, wanted(12), never)
+    assert recorder.trainings[0]["schedule"].patience == 5
     record, figures = Checkpoints(config).current().record, progress_of(config)
-    assert figures["epoch"] == figures["total_epochs"] == record["epochs"]
-    assert record["epochs_planned"] == 60
+    assert figures["epoch"] == figures["total_epochs"] == record["epochs"] == 7
+    assert record["epochs_planned"] == 12
 
 
 # Few patients
@@ -424,18 +427,46 @@ def ship(config, tmp_path, monkeypatch):
     return ship
 
 
-def test_a_shipped_version_is_compared_on_cases_that_it_has_not_learnt_from(config, studies, ship):
+def test_whom_a_shipped_version_has_learnt_from_is_trained_on_and_never_held_back(config, studies, ship):
     train_model(config, studies, wanted(), never)
     held = sorted(Checkpoints(config).current().record["cases"]["validation"])
-    ship([held[0], "of_others"])
+    ship([*held, "of_others"])
     result = train_model(config, studies, wanted(1, "quick"), never)
-    assert result["comparison"]["cases"] == 1
-    assert "Compared on the 1 that the served version has not learnt from." in result["judged_on"]
+    parts = Checkpoints(config).current().record["cases"]
+    assert not set(held) & set(parts["validation"]) and len(parts["validation"]) == 2
+    assert result["comparison"]["cases"] == 2
+    assert "Compared on" not in result["judged_on"]
     assert progress_of(config)["started_from"] == "version 0"
 
 
-def test_where_a_shipped_version_has_learnt_from_all_cases_that_is_said(config, studies, ship):
+@pytest.mark.parametrize("policy", ["quick", "full"])
+def test_where_a_shipped_version_has_learnt_from_all_patients_all_train(config, studies, ship, recorder, policy):
     ship(NAMES)
+    result = train_model(config, studies, wanted(1, policy), never)
+    assert [one["train"] for one in recorder.trainings] == [NAMES]
+    assert "Judged on the 10 training case(s), as there is no other: it says nothing" in result["judged_on"]
+    assert "Compared on the training cases." in result["judged_on"]
+
+
+def hold_back_two(config) -> None:
+    """Write the split of a time before a version was shipped that has learnt from some who validate."""
+    folder = Checkpoints(config).folder
+    folder.mkdir(parents=True)
+    split = dict.fromkeys(NAMES, "train") | dict.fromkeys(NAMES[:2], "validation")
+    (folder / "split.json").write_text(json.dumps(split))
+
+
+def test_a_shipped_version_is_compared_on_cases_that_it_has_not_learnt_from(config, studies, ship):
+    ship([NAMES[0], "of_others"])
+    hold_back_two(config)
+    result = train_model(config, studies, wanted(1, "full"), never)
+    assert result["comparison"]["cases"] == 1
+    assert "Compared on the 1 that the served version has not learnt from." in result["judged_on"]
+
+
+def test_where_a_shipped_version_has_learnt_from_all_validation_cases_that_is_said(config, studies, ship):
+    ship(NAMES)
+    hold_back_two(config)
     result = train_model(config, studies, wanted(1, "full"), never)
     assert "The served version has learnt from these cases, which favours it." in result["judged_on"]
 
@@ -448,7 +479,7 @@ def test_patients_are_recognised_by_any_of_their_images(config, studies, tmp_pat
     assert left_out == [{NAMES[1]}, {NAMES[2]}] or left_out == [{NAMES[2]}, {NAMES[1]}]
 
 
-def test_test_cases_are_reported_of_both_and_decide_nothing(config, studies, home):
+def test_test_cases_are_reported_of_both_and_decide_nothing(config, studies):
     folder = Checkpoints(config).folder
     folder.mkdir(parents=True)
     split = (
