@@ -1,11 +1,14 @@
-"""What the figures of a benchmark were measured on."""
+"""What the figures of a benchmark were measured on, and of which code."""
 
+import hashlib
 import os
 import platform
 from importlib import metadata
 from pathlib import Path
 
 import torch
+
+import labelrounds
 
 
 def describe() -> dict[str, object]:
@@ -18,3 +21,9 @@ def describe() -> dict[str, object]:
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("labelrounds", "monai", "monailabel", "torch", "numpy")},
     }
+
+
+def code(package: Path = Path(labelrounds.__file__).parent) -> str:
+    """Return a hash of all sources of the package, so that what another code has left is not taken for this one's."""
+    sources = {path.relative_to(package).as_posix(): path.read_bytes() for path in sorted(package.rglob("*.py"))}
+    return hashlib.sha256(repr(sources).encode()).hexdigest()

@@ -63,9 +63,7 @@ def main() -> None:
     rest = sorted(set(split["training"]) - set(validation))
     training = peers.draw(rest, wanted.cases, wanted.seed)
     marks = [60.0 * mark for mark in MARKS_MIN if mark < wanted.minutes] + [60.0 * wanted.minutes]
-    about = [wanted.model, wanted.device, wanted.threads, wanted.seed, training, validation, marks]
-    key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]
-    folder = wanted.peers / "runs" / key
+    folder = wanted.peers / "runs" / fingerprint(wanted, training, validation, marks)
     if wanted.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     console.print(f"{len(training)} training and {len(validation)} validation cases; files and logs in {folder}")
@@ -92,6 +90,14 @@ def main() -> None:
         write(report, result)
     console.print(table(report, marks))
     console.print(f"Figures: {result}")
+
+
+def fingerprint(wanted: argparse.Namespace, training: list[str], validation: list[str], marks_s: list[float]) -> str:
+    """Return what makes a run this run; one of another model, code or nnU-Net is never gone on with."""
+    model = peers.load_model(wanted.model).model_dump(mode="json")
+    settings = [wanted.device, wanted.threads, wanted.seed, training, validation, marks_s]
+    about = json.dumps([model, machine.code(), PACKAGE, *settings])
+    return hashlib.sha256(about.encode()).hexdigest()[:12]
 
 
 def arguments() -> argparse.Namespace:
