@@ -71,6 +71,20 @@ def share(content: Content) -> Content:
     return box[0]
 
 
+def share_flag(flag: bool, device: torch.device) -> bool:
+    """Return what process 0 passes in, in every process, for every step: nothing is pickled, unlike by ``share``.
+
+    Args:
+        flag: what process 0 has to say.
+        device: the one that this process trains on, which the group's backend reaches.
+    """
+    if processes() == 1:
+        return flag
+    told = torch.tensor(int(flag), device=device)
+    distributed.broadcast(told, src=0)
+    return bool(told.item())
+
+
 def gather(content: Content) -> list[Content]:
     """Return what each process passes in, by rank."""
     if processes() == 1:

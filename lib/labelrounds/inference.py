@@ -21,7 +21,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
-from labelrounds.devices import autocast, available_devices, choose_device, free_bytes, place
+from labelrounds.devices import autocast, available_devices, choose_device, free_bytes, is_out_of_memory, place
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.reading import Image, read_image
@@ -165,21 +165,20 @@ class SegmentationInferer(InferTask):
 
         Returns:
             the written file, and what the client reads: ``label_names`` (name to voxel value), ``version``,
-            ``latencies`` in seconds.
+            ``device`` that it was computed on, ``note`` where that is not the one asked for, ``latencies`` in seconds.
 
         Raises:
-            LabelRoundsError: a device, extension or image that can't be used; no trained version.
+            LabelRoundsError: a device, extension or image that can't be used; no trained version; too little memory.
         """
         config = self._networks.config
-        device = choose_device(_first(request.get("device")))
+        wanted = choose_device(_first(request.get("device")))
         extension = _extension(request.get("result_extension"))
         started = time.perf_counter()
         image = read_image(Path(request["image"]), channels=config.channels)
         read = time.perf_counter()
         with self._turn:
-            version, network = self._networks.get(device)
             turn = time.perf_counter()
-            label = segment(network, image, config, device)
+            version, device, label = self._segment(image, wanted)
         segmented = time.perf_counter()
         handle, file = tempfile.mkstemp(prefix="labelrounds-", suffix=extension)
         os.close(handle)
@@ -191,6 +190,8 @@ class SegmentationInferer(InferTask):
         return file, {
             "label_names": config.label_values,
             "version": version.number,
+            "device": str(device),
+            **({"note": _moved(wanted)} if device != wanted else {}),
             "latencies": {
                 "read": round(read - started, 3),
                 "wait": round(turn - read, 3),
@@ -199,6 +200,32 @@ class SegmentationInferer(InferTask):
                 "total": round(time.perf_counter() - started, 3),
             },
         }
+
+    def _segment(self, image: Image, device: torch.device) -> tuple[Version, torch.device, np.ndarray]:
+        """Segment on a device, or on the CPU where a GPU has not the memory; return the one that did.
+
+        Raises:
+            TooLarge: the machine has not the memory either.
+        """
+        try:
+            version, network = self._networks.get(device)
+            return version, device, segment(network, image, self._networks.config, device)
+        except Exception as error:
+            if not isinstance(error, TooLarge) and not is_out_of_memory(error):
+                raise
+            if device.type == "cpu":
+                shape = " x ".join(str(side) for side in image.shape)
+                raise TooLarge(
+                    f"an image of {shape} voxels can't be segmented in the memory of the machine: {error}"
+                ) from error
+        # Only now, when the error holds no tensor of the failed attempt any more.
+        logger.warning("%s: %s", self._networks.config.name, _moved(device))
+        torch.cuda.empty_cache()
+        return self._segment(image, torch.device("cpu"))
+
+
+def _moved(wanted: torch.device) -> str:
+    return f"segmented on the CPU: out of memory on {wanted}"
 
 
 def _first(value: object) -> object:

@@ -23,7 +23,7 @@ from torch import nn
 from labelrounds import distributed
 from labelrounds.cases import PatchSampler, PreparedCase
 from labelrounds.config import ModelConfig
-from labelrounds.devices import autocast, place, sound_gradients
+from labelrounds.devices import autocast, is_out_of_memory, place, sound_gradients
 from labelrounds.errors import Conflict, LabelRoundsError, TooLarge
 from labelrounds.inference import predict
 from labelrounds.losses import supervised_loss
@@ -154,12 +154,10 @@ class Learner:
             )
         self.notes: list[str] = []
         self._network = network
-        self._use(device)
+        self._set_up(device)
         self._optimizer = torch.optim.AdamW(
             network.parameters(), lr=schedule.learning_rate, weight_decay=config.training.weight_decay
         )
-        self._average = _copy(network)
-        self._best = _copy(network)
         self._standing = _Standing()
         self._resume()
 
@@ -167,8 +165,16 @@ class Learner:
         """Train to the end or until ``stopped`` says so, telling ``report`` about each epoch.
 
         Raises:
-            LabelRoundsError: the training diverges.
+            LabelRoundsError: the training diverges, or needs more memory than there is.
         """
+        try:
+            return self._run(report, stopped)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._too_large() from error
+
+    def _run(self, report: Callable[[Epoch], None], stopped: Callable[[], bool]) -> Outcome:
         history: list[Epoch] = []
         ended = False
         while self._standing.done < self._schedule.epochs and not self._is_over():
@@ -192,6 +198,30 @@ class Learner:
         self._network.load_state_dict(chosen)
         return Outcome(self._network, self._standing.done, ended, history, self.notes)
 
+    def _set_up(self, device: torch.device) -> None:
+        """Use a device, or the CPU where a GPU has not the memory for the network and the cases.
+
+        Raises:
+            LabelRoundsError: the machine has not the memory either, or several processes train together.
+        """
+        try:
+            self._use(device)
+            self._average, self._best = _copy(self._network), _copy(self._network)
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if device.type == "cpu" or distributed.processes() > 1:
+                raise self._too_large() from error
+        self._note(f"{device} -> cpu: out of memory before the first step")
+        self._set_up(_CPU)
+
+    def _too_large(self) -> LabelRoundsError:
+        return LabelRoundsError(
+            f"training.batch_size {self._batch_size} does not fit into the memory of {self._device}; choose a smaller"
+            " batch_size, patch_size or network"
+        )
+
     def _use(self, device: torch.device) -> None:
         """Place the network and the cases on a device."""
         self._device = device
@@ -214,7 +244,7 @@ class Learner:
         self._network.train()
         losses: list[float] = []
         for iteration in range(self._schedule.iterations_per_epoch):
-            if distributed.share(stopped()):
+            if distributed.share_flag(stopped(), self._device):
                 return None
             step = self._standing.done * self._schedule.iterations_per_epoch + iteration
             for group in self._optimizer.param_groups:
@@ -231,12 +261,21 @@ class Learner:
         return sum(losses) / len(losses)
 
     def _fitting_step(self, step: int) -> float:
-        """Take one step; where the GPU's memory does not suffice, with a smaller batch, and in the end on the CPU."""
+        """Take one step; where the memory does not suffice, with a smaller batch, and in the end on the CPU.
+
+        Only the gradients are computed again: a step of the optimiser that fails may have changed some weights already.
+        """
         while True:
             try:
-                return self._train_step(step)
-            except torch.OutOfMemoryError as error:
+                loss = self._compute_gradients(step)
+                break
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
                 self._make_smaller(error)
+        if math.isfinite(loss):
+            self._optimizer.step()
+        return loss
 
     def _make_smaller(self, error: Exception) -> None:
         """Give up half of the batch, or the GPU.
@@ -246,10 +285,7 @@ class Learner:
                 different batches.
         """
         if distributed.processes() > 1 or (self._batch_size == 1 and self._device.type == "cpu"):
-            raise LabelRoundsError(
-                f"training.batch_size {self._batch_size} does not fit into the memory of {self._device}; choose a"
-                " smaller batch_size or patch_size"
-            ) from error
+            raise self._too_large() from error
         self._optimizer.zero_grad(set_to_none=True)
         before = self._device
         if self._batch_size > 1:
@@ -269,8 +305,8 @@ class Learner:
         self._average = {name: value.cpu() for name, value in self._average.items()}
         self._best = {name: value.cpu() for name, value in self._best.items()}
 
-    def _train_step(self, step: int) -> float:
-        """Take one step and return its loss; a step whose loss or gradient is not finite is not taken: nan."""
+    def _compute_gradients(self, step: int) -> float:
+        """Leave a step's clipped gradients in the network and return its loss; nan where either is not finite."""
         images, labels = self._sampler.draw(self._generators(step))
         with autocast(self._device, self._sound):
             levels = self._supervised(images.contiguous())
@@ -279,10 +315,7 @@ class Learner:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_LIMIT)
         value = distributed.mean(loss.detach()).item()
-        if not math.isfinite(value + norm.item()):
-            return math.nan
-        self._optimizer.step()
-        return value
+        return value if math.isfinite(value + norm.item()) else math.nan
 
     def _generators(self, step: int) -> list[torch.Generator]:
         """Return a source of randomness for each patch of this process's share of the step's batch."""
@@ -432,11 +465,13 @@ def _segment(
     network.eval()
     try:
         return predict(network, case.image.to(device), config).cpu()
-    except (torch.OutOfMemoryError, TooLarge) as error:
+    except Exception as error:
+        if not isinstance(error, TooLarge) and not is_out_of_memory(error):
+            raise
         if device.type == "cpu":
-            raise TooLarge(f"{case.image_id}: {error}") from error
+            raise TooLarge(f"{case.image_id} can't be segmented in the memory of the machine: {error}") from error
     note(f"cases that {device} has not the memory for are segmented on the CPU")
-    return predict(place(copy.deepcopy(network), _CPU, config.dimensions), case.image, config)
+    return _segment(place(copy.deepcopy(network), _CPU, config.dimensions), case, config, _CPU, note)
 
 
 def mean_dice(scores: list[dict[str, float]]) -> dict[str, float]:

@@ -92,6 +92,10 @@ def test_process_0_alone_says_when_to_stop_and_the_other_follows(both):
     assert [figures["only another is told"]["stopped"] for figures in both] == [False, False]
 
 
+def test_nothing_is_pickled_to_agree_before_a_step(both):
+    assert [figures["even"]["pickled"] for figures in both] == [0, 0]
+
+
 def test_after_a_kill_all_go_on_from_what_process_0_had_saved(both, folder):
     assert [figures["states"] for figures in both] == [["state_0.safetensors"]] * 2
     assert [figures["resumed"]["epochs"] for figures in both] == [[2, 3], [2, 3]]
@@ -116,7 +120,7 @@ def test_errors_reach_all_processes(both):
 def test_a_process_of_its_own_has_nobody_to_agree_with():
     assert (distributed.processes(), distributed.rank(), distributed.launched()) == (1, 0, False)
     assert distributed.join(CPU) == CPU
-    assert distributed.share("stop") == "stop" and distributed.gather(3) == [3]
+    assert distributed.share("stop") == "stop" and distributed.share_flag(True, CPU) and distributed.gather(3) == [3]
     value, module = torch.tensor([1.0, 2.0]), torch.nn.Linear(2, 2)
     assert torch.equal(distributed.total(value), value) and torch.equal(distributed.mean(value), value)
     assert distributed.synchronised(module, CPU) is module

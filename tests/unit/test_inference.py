@@ -273,6 +273,56 @@ def test_a_gpu_gives_nearly_the_same_answer(made, serve, image):
     assert (one == other).mean() > 0.97
 
 
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")])
+@pytest.mark.parametrize("part", ["place", "segment"])
+def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
+    made, image, serve, monkeypatch, error, part
+):
+    serve()
+    expected, params = made(image)
+    assert params["device"] == "cpu" and "note" not in params
+    gpu, whole, place = torch.device("cuda:0"), getattr(inference, part), inference.place
+    # Without a GPU it is one by name alone.
+    monkeypatch.setattr(inference, "choose_device", lambda wanted: gpu)
+    monkeypatch.setattr(inference, "place", lambda network, device, dimensions: place(network, CPU, dimensions))
+
+    def limited(*args):
+        if gpu in args:
+            raise error
+        return whole(*args)
+
+    monkeypatch.setattr(inference, part, limited)
+    for _ in range(2):
+        file, params = made(image, device="cuda:0")
+        assert (params["device"], params["note"]) == ("cpu", "segmented on the CPU: out of memory on cuda:0")
+        assert np.array_equal(read_label(file).array, read_label(expected).array)
+
+
+def test_what_the_machine_has_not_the_memory_for_is_refused_and_the_next_is_served(made, image, serve, monkeypatch):
+    serve()
+    with monkeypatch.context() as patch:
+        patch.setattr(inference, "predict", lambda *args: torch.empty(2**50, dtype=torch.uint8))
+        with pytest.raises(
+            TooLarge, match="an image of 18 x 20 x 17 voxels can't be segmented in the memory of the ma"
+        ):
+            made(image)
+    assert made(image)[1]["version"] == 1
+
+
+def test_an_error_of_another_kind_is_not_tried_again(made, image, serve, monkeypatch):
+    serve()
+    tried = []
+
+    def fails(*args):
+        tried.append(1)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(inference, "predict", fails)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        made(image)
+    assert len(tried) == 1
+
+
 def test_an_image_that_would_not_fit_into_memory_is_refused_before_it_is_tried(config, monkeypatch):
     monkeypatch.setattr(inference, "free_bytes", lambda device: 1_000_000_000)
     image = torch.zeros(1).expand(config.channels, 400, 400, 400)

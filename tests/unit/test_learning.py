@@ -94,10 +94,9 @@ def test_gradients_are_those_of_full_precision_however_small_the_lowest_level(ma
         with torch.autocast("cpu", enabled=False), pytest.MonkeyPatch.context() as patch:
             if full_precision:
                 patch.setattr("labelrounds.learning.autocast", lambda *args: torch.autocast("cpu", enabled=False))
-            patch.setattr(run._optimizer, "step", lambda: None)
             patch.setattr("torch.nn.utils.clip_grad_norm_", lambda parameters, limit: torch.ones(()))
             for _ in range(3):
-                run._train_step(0)
+                run._compute_gradients(0)
         gradients.append({name: value.grad for name, value in run._network.named_parameters()})
     for name, exact in gradients[1].items():
         assert (gradients[0][name] - exact).norm() <= 0.3 * exact.norm() + 1e-3, name
@@ -117,7 +116,8 @@ def test_each_epoch_is_reported_with_its_figures(make_config, cases):
     assert [(epoch.number, epoch.total) for epoch in reported] == [(1, 3), (2, 3), (3, 3)]
     assert all(math.isfinite(epoch.loss) and epoch.seconds > 0 for epoch in reported)
     assert set(reported[-1].dice) == {"near", "far"}
-    assert (outcome.epochs, outcome.stopped, outcome.history) == (3, False, reported)
+    assert (outcome.epochs, outcome.stopped) == (3, False)
+    assert outcome.history == [replace(epoch, predictions=[]) for epoch in reported]
 
 
 def test_it_learns(make_config, make_case):
@@ -373,14 +373,19 @@ def out_of_memory(*args):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_config, cases, monkeypatch, caplog):
+def out_of_the_cpus_memory(*args):
+    torch.empty(2**50, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("fails", [out_of_memory, out_of_the_cpus_memory])
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(make_config, cases, monkeypatch, caplog, fails):
     config = make_config(training={"batch_size": 7, "iterations_per_epoch": 3})
     run = learner(config, cases, epochs=2)
     sizes, draw = [], run._sampler.draw
 
     def limited(generators):
         sizes.append(len(generators))
-        return out_of_memory() if len(generators) > 2 else draw(generators)
+        return fails() if len(generators) > 2 else draw(generators)
 
     monkeypatch.setattr(run._sampler, "draw", limited)
     outcome, reported = epochs_of(run)
@@ -394,13 +399,13 @@ def test_a_gpu_without_the_memory_for_one_patch_is_given_up_for_the_cpu(make_con
     run, config = learner(make_config(), cases), make_config()
     whole = weights(learner(config, cases).run(lambda epoch: None, never))
     # Without a GPU it takes one by name alone; the step is where it would fail.
-    run._device, step, tried = torch.device("cuda:0"), run._train_step, []
+    run._device, step, tried = torch.device("cuda:0"), run._compute_gradients, []
 
     def without_gpu(number):
         tried.append((run._device.type, run._batch_size))
         return out_of_memory() if run._device.type == "cuda" else step(number)
 
-    monkeypatch.setattr(run, "_train_step", without_gpu)
+    monkeypatch.setattr(run, "_compute_gradients", without_gpu)
     outcome, _ = epochs_of(run)
     assert tried[:3] == [("cuda", 2), ("cuda", 1), ("cpu", 2)]
     assert run.notes == [
@@ -410,11 +415,58 @@ def test_a_gpu_without_the_memory_for_one_patch_is_given_up_for_the_cpu(make_con
     assert same(weights(outcome), whole)
 
 
-def test_a_machine_without_the_memory_for_one_patch_ends_with_advice(make_config, cases, monkeypatch):
+@pytest.mark.parametrize("fails", [out_of_memory, out_of_the_cpus_memory])
+def test_a_machine_without_the_memory_for_one_patch_ends_with_advice(make_config, cases, monkeypatch, fails):
     run = learner(make_config(), cases)
-    monkeypatch.setattr(run, "_train_step", out_of_memory)
+    monkeypatch.setattr(run._sampler, "draw", fails)
     with pytest.raises(LabelRoundsError, match=r"batch_size 1 does not fit into the memory of cpu; choose a smaller"):
         epochs_of(run)
+
+
+def test_a_step_that_may_have_changed_weights_is_not_taken_again(make_config, cases, monkeypatch):
+    run, taken = learner(make_config(), cases), []
+    monkeypatch.setattr(run._optimizer, "step", lambda: (taken.append(1), out_of_memory()))
+    with pytest.raises(LabelRoundsError, match="batch_size 2 does not fit into the memory of cpu; choose a smaller"):
+        epochs_of(run)
+    assert len(taken) == 1 and run.notes == []
+
+
+def test_an_error_of_another_kind_is_not_taken_for_one_of_memory(make_config, cases, monkeypatch):
+    run = learner(make_config(), cases)
+
+    def fails(generators):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(run._sampler, "draw", fails)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        epochs_of(run)
+
+
+@pytest.mark.parametrize("part", ["place", "PatchSampler"])
+def test_a_gpu_without_the_memory_for_network_or_cases_is_given_up_before_the_first_step(
+    make_config, cases, monkeypatch, part
+):
+    config, gpu, whole, place = make_config(), torch.device("cuda:0"), getattr(learning, part), learning.place
+    expected = weights(learner(config, cases).run(lambda epoch: None, never))
+    # Without a GPU it is one by name alone.
+    monkeypatch.setattr(learning, "place", lambda network, device, dimensions: place(network, CPU, dimensions))
+    monkeypatch.setattr(learning, part, lambda *args: out_of_memory() if gpu in args else whole(*args))
+    run = learner(config, cases, device=gpu)
+    assert run.notes == ["cuda:0 -> cpu: out of memory before the first step"]
+    assert same(weights(run.run(lambda epoch: None, never)), expected)
+
+
+@pytest.mark.parametrize("part", ["place", "PatchSampler"])
+def test_a_machine_without_the_memory_for_network_or_cases_ends_with_advice(make_config, cases, monkeypatch, part):
+    monkeypatch.setattr(learning, part, out_of_the_cpus_memory)
+    with pytest.raises(LabelRoundsError, match="does not fit into the memory of cpu; choose a smaller batch_size, pat"):
+        learner(make_config(), cases)
+
+
+def test_a_case_that_the_cpu_runs_out_of_memory_with_is_named(make_config, cases, monkeypatch):
+    monkeypatch.setattr(learning, "predict", out_of_the_cpus_memory)
+    with pytest.raises(TooLarge, match=r"case_2 can't be segmented in the memory of the machine: .*can't allocate"):
+        evaluate(build_network(make_config()), cases[2:], make_config(), CPU)
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")])
@@ -441,7 +493,7 @@ def test_a_validation_case_that_the_gpu_has_not_the_memory_for_is_segmented_on_t
 
 def test_a_case_that_the_machine_has_not_the_memory_for_is_named(make_config, cases, monkeypatch):
     monkeypatch.setattr("labelrounds.inference.free_bytes", lambda device: 1000)
-    with pytest.raises(TooLarge, match=r"case_2: at the model's spacing the image has 20 x 18 x 16 voxels"):
+    with pytest.raises(TooLarge, match=r"case_2 .*: at the model's spacing the image has 20 x 18 x 16 voxels"):
         evaluate(build_network(make_config()), cases[2:], make_config(), CPU)
 
 

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -74,12 +75,14 @@ def learner(batch_size: int, epochs: int, state: Path | None = None) -> Learner:
 def run(folder: Path, name: str, learner: Learner, stop_after: float = float("inf")) -> dict[str, object]:
     """Train, keep the weights in the folder and return the figures."""
     reported: list[Epoch] = []
-    outcome = learner.run(reported.append, StopAfter(stop_after))
+    with patch.object(distributed, "share", wraps=distributed.share) as share:
+        outcome = learner.run(reported.append, StopAfter(stop_after))
     file = folder / f"{name}_{distributed.rank()}.safetensors"
     save_file({key: value.contiguous() for key, value in outcome.network.state_dict().items()}, file)
     return {
         "epochs": [epoch.number for epoch in reported],
         "stopped": outcome.stopped,
+        "pickled": share.call_count,
         "loss": [epoch.loss for epoch in reported],
         "dice": [epoch.dice for epoch in reported],
         "predictions": [[int(shown.sum()) for shown in epoch.predictions] for epoch in reported],
