@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from labelrounds.learning import mean_dice, mean_of
-
 TOLERATED_MEAN_LOSS, TOLERATED_LABEL_LOSS = 0.005, 0.02
 FEWEST_FOR_INTERVAL = 5
 _ROUNDING = 1e-9
@@ -29,15 +27,17 @@ class Comparison:
         difference: mean over the cases of (candidate - served), each the mean over the labels.
         per_label: mean over the cases of (candidate - served) of each label.
         interval: 95 % t interval of ``difference``; None for under five cases.
-        cases: how many cases it rests on.
-        candidate: mean Dice of the candidate over the labels.
-        served: mean Dice of the served version over the labels.
+        cases: in how many cases one of the two found something or had something to find.
+        label_cases: the same for each label.
+        candidate: mean of the candidate's values of which ``difference`` is that of the differences.
+        served: that of the served version's.
     """
 
     difference: float
     per_label: dict[str, float]
     interval: tuple[float, float] | None
     cases: int
+    label_cases: dict[str, int]
     candidate: float
     served: float
 
@@ -52,7 +52,8 @@ class Comparison:
         for label, change in self.per_label.items():
             if change < -TOLERATED_LABEL_LOSS - _ROUNDING:
                 return (
-                    f"Dice of {label} is {-change:.3f} below the served version's on the same {self.cases} case(s)"
+                    f"Dice of {label} is {-change:.3f} below the served version's on the same {self.label_cases[label]}"
+                    f" case(s)"
                     f" (allowed {TOLERATED_LABEL_LOSS})"
                 )
         return None
@@ -67,6 +68,8 @@ class Comparison:
         }
 
     def __str__(self) -> str:
+        if not self.cases:
+            return "Neither version finds anything in the cases compared, where there is nothing to find."
         between = (
             "" if self.interval is None else f" (95 % interval {self.interval[0]:+.3f} to {self.interval[1]:+.3f})"
         )
@@ -79,20 +82,22 @@ def compare(candidate: Scores, served: Scores) -> Comparison:
     Where one finds a label that is not there and the other rightly finds none, the latter counts as 1; where both
     rightly find none, the label says nothing in that case.
     """
-    changes = [
-        {label: _filled(one[label]) - _filled(other[label]) for label in one if not _nothing(one[label], other[label])}
+    pairs = [
+        {label: (_filled(one[label]), _filled(other[label])) for label in one if not _nothing(one[label], other[label])}
         for one, other in zip(candidate, served, strict=True)
     ]
-    per_case = [sum(change.values()) / len(change) for change in changes if change]
+    per_case = [np.mean(list(pair.values()), axis=0) for pair in pairs if pair]
     labels = list(candidate[0]) if candidate else []
-    per_label = {label: [change[label] for change in changes if label in change] for label in labels}
+    per_label = {label: [pair[label] for pair in pairs if label in pair] for label in labels}
+    of_candidate, of_served = (float(mean) for mean in np.mean(per_case, axis=0)) if per_case else (math.nan, math.nan)
     return Comparison(
-        difference=float(np.mean(per_case)) if per_case else 0.0,
-        per_label={label: float(np.mean(values)) for label, values in per_label.items() if values},
-        interval=_interval(per_case),
-        cases=len(candidate),
-        candidate=mean_of(mean_dice(list(candidate))),
-        served=mean_of(mean_dice(list(served))),
+        difference=of_candidate - of_served if per_case else 0.0,
+        per_label={label: float(np.mean([one - other for one, other in of])) for label, of in per_label.items() if of},
+        interval=_interval([float(one - other) for one, other in per_case]),
+        cases=len(per_case),
+        label_cases={label: len(of) for label, of in per_label.items()},
+        candidate=of_candidate,
+        served=of_served,
     )
 
 

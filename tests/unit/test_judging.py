@@ -61,8 +61,24 @@ def test_a_label_that_is_rightly_not_found_is_worth_as_much_as_one_found():
     assert compare(cases((0.8, 0.0)), cases((0.8, NAN))).objection is not None
 
 
+def test_the_means_that_are_said_are_those_that_were_compared():
+    found = compare(cases((0.8, 0.0), (0.5, 0.5), (NAN, NAN)), cases((0.8, NAN), (0.5, 0.5), (NAN, NAN)))
+    assert (found.candidate, found.served) == pytest.approx((0.45, 0.7))
+    assert found.difference == pytest.approx(found.candidate - found.served)
+    assert "mean Dice 0.450 is below the served version's 0.700 on the same 2 case(s), by 0.250" in found.objection
+    assert found.figures()["cases"] == 2
+
+
+def test_a_labels_fall_is_told_with_the_cases_that_have_the_label():
+    found = compare(cases((0.9, 0.6), (0.9, NAN)), cases((0.8, 0.65), (0.8, NAN)))
+    assert found.objection is not None and found.objection.startswith("Dice of b is 0.050 below")
+    assert "on the same 1 case(s)" in found.objection
+
+
 def test_what_neither_has_anything_to_find_says_nothing():
     found = compare(cases((0.8, NAN), (NAN, NAN)), cases((0.7, NAN), (NAN, NAN)))
     assert found.difference == pytest.approx(0.1)
     assert set(found.per_label) == {"a"}
-    assert compare(cases((NAN, NAN)), cases((NAN, NAN))).objection is None
+    nothing = compare(cases((NAN, NAN)), cases((NAN, NAN)))
+    assert (nothing.objection, nothing.cases, nothing.difference) == (None, 0, 0.0)
+    assert "nothing to find" in str(nothing)
