@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints, read_json, write_json
-from labelrounds.errors import OutOfSpace
+from labelrounds.errors import BadInput, OutOfSpace
 from labelrounds.learning import Epoch, mean_of
 from labelrounds.outlines import outlined_slices
 
@@ -32,8 +32,12 @@ class Progress:
         self.content: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
-        """Return the last training's figures; empty when there was none."""
-        return read_json(self._file) or {}
+        """Return the last training's figures; empty when there was none, or what was written of it is damaged."""
+        try:
+            return read_json(self._file) or {}
+        except BadInput as error:
+            logger.warning("What was written of the last training is not shown: %s", error)
+            return {}
 
     def write(self, **changes: Any) -> None:
         """Add to the figures and write them."""

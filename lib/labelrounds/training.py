@@ -23,7 +23,7 @@ import torch
 from filelock import FileLock, Timeout
 from monailabel.interfaces.tasks.train import TrainTask
 
-from labelrounds import distributed
+from labelrounds import __version__, distributed
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
 from labelrounds.config import MOST_EPOCHS, ModelConfig
@@ -259,6 +259,7 @@ class _Training:
     ) -> None:
         self._config, self._checkpoints, self._wanted, self._stopped = config, checkpoints, wanted, stopped
         self._device = device
+        self._notes: list[str] = []  # what is found out before there is a plan
         self._state, self._folds = checkpoints.folder / "state.safetensors", checkpoints.folder / "folds.json"
         self._watch = Watch(checkpoints, resumable=self._state.is_file())
 
@@ -351,18 +352,24 @@ class _Training:
             reason=reason,
             epochs=epochs,
             left_out=[] if parts[VALIDATION] else _folds(parts[TRAIN], learnt_from(parent)),
-            notes=self._absent(parts[TRAIN]),
+            notes=self._notes + self._absent(parts[TRAIN]),
         )
 
     def _served_network(self) -> tuple[Version | None, SegmentationNetwork]:
         """Return the served version with its network; None and an untrained one where there is none that fits."""
         self._number_at_start = self._checkpoints.served_number()
-        served = self._checkpoints.current()
         try:
+            served = self._checkpoints.current()
             return served, self._network_of(served)
-        except LabelRoundsError as error:
+        except Conflict as error:  # of other labels or another configuration, and so none of this model's
             logger.warning("Start from scratch: %s", error)
-            return None, self._network_of(None)
+        except LabelRoundsError as error:
+            self._notes.append(
+                f"started anew and compared with nothing, as what is served can't be used: {error};"
+                f" `labelrounds rollback --model {self._config.name} --to NUMBER` serves another version"
+            )
+            logger.warning("Start from scratch: %s", error)
+        return None, self._network_of(None)
 
     def _network_of(self, version: Version | None) -> SegmentationNetwork:
         """Return a version's network, or one whose weights are drawn by the seed."""
@@ -566,7 +573,8 @@ class _Training:
         about = [
             self._config.model_dump(mode="json"),
             [plan.policy, plan.epochs, plan.served.number if plan.served else None],
-            {part: [[case.image_id, case.key] for case in cases] for part, cases in plan.parts.items()},
+            {part: [[c.image_id, c.patient, c.key] for c in cases] for part, cases in plan.parts.items()},
+            __version__,
         ]
         return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
 

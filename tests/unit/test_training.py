@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -495,6 +496,23 @@ def test_test_cases_are_reported_of_both_and_decide_nothing(config, studies):
 # Versions
 
 
+@pytest.mark.parametrize("damage", ["pointer", "record", "removed", "weights"])
+def test_where_the_served_version_can_not_be_used_training_starts_anew_and_says_so(config, studies, damage):
+    version = Checkpoints(config).publish(build_network(config), {})
+    if damage == "pointer":
+        (Checkpoints(config).folder / "current.json").write_text('{"version": ')
+    if damage == "record":
+        (version.weights.parent / "version.json").write_text("{")
+    if damage == "removed":
+        shutil.rmtree(version.weights.parent)
+    if damage == "weights":
+        version.weights.write_bytes(b"damaged")
+    result = train_model(config, studies[:2], wanted(), never)
+    assert result["published"] is not None and Checkpoints(config).current().record["started_from"] == "scratch"
+    assert "Started anew and compared with nothing, as what is served can't be used: " in result["message"]
+    assert "`labelrounds rollback --model tiny --to NUMBER`" in result["message"]
+
+
 def test_after_a_rollback_the_next_training_starts_from_what_is_served_then(config, studies):
     train_model(config, studies, wanted(), never)
     Checkpoints(config).publish(build_network(config), {})
@@ -742,17 +760,31 @@ def test_a_run_that_is_killed_in_its_cross_validation_does_one_fold_again(config
     assert not (Checkpoints(config).folder / "folds.json").exists()
 
 
-@pytest.mark.parametrize("change", ["epochs", "label", "served"])
+@pytest.mark.parametrize("change", ["epochs", "label", "served", "patient", "release"])
 def test_a_killed_training_of_something_else_is_not_gone_on_with(config, studies, tmp_path, monkeypatch, change):
     kill_in(monkeypatch, "epoch", 1, config, studies, 2)
     if change == "label":
         labelled(tmp_path, NAMES[0], 77)
+    if change == "patient":
+        studies[0] = replace(studies[0], patient=studies[1].patient)
+    if change == "release":
+        monkeypatch.setattr(training, "__version__", "99.0")
     if change == "served":
         Checkpoints(config).publish(build_network(config), {})
     epochs = reported(monkeypatch)
     train_model(config, studies, wanted(3 if change == "epochs" else 2, "full"), never)
     assert epochs[0] == 1
     assert [entry[0] for entry in progress_of(config)["history"]] == epochs
+
+
+@pytest.mark.parametrize("content", ["", '{"epoch": ', "[1]"])
+def test_damaged_figures_are_left_out_and_hinder_no_resume(config, studies, monkeypatch, caplog, content):
+    kill_in(monkeypatch, "epoch", 1, config, studies, 2)
+    (Checkpoints(config).folder / "progress.json").write_text(content)
+    assert SegmentationTrainer(config).stats() == {} and "progress.json is damaged" in caplog.text
+    epochs = reported(monkeypatch)
+    assert train_model(config, studies, wanted(2), never)["status"] == "done"
+    assert epochs == [2]
 
 
 @pytest.mark.parametrize("error", [LabelRoundsError("the disk sings"), RuntimeError("the disk sings"), MemoryError()])
