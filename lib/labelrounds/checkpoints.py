@@ -77,9 +77,9 @@ class Checkpoints:
         return self.version(number)
 
     def versions(self) -> list[Version]:
-        """Return every version there is, the shipped one first, then by number."""
+        """Return every version there is, the shipped one first, then by number; damaged ones are left out."""
         shipped = self._shipped()
-        whole = [number for number in self._numbers() if self._record(number) is not None]
+        whole = [number for number in self._numbers() if self._whole_record(number) is not None]
         return ([shipped] if shipped else []) + [self.version(number) for number in whole]
 
     def version(self, number: int) -> Version:
@@ -181,7 +181,7 @@ class Checkpoints:
 
     def _before(self, served: int | None) -> int:
         there = [version.number for version in self.versions() if version.number != served]
-        record = self._record(served) if served else None
+        record = self._whole_record(served) if served else None
         before = (record or {}).get("served_before")
         if before in there:
             return int(before)
@@ -248,6 +248,14 @@ class Checkpoints:
 
     def _record(self, number: int) -> dict[str, Any] | None:
         return read_json(self._folder_of(number) / _RECORD)
+
+    def _whole_record(self, number: int) -> dict[str, Any] | None:
+        """Return a version's record; None, with a warning, where it is damaged."""
+        try:
+            return self._record(number)
+        except BadInput as error:
+            logger.warning("Version %d of %s is left out: %s", number, self.config.name, error)
+            return None
 
     def _numbers(self) -> list[int]:
         """Return the numbers of the version folders, sorted; whatever else lies beside them is left alone."""

@@ -376,6 +376,15 @@ def test_a_pointer_to_a_version_that_was_deleted_is_named(checkpoints, config):
         checkpoints.current()
 
 
+def test_a_damaged_record_is_left_out_and_hinders_no_rollback(checkpoints, config, caplog):
+    for seed in (1, 2, 3):
+        checkpoints.publish(network_of(config, seed), {})
+    (checkpoints.folder / "versions" / "0003" / "version.json").write_text("{")
+    assert [version.number for version in checkpoints.versions()] == [1, 2]
+    assert "Version 3 of tiny is left out" in caplog.text and "version.json is damaged" in caplog.text
+    assert checkpoints.rollback()[1].number == 2
+
+
 # Rolling back
 
 
