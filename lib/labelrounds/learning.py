@@ -39,6 +39,10 @@ _SHOWN_CASES = 3
 _MOVING_SHARE = 0.3
 
 
+class Diverged(LabelRoundsError):
+    """No step of an epoch had a finite loss; where several processes train together, all of them find so."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast to train.
@@ -73,7 +77,8 @@ class Epoch:
     Attributes:
         learning_rate: that of the epoch's last step.
         dice: each label's mean over the validation cases; None where the epoch was not validated.
-        predictions: label maps ``(X, Y, Z)`` uint8 of the first validation cases; empty where it was not validated.
+        predictions: label maps ``(X, Y, Z)`` uint8 of the first validation cases, None for one that was left out; empty
+            where it was not validated.
     """
 
     number: int
@@ -82,7 +87,7 @@ class Epoch:
     seconds: float
     learning_rate: float
     dice: dict[str, float] | None = None
-    predictions: list[torch.Tensor] = field(default_factory=list)
+    predictions: list[torch.Tensor | None] = field(default_factory=list)
 
 
 @dataclass
@@ -98,8 +103,9 @@ class Outcome:
 
 @dataclass
 class _Standing:
-    """How far a run has come; saved with its weights."""
+    """How far a run has come, and with which batch; saved with its weights."""
 
+    batch_size: int
     done: int = 0
     best_dice: float = -1.0
     moving: float = -1.0
@@ -146,11 +152,11 @@ class Learner:
         self._config, self._schedule = config, schedule
         self._train, self._validation, self._weights = train, validation, weights
         self._state, self._fingerprint = state, fingerprint
-        self._batch_size = config.training.batch_size
-        if self._batch_size < distributed.processes():
+        self._standing = _Standing(config.training.batch_size)
+        if self._standing.batch_size < distributed.processes():
             raise Conflict(
-                f"{distributed.processes()} processes can't share training.batch_size {self._batch_size}: start at most"
-                f" {self._batch_size}, or choose a larger batch_size"
+                f"{distributed.processes()} processes can't share training.batch_size {config.training.batch_size}:"
+                f" start at most {config.training.batch_size}, or choose a larger batch_size"
             )
         self.notes: list[str] = []
         self._network = network
@@ -158,14 +164,14 @@ class Learner:
         self._optimizer = torch.optim.AdamW(
             network.parameters(), lr=schedule.learning_rate, weight_decay=config.training.weight_decay
         )
-        self._standing = _Standing()
         self._resume()
 
     def run(self, report: Callable[[Epoch], None], stopped: Callable[[], bool]) -> Outcome:
         """Train to the end or until ``stopped`` says so, telling ``report`` about each epoch.
 
         Raises:
-            LabelRoundsError: the training diverges, or needs more memory than there is.
+            Diverged: no step of an epoch had a finite loss.
+            LabelRoundsError: it needs more memory than there is.
         """
         try:
             return self._run(report, stopped)
@@ -218,8 +224,8 @@ class Learner:
 
     def _too_large(self) -> LabelRoundsError:
         return LabelRoundsError(
-            f"training.batch_size {self._batch_size} does not fit into the memory of {self._device}; choose a smaller"
-            " batch_size, patch_size or network"
+            f"training.batch_size {self._standing.batch_size} does not fit into the memory of {self._device}; choose a"
+            " smaller batch_size, patch_size or network"
         )
 
     def _use(self, device: torch.device) -> None:
@@ -233,7 +239,7 @@ class Learner:
     def _is_over(self) -> bool:
         """Tell whether the validation Dice has not risen for so long that it will not rise again."""
         patience = self._schedule.patience
-        if patience is None or not self._validation:
+        if patience is None or self._standing.best_moving < 0:
             return False
         return self._standing.done - self._standing.best_moving_epoch > patience
 
@@ -254,7 +260,7 @@ class Learner:
                 losses.append(loss)
                 self._follow(step)
         if not losses:
-            raise LabelRoundsError(
+            raise Diverged(
                 f"the training diverges: no step of epoch {self._standing.done + 1} had a finite loss; choose a"
                 f" training.learning_rate below {self._schedule.learning_rate:g}"
             )
@@ -284,16 +290,18 @@ class Learner:
             LabelRoundsError: nothing is left to give up, or several processes train together, which can't go on with
                 different batches.
         """
-        if distributed.processes() > 1 or (self._batch_size == 1 and self._device.type == "cpu"):
+        if distributed.processes() > 1 or (self._standing.batch_size == 1 and self._device.type == "cpu"):
             raise self._too_large() from error
         self._optimizer.zero_grad(set_to_none=True)
         before = self._device
-        if self._batch_size > 1:
-            self._note(f"batch size {self._batch_size} -> {self._batch_size // 2}: out of memory on {before}")
-            self._batch_size //= 2
+        if self._standing.batch_size > 1:
+            self._note(
+                f"batch size {self._standing.batch_size} -> {self._standing.batch_size // 2}: out of memory on {before}"
+            )
+            self._standing.batch_size //= 2
         else:
             self._note(f"{before} -> cpu: out of memory with a batch of one")
-            self._batch_size = self._config.training.batch_size
+            self._standing.batch_size = self._config.training.batch_size
             self._move_to_cpu()
         if before.type == "cuda":
             torch.cuda.empty_cache()
@@ -320,7 +328,7 @@ class Learner:
     def _generators(self, step: int) -> list[torch.Generator]:
         """Return a source of randomness for each patch of this process's share of the step's batch."""
         first = (self._config.training.seed * 1_000_003 + step) * 4099
-        places = range(distributed.rank(), self._batch_size, distributed.processes())
+        places = range(distributed.rank(), self._standing.batch_size, distributed.processes())
         return [torch.Generator().manual_seed((first + place) % 2**63) for place in places]
 
     @torch.no_grad()
@@ -338,31 +346,45 @@ class Learner:
         done, epochs = self._standing.done, self._schedule.epochs
         return done == epochs or done % max(1, epochs // 20) == 0
 
-    def _validate(self) -> tuple[dict[str, float], list[torch.Tensor]]:
+    def _validate(self) -> tuple[dict[str, float], list[torch.Tensor | None]]:
         """Return each label's Dice and some predictions of the averaged weights; keep these if they are the best."""
         current = _copy(self._network)
         self._network.load_state_dict(self._average)
         scores, predictions = self._evaluate_share()
         dice = mean_dice(scores)
-        if mean_of(dice) > self._standing.best_dice:
-            self._standing.best_dice = mean_of(dice)
+        mean = mean_of(dice)
+        if mean > self._standing.best_dice:
+            self._standing.best_dice = mean
             self._best = {name: value.clone() for name, value in self._average.items()}
-        self._standing.follow(mean_of(dice))
+        if not math.isnan(mean):
+            self._standing.follow(mean)
         self._network.load_state_dict(current)
         return dice, predictions
 
-    def _evaluate_share(self) -> tuple[list[dict[str, float]], list[torch.Tensor]]:
-        """Segment the validation cases, each process its share, and bring the scores together."""
+    def _evaluate_share(self) -> tuple[list[dict[str, float]], list[torch.Tensor | None]]:
+        """Segment the validation cases, each process its share, and bring the scores together.
+
+        A case that no memory suffices for is left out, and noted.
+        """
         share = range(distributed.rank(), len(self._validation), distributed.processes())
         found: dict[int, tuple[dict[str, float], torch.Tensor | None]] = {}
+        left_out: list[str] = []
         for index in share:
             case = self._validation[index]
-            prediction = _segment(self._network, case, self._config, self._device, self._note)
+            try:
+                prediction = _segment(self._network, case, self._config, self._device, self._note)
+            except TooLarge as error:
+                left_out.append(not_measured(error))
+                continue
             score = dice_per_label(prediction.numpy(), case.label.numpy(), self._config.labels)
             found[index] = (score, prediction if index < _SHOWN_CASES else None)
-        everything = {index: one for part in distributed.gather(found) for index, one in part.items()}
+        parts = distributed.gather((found, left_out))
+        for note in (note for _, notes in parts for note in notes):
+            self._note(note)
+        everything = {index: one for part, _ in parts for index, one in part.items()}
         ordered = [everything[index] for index in sorted(everything)]
-        return [score for score, _ in ordered], [shown for _, shown in ordered if shown is not None]
+        shown = [everything[index][1] if index in everything else None for index in range(_SHOWN_CASES)]
+        return [score for score, _ in ordered], shown[: len(self._validation)]
 
     def _note(self, text: str) -> None:
         """Keep something for the user, and log it, once."""
@@ -404,6 +426,9 @@ class Learner:
             return
         self._average = {name: value.to(self._device) for name, value in parts["average"].items()}
         self._best = {name: value.to(self._device) for name, value in parts["best"].items()}
+        standing.batch_size = max(standing.batch_size, distributed.processes())  # of another number of processes
+        if standing.batch_size != self._standing.batch_size:
+            self._note(f"batch size {standing.batch_size} as before the restart, as memory did not suffice for more")
         self._standing = standing
 
     def _read(self) -> tuple[_Standing, dict[str, dict[str, torch.Tensor]]] | None:
@@ -475,17 +500,23 @@ def _segment(
 
 
 def mean_dice(scores: list[dict[str, float]]) -> dict[str, float]:
-    """Return each label's mean over the cases in which it was present or predicted; 0 where it never was."""
+    """Return each label's mean over the cases in which it was present or predicted; nan where it never was."""
     means = {}
     for label in scores[0] if scores else ():
         values = [score[label] for score in scores if not math.isnan(score[label])]
-        means[label] = sum(values) / len(values) if values else 0.0
+        means[label] = sum(values) / len(values) if values else math.nan
     return means
 
 
 def mean_of(dice: dict[str, float]) -> float:
-    """Return the mean over the labels."""
-    return sum(dice.values()) / len(dice) if dice else 0.0
+    """Return the mean over the labels that have one; nan where none has."""
+    values = [value for value in dice.values() if not math.isnan(value)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def not_measured(error: TooLarge) -> str:
+    """Return the note of a case that could not be segmented to measure a network on it."""
+    return f"not measured: {error}"
 
 
 def _read_state(file: Path) -> tuple[dict[str, str], dict[str, dict[str, torch.Tensor]]]:

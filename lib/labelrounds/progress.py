@@ -4,6 +4,7 @@ None of it may end a training: on a full disk the figures stand still and the tr
 """
 
 import logging
+import math
 import time
 from collections import deque
 from pathlib import Path
@@ -99,12 +100,13 @@ class Watch:
         content, figures = self.progress.content, self._counted(epoch)
         figures |= {"loss": round(epoch.loss, 4)}
         if epoch.dice is not None:
-            mean = round(mean_of(epoch.dice), 4)
+            mean = mean_of(epoch.dice)
             kept = [entry for entry in content.get("history", []) if entry[0] < epoch.number]
-            figures |= {"dice": rounded(epoch.dice), "history": [*kept, [epoch.number, mean]]}
-            figures["best_metric"] = max(dice for _, dice in figures["history"])
+            measured = [] if math.isnan(mean) else [[epoch.number, round(mean, 4)]]
+            figures |= {"dice": rounded(epoch.dice), "history": [*kept, *measured]}
+            figures["best_metric"] = max((dice for _, dice in figures["history"]), default=0.0)
         self.progress.write(**figures)
-        shown = f", Dice {mean_of(epoch.dice):.3f}" if epoch.dice else ""
+        shown = f", Dice {_as_text(mean_of(epoch.dice))}" if epoch.dice else ""
         print(
             f"epoch {epoch.number}/{epoch.total}: loss {epoch.loss:.3f}{shown}, {epoch.seconds:.1f} s,"
             f" {figures['eta_s']:.0f} s left",
@@ -164,14 +166,16 @@ class Board:
             return
         self._writer.add_scalar("loss", epoch.loss, epoch.number)
         self._writer.add_scalar("learning_rate", epoch.learning_rate, epoch.number)
-        for label, dice in (epoch.dice or {}).items():
-            self._writer.add_scalar(f"dice/{label}", dice, epoch.number)
-        if epoch.dice:
-            self._writer.add_scalar("dice/mean", mean_of(epoch.dice), epoch.number)
+        shares = {**epoch.dice, "mean": mean_of(epoch.dice)} if epoch.dice else {}
+        for name, dice in shares.items():
+            if not math.isnan(dice):
+                self._writer.add_scalar(f"dice/{name}", dice, epoch.number)
         if epoch.predictions:
-            shown = list(zip(validation, epoch.predictions, strict=False))
-            picture = outlined_slices([(case.image[0], case.label, prediction) for case, prediction in shown])
-            self._writer.add_image("validation", torch.from_numpy(picture), epoch.number, dataformats="HWC")
+            shown = zip(validation, epoch.predictions, strict=False)
+            outlined = [(case.image[0], case.label, found) for case, found in shown if found is not None]
+            if outlined:
+                picture = torch.from_numpy(outlined_slices(outlined))
+                self._writer.add_image("validation", picture, epoch.number, dataformats="HWC")
 
     def _try(self, write: Any) -> None:
         try:
@@ -181,6 +185,10 @@ class Board:
             self._writer = None
 
 
-def rounded(dice: dict[str, float]) -> dict[str, float]:
-    """Return the Dice per label as it is shown."""
-    return {label: round(value, 4) for label, value in dice.items()}
+def rounded(dice: dict[str, float]) -> dict[str, float | None]:
+    """Return the Dice per label as it is shown; None where there is none."""
+    return {label: None if math.isnan(value) else round(value, 4) for label, value in dice.items()}
+
+
+def _as_text(dice: float) -> str:
+    return "-" if math.isnan(dice) else f"{dice:.3f}"

@@ -181,14 +181,15 @@ def _history(record: dict[str, Any]) -> tuple[str, str, str]:
 
 def _scores(record: dict[str, Any]) -> tuple[str, str, str]:
     """Return a version's mean Dice, on how many cases of which kind it was measured, and that of its test cases."""
-    dice, test = record.get("best_metric"), record.get("dice_test") or {}
+    dice = record.get("best_metric")
+    test = [value for value in (record.get("dice_test") or {}).values() if value is not None]
     cases = {part: len(names) for part, names in record.get("cases", {}).items()}
     kind = record.get("judged_by") or ("validation" if cases.get("validation") else "train")
     count = len(record.get("scores", ())) or cases.get(kind, 0)
     return (
         "" if dice is None else f"{dice:.3f}",
         "" if dice is None else f"{count} {kind}",
-        f"{sum(test.values()) / len(test):.3f} ({cases.get('test', 0)})" if test else "",
+        f"{sum(test) / len(test):.3f} ({cases.get('test', 0)})" if test else "",
     )
 
 

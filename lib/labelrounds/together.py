@@ -6,6 +6,7 @@ same if its image, its label and its preparation are.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from labelrounds import distributed
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.config import ModelConfig
 from labelrounds.errors import Conflict
-from labelrounds.learning import Learner, Schedule
+from labelrounds.learning import Diverged, Learner, Schedule
 from labelrounds.networks import build_network
 from labelrounds.store import LabelledCase
 
@@ -66,7 +67,8 @@ def follow(config: ModelConfig, items: list[LabelledCase], device: torch.device)
         known |= {case.image_id: case for case in cases}
         train, validation = _found(run.train, known), _found(run.validation, known)
         learner = Learner(config, build_network(config), train, validation, device, run.schedule, weights=run.weights)
-        learner.run(lambda epoch: None, lambda: False)
+        with suppress(Diverged):  # process 0 finds so as well, and says what is next
+            learner.run(lambda epoch: None, lambda: False)
 
 
 def _named(cases: list[PreparedCase]) -> list[tuple[str, str]]:

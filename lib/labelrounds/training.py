@@ -28,9 +28,19 @@ from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
 from labelrounds.config import MOST_EPOCHS, ModelConfig
 from labelrounds.devices import available_devices, choose_device
-from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError
+from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, TooLarge
 from labelrounds.judging import Comparison, compare
-from labelrounds.learning import Epoch, Learner, Outcome, Schedule, evaluate, mean_dice, mean_of
+from labelrounds.learning import (
+    Diverged,
+    Epoch,
+    Learner,
+    Outcome,
+    Schedule,
+    evaluate,
+    mean_dice,
+    mean_of,
+    not_measured,
+)
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.policies import (
     AUTO,
@@ -300,7 +310,9 @@ class _Training:
         self._watch.ended(outcome.epochs, plan.epochs)
         if outcome.epochs == 0:
             return {"published": None, "message": "Stopped before the first epoch ended; nothing was published."}
-        out_of_fold = self._cross_validate(plan, weights, fingerprint)
+        if outcome.stopped:
+            plan.notes.append(f"stopped after epoch {outcome.epochs} of {plan.epochs}")
+        out_of_fold = {} if outcome.stopped else self._cross_validate(plan, weights, fingerprint)
         self._watch.stage("judging")
         result = self._decide(plan, outcome, self._judge(plan, outcome.network, out_of_fold))
         for left in (self._state, self._folds):
@@ -431,6 +443,8 @@ class _Training:
                 weights=weights,
             )
             return learner.run(report, self._stopped)
+        except Diverged:  # in all processes alike, which then wait for the next run
+            raise
         except BaseException:
             distributed.leave()  # the others have failed as well, or will; they wait for no further run
             raise
@@ -442,24 +456,35 @@ class _Training:
         groups that are done count.
         """
         done = self._read_folds(fingerprint)
+        tried = 0
         for number, group in enumerate(plan.left_out, start=1):
             if self._stopped():
                 break
             if not all(case.image_id in done for case in group):
                 self._watch.stage(plan.fold_name(number))
-                scores = self._fold(plan, weights, group)
+                scores = self._tried_fold(plan, weights, number)
                 if scores is None:
                     break
                 done |= scores
                 self._write_folds(fingerprint, done)
+            tried += 1
             self._watch.ended(plan.fold_epochs, plan.fold_epochs)
-        finished = sum(all(case.image_id in done for case in group) for group in plan.left_out)
-        if finished < len(plan.left_out):
+        if tried < len(plan.left_out):
             plan.notes.append(
-                f"stopped after {finished} of {len(plan.left_out)} cross-validation trainings; the training itself was"
-                " complete" + ("" if finished else " and is judged without them")
+                f"stopped after {tried} of {len(plan.left_out)} cross-validation trainings; the training itself was"
+                " complete" + ("" if done else " and is judged without them")
             )
         return done
+
+    def _tried_fold(self, plan: _Plan, weights: dict[str, torch.Tensor], number: int) -> Scores | None:
+        """Return a fold's scores; none, with a note, where its training fails; None when it was stopped."""
+        try:
+            return self._fold(plan, weights, plan.left_out[number - 1])
+        except LabelRoundsError as error:
+            if distributed.launched() and distributed.processes() == 1:
+                raise  # the other processes have ended and so will this one; all go on from what is on disk
+            plan.notes.append(f"{plan.fold_name(number)} could not be judged: {error}")
+            return {}
 
     def _fold(self, plan: _Plan, weights: dict[str, torch.Tensor], group: list[PreparedCase]) -> Scores | None:
         """Return the Dice of the cases left out, or None when the training was stopped."""
@@ -468,13 +493,15 @@ class _Training:
         patients = {case.patient for case in group}
         rest = [case for case in plan.parts[TRAIN] if case.patient not in patients]
         outcome = self._train(plan, network, rest, [], plan.fold_epochs, self._watch.side_epoch)
-        return None if self._stopped() else self._scores(outcome.network, group)
+        _add(plan.notes, outcome.notes)
+        return None if self._stopped() else self._scores(plan, outcome.network, group)
 
     def _judge(self, plan: _Plan, network: SegmentationNetwork, out_of_fold: Scores) -> _Judgement:
         """Score the result on the cases that say most about it, and compare it with what is served."""
         training, validation = plan.parts[TRAIN], plan.parts[VALIDATION]
         if validation:
-            kind, judged, scores = "validation", validation, self._scores(network, validation)
+            kind, scores = "validation", self._scores(plan, network, validation)
+            judged = [case for case in validation if case.image_id in scores]
             claim = f"Judged on {len(judged)} validation case(s), which also chose the epoch"
         elif out_of_fold:
             kind, scores = "cross-validation", out_of_fold
@@ -484,7 +511,7 @@ class _Training:
                 " without its patient"
             )
         else:
-            kind, judged, scores = "train", training, self._scores(network, training)
+            kind, judged, scores = "train", training, self._scores(plan, network, training)
             claim = (
                 f"Judged on the {len(judged)} training case(s), as there is no other: it says nothing about new cases"
             )
@@ -493,9 +520,15 @@ class _Training:
         if plan.served is None:
             return _Judgement(scores, kind, f"{claim}.", None, None)
         cases, remark = _comparable(plan, judged)
-        candidate = self._scores(network, training) if cases is training else scores
-        served = self._scores(self._network_of(plan.served).to(_device_of(network)), cases)
-        comparison = compare([candidate[case.image_id] for case in cases], [served[case.image_id] for case in cases])
+        candidate = self._scores(plan, network, training) if cases is training else scores
+        served = self._scores(plan, self._network_of(plan.served).to(_device_of(network)), cases)
+        both = [case.image_id for case in cases if case.image_id in candidate and case.image_id in served]
+        if not both:
+            raise TooLarge(
+                f"not published: none of the {len(cases)} case(s) to compare it with the served version on fits into"
+                f" memory ({'; '.join(plan.notes)})"
+            )
+        comparison = compare([candidate[image] for image in both], [served[image] for image in both])
         before = mean_dice(list(served.values()))
         return _Judgement(scores, kind, f"{claim}.{remark} {comparison}", comparison, before)
 
@@ -503,7 +536,7 @@ class _Training:
         """Publish what is not worse than what is served, or say why not."""
         dice = mean_dice(list(judgement.scores.values()))
         result: dict[str, Any] = {
-            "best_metric": round(mean_of(dice), 4),
+            "best_metric": 0.0 if math.isnan(mean_of(dice)) else round(mean_of(dice), 4),
             "dice": rounded(dice),
             "dice_before": rounded(judgement.dice_before) if judgement.dice_before is not None else None,
             "comparison": judgement.comparison.figures() if judgement.comparison else None,
@@ -538,11 +571,11 @@ class _Training:
         cases = plan.parts[TEST]
         if not cases:
             return {"dice_test": None, "dice_test_before": None}
-        found = {"dice_test": rounded(mean_dice(list(self._scores(network, cases).values())))}
+        found = {"dice_test": rounded(mean_dice(list(self._scores(plan, network, cases).values())))}
         if plan.served is None:
             return {**found, "dice_test_before": None}
         served = self._network_of(plan.served).to(_device_of(network))
-        return {**found, "dice_test_before": rounded(mean_dice(list(self._scores(served, cases).values())))}
+        return {**found, "dice_test_before": rounded(mean_dice(list(self._scores(plan, served, cases).values())))}
 
     def _lineage(self, plan: _Plan, outcome: Outcome) -> dict[str, Any]:
         """Return where a version comes from, as far as it takes to repeat and to judge it."""
@@ -564,9 +597,15 @@ class _Training:
             "wall_time_s": self._watch.elapsed_s(),
         }
 
-    def _scores(self, network: SegmentationNetwork, cases: list[PreparedCase]) -> Scores:
-        found = evaluate(network, cases, self._config, _device_of(network))
-        return {case.image_id: score for case, score in zip(cases, found, strict=True)}
+    def _scores(self, plan: _Plan, network: SegmentationNetwork, cases: list[PreparedCase]) -> Scores:
+        """Return the Dice of cases; one that no memory suffices for is left out, and noted."""
+        found: Scores = {}
+        for case in cases:
+            try:
+                (found[case.image_id],) = evaluate(network, [case], self._config, _device_of(network))
+            except TooLarge as error:
+                _add(plan.notes, [not_measured(error)])
+        return found
 
     def _fingerprint(self, plan: _Plan) -> str:
         """Return what makes a run this run: a state of another one is not resumed."""
@@ -631,6 +670,11 @@ def _comparable(plan: _Plan, judged: list[PreparedCase]) -> tuple[list[PreparedC
     if not cases or judged is plan.parts[TRAIN]:
         return plan.parts[TRAIN], " Compared on the training cases."
     return cases, ""
+
+
+def _add(notes: list[str], more: list[str]) -> None:
+    """Add those notes that are not there yet."""
+    notes += [note for note in more if note not in notes]
 
 
 def _copy(network: SegmentationNetwork) -> dict[str, torch.Tensor]:

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -315,6 +316,16 @@ def test_patience_ends_a_training_whose_moving_average_rises_no_more(make_config
     assert epochs_of(learner(make_config(), cases, epochs=10))[0].epochs == 10
 
 
+def test_validations_that_measure_nothing_choose_and_end_nothing(make_config, cases, monkeypatch):
+    nan = math.nan
+    scripted(monkeypatch, [nan] * 6)
+    outcome, _ = epochs_of(learner(make_config(), cases, epochs=6, patience=2))
+    assert outcome.epochs == 6
+    seen = scripted(monkeypatch, [0.3, nan, 0.2])
+    outcome, _ = epochs_of(learner(make_config(), cases, epochs=3))
+    assert same(weights(outcome), seen[0])
+
+
 def test_an_epoch_above_a_falling_average_is_no_reason_to_go_on(make_config, cases, monkeypatch):
     scripted(monkeypatch, [0.8, 0.1, 0.81, 0.1, 0.82, 0.1, 0.1, 0.1])
     assert epochs_of(learner(make_config(), cases, epochs=8, patience=4))[0].epochs == 6
@@ -402,7 +413,7 @@ def test_a_gpu_without_the_memory_for_one_patch_is_given_up_for_the_cpu(make_con
     run._device, step, tried = torch.device("cuda:0"), run._compute_gradients, []
 
     def without_gpu(number):
-        tried.append((run._device.type, run._batch_size))
+        tried.append((run._device.type, run._standing.batch_size))
         return out_of_memory() if run._device.type == "cuda" else step(number)
 
     monkeypatch.setattr(run, "_compute_gradients", without_gpu)
@@ -487,7 +498,7 @@ def test_a_validation_case_that_the_gpu_has_not_the_memory_for_is_segmented_on_t
     run._device = gpu
     assert run._evaluate_share()[0] == expected
     assert run.notes == ["cases that meta has not the memory for are segmented on the CPU"]
-    assert run._batch_size == 2 and run._device == gpu
+    assert run._standing.batch_size == 2 and run._device == gpu
     assert evaluate(run._network, cases[2:], config, gpu) == expected
 
 
@@ -495,6 +506,51 @@ def test_a_case_that_the_machine_has_not_the_memory_for_is_named(make_config, ca
     monkeypatch.setattr("labelrounds.inference.free_bytes", lambda device: 1000)
     with pytest.raises(TooLarge, match=r"case_2 .*: at the model's spacing the image has 20 x 18 x 16 voxels"):
         evaluate(build_network(make_config()), cases[2:], make_config(), CPU)
+
+
+def test_a_validation_case_that_no_memory_suffices_for_is_left_out_and_named(make_config, make_case, monkeypatch):
+    config, segmented = make_config(), learning.predict
+    cases = [make_case(seed, config, (20, 18, 16 + seed)) for seed in range(4)]
+
+    def limited(network, image, config):
+        if image.shape[-1] == 18:
+            raise TooLarge("needs 90 GB")
+        return segmented(network, image, config)
+
+    monkeypatch.setattr(learning, "predict", limited)
+    run = learner(config, cases, epochs=2)
+    outcome, reported = epochs_of(run)
+    assert outcome.epochs == 2 and run.notes == [
+        "not measured: case_2 can't be segmented in the memory of the machine: needs 90 GB"
+    ]
+    monkeypatch.undo()
+    run._network.load_state_dict(run._average)
+    assert reported[-1].dice == mean_dice(evaluate(run._network, cases[3:], config, CPU))
+
+
+def test_a_smaller_batch_is_kept_over_a_restart(make_config, cases, monkeypatch, tmp_path):
+    state, config = tmp_path / "state.safetensors", make_config(training={"batch_size": 4, "iterations_per_epoch": 2})
+
+    def sizes_of(run, killed):
+        sizes, draw = [], run._sampler.draw
+
+        def limited(generators):
+            sizes.append(len(generators))
+            return out_of_memory() if len(generators) > 2 else draw(generators)
+
+        def kill(epoch):
+            if killed:
+                raise Interrupted
+
+        monkeypatch.setattr(run._sampler, "draw", limited)
+        with suppress(Interrupted):
+            run.run(kill, never)
+        return sizes
+
+    assert sizes_of(learner(config, cases, epochs=2, state=state), True) == [4, 2, 2]
+    again = learner(config, cases, epochs=2, state=state)
+    assert sizes_of(again, False) == [2, 2]
+    assert again.notes == ["batch size 2 as before the restart, as memory did not suffice for more"]
 
 
 def test_cases_are_drawn_by_their_weights(make_config, cases):
@@ -540,9 +596,9 @@ def test_a_training_that_diverges_ends_with_advice(make_config, cases, monkeypat
 def test_means_leave_out_the_cases_without_the_label():
     nan = math.nan
     scores = [{"a": 1.0, "b": nan, "c": nan}, {"a": 0.5, "b": 0.25, "c": nan}]
-    assert mean_dice(scores) == {"a": 0.75, "b": 0.25, "c": 0.0}
-    assert mean_of({"a": 0.75, "b": 0.25, "c": 0.5}) == 0.5
-    assert mean_dice([]) == {} and mean_of({}) == 0.0
+    assert mean_dice(scores) == pytest.approx({"a": 0.75, "b": 0.25, "c": nan}, nan_ok=True)
+    assert mean_of({"a": 0.75, "b": 0.25, "c": nan}) == 0.5
+    assert mean_dice([]) == {} and math.isnan(mean_of({})) and math.isnan(mean_of({"a": nan}))
 
 
 def test_a_2d_model_learns_too(make_config, make_case):

@@ -16,9 +16,10 @@ import torch
 from filelock import FileLock
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import folders, progress, training
+from labelrounds import folders, learning, progress, training
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, OutOfSpace
+from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, OutOfSpace, TooLarge
+from labelrounds.learning import Diverged
 from labelrounds.networks import build_network
 from labelrounds.store import LabelledCase
 from labelrounds.training import SegmentationTrainer, TrainingRequest, train_model
@@ -371,17 +372,18 @@ def test_a_full_training_of_few_is_not_compared_out_of_fold_with_what_has_learnt
 
 def test_a_worse_result_is_not_published(config, studies, monkeypatch):
     train_model(config, studies, wanted(), never)
-    true_evaluate, served, calls = training.evaluate, Checkpoints(config).current(), []
+    true_evaluate, served, judged = training.evaluate, Checkpoints(config).current(), []
 
     def flattering(network, cases, config, device):
         """The second network that is judged is the served one; it finds everything."""
-        calls.append(1)
+        if not any(network is known for known in judged):
+            judged.append(network)
         scores = true_evaluate(network, cases, config, device)
-        return [dict.fromkeys(score, 0.99) for score in scores] if len(calls) == 2 else scores
+        return [dict.fromkeys(score, 0.99) for score in scores] if network is judged[-1] and judged[1:] else scores
 
     monkeypatch.setattr(training, "evaluate", flattering)
     result = train_model(config, studies, wanted(1, "full"), never)
-    assert len(calls) == 2
+    assert len(judged) == 2
     assert result["published"] is None
     assert result["message"].startswith("Not published: mean Dice 0.")
     assert "below the served version's 0.990 on the same 2 case(s)" in result["message"]
@@ -691,6 +693,82 @@ def test_stopping_the_cross_validation_keeps_the_training_and_what_is_judged_by_
         assert "Judged on 2 case(s) by cross-validation" in result["judged_on"]
     else:
         assert "Judged on the 4 training case(s)" in result["judged_on"]
+
+
+def test_a_training_that_is_stopped_before_its_end_is_not_cross_validated(config, studies, recorder):
+    calls = []
+    result = train_model(config, studies[:4], wanted(50), lambda: bool(calls.append(1)) or len(calls) > 20)
+    assert (result["status"], result["published"]) == ("stopped", 1) and len(recorder.trainings) == 1
+    epochs = Checkpoints(config).current().record["epochs"]
+    assert f"Stopped after epoch {epochs} of 50." in result["message"]
+    assert "complete" not in result["message"] and "Judged on the 4 training case(s)" in result["message"]
+
+
+# Folds and cases that fail
+
+
+def test_a_fold_that_fails_is_named_and_the_training_is_kept(config, studies, monkeypatch):
+    run, runs = training.Learner.run, []
+
+    def failing(self, *arguments):
+        runs.append(1)
+        self.notes.append("a smaller batch")
+        if len(runs) == 3:
+            raise Diverged("the training diverges")
+        return run(self, *arguments)
+
+    monkeypatch.setattr(training.Learner, "run", failing)
+    result = train_model(config, studies[:4], wanted(), never)
+    assert len(runs) == 5 and (result["status"], result["published"]) == ("done", 1)
+    assert "Leave-one-out fold 2 of 4 could not be judged: the training diverges." in result["message"]
+    assert "Judged on 3 case(s) by cross-validation" in result["message"]
+    assert "Stopped" not in result["message"] and result["notes"].count("a smaller batch") == 1
+
+
+def test_a_folds_notes_are_told(config, studies, monkeypatch):
+    run, runs = training.Learner.run, []
+
+    def noting(self, *arguments):
+        runs.append(1)
+        self.notes += [f"run {len(runs)}"]
+        return run(self, *arguments)
+
+    monkeypatch.setattr(training.Learner, "run", noting)
+    assert train_model(config, studies[:3], wanted(), never)["notes"] == ["run 1", "run 2", "run 3", "run 4"]
+
+
+@pytest.mark.parametrize("every", [False, True])
+def test_a_case_that_no_memory_suffices_for_is_not_measured_and_named(config, studies, monkeypatch, every):
+    train_model(config, studies, wanted(), never)
+    held = sorted(Checkpoints(config).current().record["cases"]["validation"])
+    true_segment = learning._segment
+
+    def limited(network, case, *rest):
+        if every or case.image_id == held[0]:
+            raise TooLarge(f"{case.image_id}: needs 90 GB")
+        return true_segment(network, case, *rest)
+
+    monkeypatch.setattr(learning, "_segment", limited)
+    if every:
+        with pytest.raises(TooLarge, match=f"none of the .* fits into memory .*not measured: {held[0]}: needs 90 GB"):
+            train_model(config, studies, wanted(1, "full"), never)
+        assert Checkpoints(config).current().number == 1
+        return
+    result = train_model(config, studies, wanted(1, "full"), never)
+    assert "Judged on 1 validation case(s)" in result["message"] and result["comparison"]["cases"] == 1
+    assert result["notes"] == [f"not measured: {held[0]}: needs 90 GB"]
+
+
+def test_a_label_that_no_judged_case_has_is_shown_as_unknown(make_config, tmp_path):
+    config = make_config(labels=["near", "far", "third"], patch_size=[8, 8, 8])
+    values = {"near": 1, "far": 2, "third": 3}
+    items = [labelled(tmp_path, name, seed, values=values) for seed, name in enumerate(NAMES)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learning, "dice_per_label", lambda *_: {"near": 0.5, "far": 0.7, "third": float("nan")})
+        result = train_model(config, items, wanted(), never)
+    assert result["dice"] == {"near": 0.5, "far": 0.7, "third": None} and result["best_metric"] == 0.6
+    figures = progress_of(config)
+    assert figures["dice"]["third"] is None and figures["history"] == [[1, 0.6]]
 
 
 # Kills
