@@ -63,6 +63,9 @@ _REQUEST_KEYS = {"model", "device", "epochs", "policy", "processes", "client_id"
 _FEWEST_TO_CROSS_VALIDATE, _MOST_FOLDS = 3, 5
 _FEWEST_FOR_A_CLAIM = 5
 _NEW_DRAWN = 2.0
+# Dice rises again when the learning rate falls at the end: a warm start's third of the epochs without a new best (V-Net on
+# the hippocampus data, 27 of 80) ended a training too early.
+_PATIENT_SHARE, _FEWEST_PATIENT = 0.6, 5
 
 Scores = dict[str, dict[str, float]]
 """Dice per label of cases, by image id; nan where a label is neither in the prediction nor in the truth."""
@@ -426,7 +429,7 @@ class _Training:
             epochs=epochs,
             iterations_per_epoch=training.iterations_per_epoch,
             learning_rate=training.learning_rate * (0.5 if plan.parent else 1.0),
-            patience=max(5, math.ceil(epochs / 3)) if validation else None,
+            patience=max(_FEWEST_PATIENT, math.ceil(_PATIENT_SHARE * epochs)) if validation else None,
         )
         weights = [_NEW_DRAWN if is_new(case, learnt) else 1.0 for case in train] if plan.parent else None
         lead(train, validation, schedule, weights)

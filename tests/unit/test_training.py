@@ -264,9 +264,9 @@ def test_a_training_whose_validation_rises_no_more_ends_early_and_the_bar_still_
 ):
     monkeypatch.setattr("labelrounds.learning.dice_per_label", lambda *_: {"near": 0.5, "far": 0.5})
     train_model(config, studies, wanted(12), never)
-    assert recorder.trainings[0]["schedule"].patience == 5
+    assert recorder.trainings[0]["schedule"].patience == 8
     record, figures = Checkpoints(config).current().record, progress_of(config)
-    assert figures["epoch"] == figures["total_epochs"] == record["epochs"] == 7
+    assert figures["epoch"] == figures["total_epochs"] == record["epochs"] == 10
     assert record["epochs_planned"] == 12
 
 
