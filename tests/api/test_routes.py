@@ -115,7 +115,7 @@ def test_infer_answers_with_the_label_and_its_names(server):
         ("POST", "/activelearning/nope", {"json": {}}, 404, "'nope' is not one of random"),
         ("POST", "/train/nope", {"json": {}}, 404, "'nope' is not one of unet_phantom"),
         ("POST", f"/train/{MODEL}", {"json": {"train_ds": []}}, 400, "train_ds"),
-        ("POST", f"/train/{MODEL}", {"json": {"epochs": 0}}, 400, "epochs 0"),
+        ("POST", f"/train/{MODEL}", {"json": {"epochs": -1}}, 400, "epochs -1"),
         ("POST", f"/train/{MODEL}", {"json": {}}, 409, "no label was submitted"),
         ("DELETE", "/train/", {}, 404, "no train task runs"),
         ("GET", "/train/", {}, 404, "No train task"),
