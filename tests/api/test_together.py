@@ -84,6 +84,7 @@ def versions(home: Path) -> list[str]:
     return sorted(path.name for path in (home / "models" / MODEL / "versions").glob("[0-9]*"))
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_started_anew_and_the_training_comes_to_its_one_end(served):
     client, home = served
     assert train(client, policy="full", epochs=30, processes=2).status_code == 200
@@ -104,6 +105,7 @@ def test_a_process_that_dies_is_started_anew_and_the_training_comes_to_its_one_e
     assert len(epochs) <= 32, f"it began anew, and not where it was, at {at}"
 
 
+@pytest.mark.slow
 def test_a_stop_reaches_all_and_keeps_the_best_so_far(served):
     client, home = served
     known = versions(home)
