@@ -91,7 +91,7 @@ class JobQueue:
             task["details"].append("stopping")
             if task["status"] == "SUBMITTED":
                 task["status"], task["end_ts"] = "STOPPED", _now()
-                self._note_rest()
+                self._note_rest(task)
             task["stopping"] = True
             if self._process is not None:
                 self._process.send_signal(signal.SIGTERM)
@@ -154,10 +154,10 @@ class JobQueue:
         else:
             self._file.unlink(missing_ok=True)
 
-    def _note_rest(self) -> None:
-        """Write down what is left after a task has ended; at worst, a server that is killed runs it once more."""
+    def _note_rest(self, ended: Task) -> None:
+        """Write down what is left after a task; at worst, a server that is killed runs it once more."""
         try:
-            self._note(self.unfinished())
+            self._note([task for task in self.unfinished() if task is not ended])
         except (OSError, OutOfSpace) as error:
             logger.warning("The queue of %s tasks can't be written down: %s", self.method, error)
 
@@ -183,9 +183,9 @@ class JobQueue:
 
     def _end(self, task: Task, status: str, is_over: bool = True) -> None:
         """Say how a task has ended; one that is not over stays written down for the next server."""
-        task["status"], task["end_ts"] = status, _now()
         if is_over:
-            self._note_rest()
+            self._note_rest(task)
+        task["status"], task["end_ts"] = status, _now()
 
 
 def worker_command(request: dict[str, Any]) -> list[str]:

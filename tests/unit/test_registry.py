@@ -10,7 +10,7 @@ import torch
 import labelrounds.networks
 from labelrounds.config import load_configs
 from labelrounds.errors import BadInput
-from labelrounds.learning import Learner
+from labelrounds.learning import Learner, Schedule
 from labelrounds.networks import build_network, networks
 from labelrounds.registry import Registry
 
@@ -57,6 +57,7 @@ training: {epochs: 1, iterations_per_epoch: 2}
 @pytest.fixture
 def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A folder of networks with one more file; the registry is as before afterwards."""
+    networks.names()  # what is imported for the first time below would be forgotten again
     folder = tmp_path / "networks"
     folder.mkdir()
     (folder / "plain.py").write_text(NETWORK)
@@ -82,7 +83,7 @@ def test_a_network_file_and_a_yaml_file_make_a_model_that_trains(own_network, ow
     assert network.hidden.out_channels == 3
     assert network(torch.zeros(1, 1, 8, 8, 8)).shape == (1, 3, 8, 8, 8)
     before = network.hidden.weight.clone()
-    learner = Learner(config, network, [make_case(1, config)], [], torch.device("cpu"), epochs=1, learning_rate=1e-2)
+    learner = Learner(config, network, [make_case(1, config)], [], torch.device("cpu"), Schedule(1, 1, 1e-2))
     outcome = learner.run(lambda epoch: None, lambda: False)
     assert outcome.epochs == 1
     assert not torch.equal(before, outcome.network.hidden.weight)
