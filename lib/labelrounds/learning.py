@@ -212,7 +212,7 @@ class Learner:
         """
         try:
             self._use(device)
-            self._average, self._best = _copy(self._network), _copy(self._network)
+            self._average, self._best = copy_weights(self._network), copy_weights(self._network)
             return
         except Exception as error:
             if not is_out_of_memory(error):
@@ -348,7 +348,7 @@ class Learner:
 
     def _validate(self) -> tuple[dict[str, float], list[torch.Tensor | None]]:
         """Return each label's Dice and some predictions of the averaged weights; keep these if they are the best."""
-        current = _copy(self._network)
+        current = copy_weights(self._network)
         self._network.load_state_dict(self._average)
         scores, predictions = self._evaluate_share()
         dice = mean_dice(scores)
@@ -529,5 +529,6 @@ def _read_state(file: Path) -> tuple[dict[str, str], dict[str, dict[str, torch.T
         return opened.metadata() or {}, parts
 
 
-def _copy(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
+def copy_weights(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
+    """Return a network's tensors as they are now, by name; later training does not change them."""
     return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -36,6 +36,7 @@ from labelrounds.learning import (
     Learner,
     Outcome,
     Schedule,
+    copy_weights,
     evaluate,
     mean_dice,
     mean_of,
@@ -305,7 +306,7 @@ class _Training:
             reason=plan.reason,
             notes=plan.notes,
         )
-        weights = _copy(plan.start)
+        weights = copy_weights(plan.start)
         try:
             outcome = self._learn(plan, fingerprint, board)
         finally:
@@ -678,10 +679,6 @@ def _comparable(plan: _Plan, judged: list[PreparedCase]) -> tuple[list[PreparedC
 def _add(notes: list[str], more: list[str]) -> None:
     """Add those notes that are not there yet."""
     notes += [note for note in more if note not in notes]
-
-
-def _copy(network: SegmentationNetwork) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in network.state_dict().items()}
 
 
 def _device_of(network: SegmentationNetwork) -> torch.device:
