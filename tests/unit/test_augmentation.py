@@ -166,6 +166,27 @@ def test_a_patch_from_its_box_is_that_from_the_whole_case(make_config, degrees, 
         assert (truth != expected_truth).float().mean() < 1e-3
 
 
+@pytest.mark.parametrize("centre", [[31.5, 27.5, 20.5], [0.5, 53.5, 39.5]], ids=str)
+def test_a_patch_that_is_neither_turned_nor_scaled_has_the_voxels_of_the_case(make_config, centre):
+    image, label = volume((62, 55, 41))
+    config = still(make_config, (8, 12, 16), mirror=["left_right", "posterior_anterior"])
+    for seed in range(8):
+        mapping = draw(config, label.shape, (1.0, 0.7, 2.0), centre, seed)
+        patch, truth = sample_patch(image, label, mapping, config.patch_size)
+        expected, expected_truth = by_the_whole_case(image, label, mapping, config.patch_size)
+        assert torch.allclose(patch, expected, atol=1e-3)
+        assert torch.equal(truth, expected_truth)
+        assert set(patch.flatten().tolist()) <= set(image.flatten().tolist())
+
+
+def test_a_patch_half_a_voxel_off_is_interpolated(make_config):
+    image, label = volume((62, 55, 41))
+    config = still(make_config, (8, 12, 16))
+    mapping = draw(config, label.shape, centre=[31.0, 27.5, 20.5])
+    patch, _ = sample_patch(image, label, mapping, config.patch_size)
+    assert torch.allclose(patch, by_the_whole_case(image, label, mapping, config.patch_size)[0], atol=1e-3)
+
+
 def test_a_patch_wholly_beyond_the_border_is_the_border(make_config):
     image, label = volume((30, 30, 30))
     config = still(make_config, (8, 8, 8))
