@@ -5,6 +5,7 @@ does nothing else. What the server alone does (resuming an interrupted training)
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -105,6 +106,10 @@ class LabelRoundsApp(MONAILabelApp):
         described: dict[str, Any] = super().info()
         stats = described["train_stats"]
         latest = dict(sorted(stats.items(), key=lambda item: -item[1].get("started", 0)))
+        for task in job_queue("train").tasks:
+            model = task["request"]["model"]
+            if _are_of(task, latest.get(model, {})):
+                latest[model] = _ended_figures(task, latest[model])
         for task in job_queue("train").unfinished()[:1]:
             model = task["request"]["model"]
             latest = {model: self._running_figures(task, latest.pop(model, {})), **latest}
@@ -112,16 +117,14 @@ class LabelRoundsApp(MONAILabelApp):
 
     def training_figures(self, task: dict[str, Any]) -> dict[str, Any]:
         """Return how far a training is, for ``GET /train/``: its figures, or how many are before it."""
-        tasks, unfinished = job_queue("train").tasks, job_queue("train").unfinished()
+        unfinished = job_queue("train").unfinished()
         if any(task is other for other in unfinished[1:]):
             return {"status": "waiting", "before_it": unfinished.index(task)}
         model = task["request"]["model"]
         written = self._trainers[model].stats() if model in self._trainers else {}
         if unfinished and task is unfinished[0]:
             return self._running_figures(task, written)
-        begun = [other for other in tasks if other["request"]["model"] == model and other not in unfinished]
-        is_last = bool(begun) and begun[-1] is task and written.get("started", 0) >= task["submitted"]
-        return dict(written) if is_last else {}
+        return _ended_figures(task, written) if _are_of(task, written) else {}
 
     def _running_figures(self, task: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
         """Return a running training's figures, from its first moment to its last.
@@ -131,7 +134,7 @@ class LabelRoundsApp(MONAILabelApp):
         """
         epochs = task["request"].get("epochs") or self.configs[task["request"]["model"]].training.epochs
         figures = {"epoch": 0, "total_epochs": epochs, "best_metric": written.get("best_metric", 0.0)}
-        if written.get("started", 0) >= task["submitted"]:
+        if _are_of(task, written):
             figures |= written
         return {key: value for key, value in figures.items() if key != "total_time"}
 
@@ -240,6 +243,21 @@ class LabelRoundsApp(MONAILabelApp):
             fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
             convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,
         )
+
+
+def _are_of(task: dict[str, Any], written: dict[str, Any]) -> bool:
+    """Tell whether a training's figures are those of a task: its process has begun and not ended when they began."""
+    return task.get("began", math.inf) <= written.get("started", 0) <= task.get("ended", math.inf)
+
+
+def _ended_figures(task: dict[str, Any], written: dict[str, Any]) -> dict[str, Any]:
+    """Return a task's own figures, with an end where its process had ended before it could write one."""
+    if "ended" not in task or "total_time" in written:
+        return dict(written)
+    seconds = int(task["ended"] - task["began"])
+    total_time = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    end = {"status": "failed", "stage": "failed", "eta_s": 0.0, "total_time": total_time}
+    return {**written, **end, "message": task["details"][-1]}
 
 
 def _dicomweb_session() -> Any:

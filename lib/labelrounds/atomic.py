@@ -15,24 +15,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from labelrounds.errors import OutOfSpace
+from labelrounds.errors import OutOfSpace, Unwritable
 
 PREFIX = ".labelrounds-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left", "over the quota" and "file too large" into one error for the user.
+    """Turn what a disk says that can't be written to into an error for the user.
 
     Raises:
-        OutOfSpace: the disk that holds ``path`` could not take what was written inside the block.
+        OutOfSpace: the disk that holds ``path`` could not take what was written inside the block: no space left, over
+            the quota, file too large.
+        Unwritable: it is read-only, failing, or not this user's.
     """
     try:
         yield
     except OSError as error:
         if error.errno in _FULL:
             raise OutOfSpace(f"{path.name}: not written, {os.strerror(error.errno)}; free some space first") from error
+        if error.errno in _REFUSED:
+            raise Unwritable(
+                f"{path.name}: not written, {os.strerror(error.errno)}; {path.parent} must be writable for the server"
+            ) from error
         raise
 
 

@@ -52,3 +52,7 @@ class OutOfSpace(LabelRoundsError):
     """The disk could not take what was to be written; nothing was changed."""
 
     status = 507
+
+
+class Unwritable(OutOfSpace):
+    """The disk takes nothing, full or not: it is read-only, failing, or not this user's; nothing was changed."""

@@ -80,12 +80,14 @@ class Fingerprint:
         images: the images that can be read and have the same channels.
         skipped: the other images' ids and the reason.
         unusable_labels: ids of images whose label is not usable, and the reason.
+        warnings: what the store left out before, as labels that belong to no image.
     """
 
     labels: tuple[str, ...]
     images: tuple[ImageFacts, ...]
     skipped: dict[str, str]
     unusable_labels: dict[str, str]
+    warnings: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -181,7 +183,7 @@ def take_fingerprint(
         first, reason = next(iter(skipped.items()))
         raise BadInput(f"none of the {len(ids)} images can be read; the first, {first}: {reason}")
     _check_labels(images, unusable, cases, labels)
-    return Fingerprint(tuple(labels), tuple(images), skipped, unusable)
+    return Fingerprint(tuple(labels), tuple(images), skipped, unusable, tuple(store.warnings))
 
 
 def _reading_config(labels: Sequence[str]) -> ModelConfig:

@@ -7,7 +7,7 @@ either can read what the other wrote. The rules stand in `labelrounds.store`.
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,7 @@ class IndexedFolder(LocalDatastore):
     def _scanned(self) -> dict[str, ImageLabelModel]:
         images = self._files(Path(self._snapshot.image_path()), images=True)
         labels = {tag: self._files(folder, images=False) for tag, folder in self._label_folders().items()}
+        self._warn_of_strays(labels, {*self._snapshot.objects, *images})
         past: dict[tuple[str, str], dict[str, Any]] = {}
         new = any(name not in self._snapshot.objects for name in images) or any(
             name in images and not self._knows(name, tag) for tag, found in labels.items() for name in found
@@ -264,6 +265,16 @@ class IndexedFolder(LocalDatastore):
             else:
                 found[name] = ext
         return found
+
+    def _warn_of_strays(self, labels: Mapping[str, Mapping[str, str]], images: Container[str]) -> None:
+        """Say which labels belong to no image; a misnamed label is otherwise missed in silence."""
+        for tag, found in labels.items():
+            strays = [name + ext for name, ext in found.items() if name not in images]
+            if strays:
+                self._warn(
+                    f"labels/{tag}: {len(strays)} file(s) left out, such as {strays[0]!r}: a label has the name of its"
+                    " image, and there is no image of that name"
+                )
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:

@@ -131,6 +131,7 @@ class JobQueue:
                 if task["status"] != "SUBMITTED" or _ending.is_set():
                     continue
                 task["status"] = "RUNNING"  # from here on stopping it goes through its process
+                task["began"] = time.time()
             try:
                 self._run(task)
             except Exception as error:
@@ -179,18 +180,20 @@ class JobQueue:
         with self._lock:
             self._process = None
             is_abandoned = process.returncode == -signal.SIGKILL and _ending.is_set()
+            if process.returncode < 0 and not is_abandoned and not task.get("stopping"):
+                task["details"].append(_killed(process.returncode))
             self._end(task, _status(process.returncode, task.get("stopping", False)), not is_abandoned)
 
     def _end(self, task: Task, status: str, is_over: bool = True) -> None:
         """Say how a task has ended; one that is not over stays written down for the next server."""
         if is_over:
             self._note_rest(task)
-        task["status"], task["end_ts"] = status, _now()
+        task["status"], task["end_ts"], task["ended"] = status, _now(), time.time()
 
 
 def worker_command(request: dict[str, Any]) -> list[str]:
     """Return the command line of a task's process."""
-    return [sys.executable, "-m", "labelrounds.worker", json.dumps(request)]
+    return [sys.executable, "-m", "labelrounds.worker", json.dumps(request), str(os.getpid())]
 
 
 def _is_of(entry: dict[str, Any], studies: str, models: Container[str]) -> bool:
@@ -203,6 +206,15 @@ def _status(returncode: int, stopping: bool) -> str:
     if stopping and returncode in (0, -signal.SIGTERM):
         return "STOPPED"
     return "DONE" if returncode == 0 else "ERROR"
+
+
+def _killed(returncode: int) -> str:
+    """Say that something outside has ended a process."""
+    name = signal.Signals(-returncode).name
+    return (
+        f"the process was ended from outside by signal {-returncode} ({name}), as the system does when memory runs out;"
+        " nothing served has changed, and the same training asked for again goes on from its last epoch"
+    )
 
 
 _ending = threading.Event()

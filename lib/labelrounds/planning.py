@@ -310,6 +310,7 @@ def _notes(fingerprint: Fingerprint) -> list[str]:
     if len(fingerprint.modalities) > 1:
         found = ", ".join(modality or "unknown" for modality in fingerprint.modalities)
         notes.append(f"Several modalities ({found}); a model for each is usually better.")
+    notes += [f"{warning[:1].upper()}{warning[1:]}." for warning in fingerprint.warnings]
     notes += [f"Left out: image {image_id}: {reason}" for image_id, reason in fingerprint.skipped.items()]
     notes += [f"Left out: label of {image_id}: {reason}" for image_id, reason in fingerprint.unusable_labels.items()]
     return notes

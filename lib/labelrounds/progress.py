@@ -66,7 +66,6 @@ class Watch:
         self._spent_before = 0.0
         self._seconds: deque[float] = deque(maxlen=10)
         self._before = 0  # epochs of the trainings that have ended
-        self._loss = 0.0
 
     def begin(self, labelled: int, epochs: int) -> None:
         """Say that a run has begun, with a first guess of its length; the last run's end is shown no longer."""

@@ -1,8 +1,8 @@
-"""The child process of a training: ``python -m labelrounds.worker REQUEST``, the request as JSON.
+"""The child process of a training: ``python -m labelrounds.worker REQUEST [SERVER]``, the request as JSON.
 
 Builds the app as the server did (its settings come through the environment) and trains. SIGTERM asks the training
-to end with the best it has reached. When the server is gone, the process ends at once; what a training had saved is
-resumed by the next server.
+to end with the best it has reached. When the server (its process id) is gone, the process ends at once; what a training
+had saved is resumed by the next server.
 
 A training of several processes, one for each GPU, it launches as ``torchrun`` does: each is this module again. One
 that dies is started anew with the others, once, and the training goes on from its last epoch.
@@ -37,7 +37,11 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which then ends this process
     if _STOPPED in os.environ:
         _stop.set()
-    threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
+    if not distributed.launched():
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # to tell a server that is gone is no failure of the training
+    # The server may have gone before this process had come so far as to ask who its parent is.
+    server = int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid()
+    threading.Thread(target=_follow_parent, args=(server,), daemon=True).start()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     from monailabel.interfaces.utils.app import app_instance
 

@@ -180,6 +180,9 @@ def test_a_killed_training_process_is_an_error_and_the_server_lives(trained):
         if str(home).encode() in environment:
             os.kill(int(worker), signal.SIGKILL)
     wait_until(lambda: status(client)["status"] == "ERROR")
+    assert "SIGKILL" in status(client)["details"][-1]
+    for shown in (status(client)["progress"], client.call("GET", "/info/").json()["train_stats"][MODEL]):
+        assert shown["status"] == "failed" and shown["total_time"] and "SIGKILL" in shown["message"]
     assert client.call("POST", f"/infer/{MODEL}?image=phantom_000&output=json", data={"params": "{}"}).ok
 
 

@@ -1,6 +1,7 @@
 """One task a method runs at a time, can be stopped at any moment, and outlives the server."""
 
 import json
+import subprocess
 import sys
 import threading
 import time
@@ -15,7 +16,7 @@ from labelrounds.errors import Busy, NotFound, OutOfSpace
 from labelrounds.jobs import JobQueue
 
 WORKER = """
-import json, signal, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 
 request = json.loads(sys.argv[1])
@@ -32,6 +33,8 @@ while until is not None and not until.exists() and not stop:
     time.sleep(0.01)
 if stop:
     print("stopped in time", flush=True)
+if request.get("killed"):
+    os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(request.get("exit", 0))
 """
 
@@ -100,6 +103,20 @@ def test_what_a_task_prints_may_be_anything(queue):
     wait_till_ended(task)
     assert task["status"] == "DONE"
     assert task["details"][-1].endswith("A")
+
+
+def test_a_process_that_is_killed_is_an_error_that_says_so(queue, home):
+    task = queue.submit({"model": "m", "killed": True}, enqueue=False)
+    wait_till_ended(task)
+    assert task["status"] == "ERROR"
+    assert "by signal 9 (SIGKILL)" in task["details"][-1] and "goes on from its last epoch" in task["details"][-1]
+    assert not note_of(home).exists()
+
+
+def test_a_worker_whose_server_has_gone_before_it_began_ends_at_once(home, tmp_path):
+    command = [sys.executable, "-m", "labelrounds.worker", "{}", str(2**22 + 1)]  # above any process id
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert ended.returncode == 1 and ended.stdout == "" and not list(home.rglob("progress.json"))
 
 
 def test_of_twenty_requests_at_once_one_is_taken(queue, go):

@@ -406,6 +406,16 @@ def test_wrong_options_are_refused(studies, changes, fault):
         plan_of(studies(count=1), **changes)
 
 
+def test_labels_that_belong_to_no_image_are_named(studies):
+    folder = studies(count=2)
+    final = folder / "labels" / "final"
+    for label in sorted(final.iterdir()):
+        label.rename(final / label.name.replace(".nii.gz", "_seg.nii.gz"))
+    _, plan = plan_of(folder)
+    (note,) = [note for note in plan.notes if "Labels/final" in note]
+    assert "2 file(s) left out, such as 'case_0_seg.nii.gz'" in note
+
+
 def test_studies_must_be_a_folder(tmp_path):
     with pytest.raises(NotFound, match="is not a folder"):
         plan_of(tmp_path / "nowhere")
