@@ -27,21 +27,11 @@ from labelrounds import __version__, distributed
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.checkpoints import Checkpoints, Version, read_json, write_json
 from labelrounds.config import MOST_EPOCHS, ModelConfig
-from labelrounds.devices import available_devices, choose_device
+from labelrounds.devices import available_devices, choose_device, device_of
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, TooLarge
+from labelrounds.evaluation import Scores, evaluate, mean_dice, mean_of
 from labelrounds.judging import Comparison, compare
-from labelrounds.learning import (
-    Diverged,
-    Epoch,
-    Learner,
-    Outcome,
-    Schedule,
-    copy_weights,
-    evaluate,
-    mean_dice,
-    mean_of,
-    not_measured,
-)
+from labelrounds.learning import Diverged, Epoch, Learner, Outcome, Schedule
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.policies import (
     AUTO,
@@ -57,6 +47,7 @@ from labelrounds.progress import Board, Progress, Watch, rounded
 from labelrounds.splits import FEWEST_HELD_BACK, RULE, TEST, TRAIN, VALIDATION, assign_parts, position
 from labelrounds.store import LabelledCase
 from labelrounds.together import dismiss, follow, lead
+from labelrounds.training_steps import copy_weights
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +58,6 @@ _NEW_DRAWN = 2.0
 # Dice rises again when the learning rate falls at the end. A third of the epochs without a new best was too little
 # patience for a warm start: it ended the V-Net's on the hippocampus data after 32 of 80.
 _PATIENT_SHARE, _FEWEST_PATIENT = 0.6, 5
-
-Scores = dict[str, dict[str, float]]
-"""Dice per label of cases, by image id; nan where a label is neither in the prediction nor in the truth."""
 
 
 @dataclass(frozen=True)
@@ -525,7 +513,7 @@ class _Training:
             return _Judgement(scores, kind, f"{claim}.", None, None)
         cases, remark = _comparable(plan, judged)
         candidate = self._scores(plan, network, training) if cases is training else scores
-        served = self._scores(plan, self._network_of(plan.served).to(_device_of(network)), cases)
+        served = self._scores(plan, self._network_of(plan.served).to(device_of(network)), cases)
         both = [case.image_id for case in cases if case.image_id in candidate and case.image_id in served]
         if not both:
             raise TooLarge(
@@ -578,7 +566,7 @@ class _Training:
         found = {"dice_test": rounded(mean_dice(list(self._scores(plan, network, cases).values())))}
         if plan.served is None:
             return {**found, "dice_test_before": None}
-        served = self._network_of(plan.served).to(_device_of(network))
+        served = self._network_of(plan.served).to(device_of(network))
         return {**found, "dice_test_before": rounded(mean_dice(list(self._scores(plan, served, cases).values())))}
 
     def _lineage(self, plan: _Plan, outcome: Outcome) -> dict[str, Any]:
@@ -597,19 +585,13 @@ class _Training:
             "epochs": outcome.epochs,
             "epochs_planned": plan.epochs,
             "seed": self._config.training.seed,
-            "device": str(_device_of(outcome.network)),
+            "device": str(device_of(outcome.network)),
             "wall_time_s": self._watch.elapsed_s(),
         }
 
     def _scores(self, plan: _Plan, network: SegmentationNetwork, cases: list[PreparedCase]) -> Scores:
         """Return the Dice of cases; one that no memory suffices for is left out, and noted."""
-        found: Scores = {}
-        for case in cases:
-            try:
-                (found[case.image_id],) = evaluate(network, [case], self._config, _device_of(network))
-            except TooLarge as error:
-                _add(plan.notes, [not_measured(error)])
-        return found
+        return evaluate(network, cases, self._config, lambda note: _add(plan.notes, [note]))
 
     def _fingerprint(self, plan: _Plan) -> str:
         """Return what makes a run this run: a state of another one is not resumed."""
@@ -679,11 +661,6 @@ def _comparable(plan: _Plan, judged: list[PreparedCase]) -> tuple[list[PreparedC
 def _add(notes: list[str], more: list[str]) -> None:
     """Add those notes that are not there yet."""
     notes += [note for note in more if note not in notes]
-
-
-def _device_of(network: SegmentationNetwork) -> torch.device:
-    """Return where a network is; a training that did not fit into its device may have ended on another."""
-    return next(network.parameters()).device
 
 
 def _plain(scores: Scores) -> dict[str, dict[str, float | None]]:

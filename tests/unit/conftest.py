@@ -49,6 +49,12 @@ def make_config():
 
 
 @pytest.fixture
+def make_small(make_config):
+    """Make a model of the smallest patches that its networks take."""
+    return lambda **changes: make_config(**{"patch_size": [8, 8, 8], **changes})
+
+
+@pytest.fixture
 def make_case():
     """Make a prepared case: two bright boxes, of different brightness and at different places, in noise."""
 
@@ -71,3 +77,10 @@ def make_case():
         )
 
     return make
+
+
+@pytest.fixture
+def cases(make_small, make_case) -> list[PreparedCase]:
+    """Make three cases for a small model."""
+    config = make_small()
+    return [make_case(seed, config) for seed in range(3)]
