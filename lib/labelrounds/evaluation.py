@@ -98,3 +98,19 @@ def mean_of(dice: dict[str, float]) -> float:
 def not_measured(error: TooLarge) -> str:
     """Return the note of a case that could not be segmented to measure a network on it."""
     return f"not measured: {error}"
+
+
+def scores_as_json(scores: Scores) -> dict[str, dict[str, float | None]]:
+    """Return scores as JSON knows them, null for nan."""
+    return {
+        image: {label: None if math.isnan(dice) else round(dice, 6) for label, dice in score.items()}
+        for image, score in scores.items()
+    }
+
+
+def scores_from_json(content: dict[str, dict[str, float | None]]) -> Scores:
+    """Return the scores of which ``scores_as_json`` made the content."""
+    return {
+        image: {label: math.nan if dice is None else dice for label, dice in score.items()}
+        for image, score in content.items()
+    }

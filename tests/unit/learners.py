@@ -16,7 +16,7 @@ def never() -> bool:
 class StopAfter:
     """Says stop from the given call on."""
 
-    def __init__(self, calls: int) -> None:
+    def __init__(self, calls: float) -> None:
         self.left = calls
 
     def __call__(self) -> bool:

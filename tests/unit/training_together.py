@@ -13,6 +13,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from learners import StopAfter
 from safetensors.torch import save_file
 
 from labelrounds import distributed, training_steps
@@ -23,17 +24,6 @@ from labelrounds.learning import Epoch, Learner, Schedule
 from labelrounds.networks import build_network
 
 CPU = torch.device("cpu")
-
-
-class StopAfter:
-    """Says stop from the given call on."""
-
-    def __init__(self, calls: float) -> None:
-        self.left = calls
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def case_of(seed: int) -> PreparedCase:
