@@ -32,7 +32,8 @@ from labelrounds.inference import SegmentationInferer
 from labelrounds.jobs import job_queue
 from labelrounds.store import StudyStore
 from labelrounds.strategies import strategies
-from labelrounds.training import SegmentationTrainer, TrainingRequest
+from labelrounds.training import SegmentationTrainer
+from labelrounds.training_request import TrainingRequest
 
 logger = logging.getLogger(__name__)
 

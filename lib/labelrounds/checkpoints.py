@@ -8,7 +8,8 @@ Layout below ``home()/models/<model>``::
     served.jsonl                        a line for each change of what is served: when, what, instead of what, why
 
 Beside them lies what the training keeps there: ``split.json`` (splits.py), ``progress.json`` and ``tensorboard/``
-(progress.py), ``state.safetensors``, ``folds.json`` and ``training.lock`` (training.py).
+(progress.py), ``state.safetensors`` (learning_state.py), ``folds.json`` (cross_validation.py) and ``training.lock``
+(training.py).
 
 Crash rule: a version is written into a folder with a temporary name and flushed, the folder is renamed, and
 only then the pointer is replaced; a crash at any moment leaves the old version served and at most one folder

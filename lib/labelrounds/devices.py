@@ -89,3 +89,8 @@ def place(network: Network, device: torch.device, dimensions: int) -> Network:
         channels_last: Any = torch.channels_last_3d if dimensions == 3 else torch.channels_last
         network.to(memory_format=channels_last)  # type: ignore[call-overload]
     return network
+
+
+def device_of(network: torch.nn.Module) -> torch.device:
+    """Return where a network is; a training that did not fit into its device may have ended on another."""
+    return next(network.parameters()).device

@@ -16,7 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints, read_json, write_json
 from labelrounds.errors import BadInput, OutOfSpace
-from labelrounds.learning import Epoch, mean_of
+from labelrounds.evaluation import mean_of
+from labelrounds.learning import Epoch
 from labelrounds.outlines import outlined_slices
 
 logger = logging.getLogger(__name__)

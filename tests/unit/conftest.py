@@ -1,15 +1,22 @@
 """Every unit test has a home of its own and computes on one thread: two would wait for each other on shared cores."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from training_runs import NAMES, Recorder, labelled
 
+import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+from labelrounds import folders
 from labelrounds.cases import PreparedCase
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig
+from labelrounds.networks import build_network
+from labelrounds.store import LabelledCase
 
 
 @pytest.fixture(autouse=True)
@@ -49,6 +56,12 @@ def make_config():
 
 
 @pytest.fixture
+def make_small(make_config):
+    """Make a model of the smallest patches that its networks take."""
+    return lambda **changes: make_config(**{"patch_size": [8, 8, 8], **changes})
+
+
+@pytest.fixture
 def make_case():
     """Make a prepared case: two bright boxes, of different brightness and at different places, in noise."""
 
@@ -71,3 +84,44 @@ def make_case():
         )
 
     return make
+
+
+@pytest.fixture
+def cases(make_small, make_case) -> list[PreparedCase]:
+    """Make three cases for a small model."""
+    config = make_small()
+    return [make_case(seed, config) for seed in range(3)]
+
+
+@pytest.fixture
+def config(make_small) -> ModelConfig:
+    """Make a model that is trained within a second."""
+    return make_small(training={"epochs": 3, "iterations_per_epoch": 2, "learning_rate": 1e-2})
+
+
+@pytest.fixture
+def studies(tmp_path: Path) -> list[LabelledCase]:
+    """Ten labelled cases, of which two validate: two boxes, of different brightness, at different places."""
+    return [labelled(tmp_path, name, seed) for seed, name in enumerate(NAMES)]
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """Note what each training is given."""
+    return Recorder(monkeypatch)
+
+
+@pytest.fixture
+def ship(config, tmp_path, monkeypatch):
+    """Ship a version of which the card names the cases that it has learnt from."""
+
+    def ship(learnt: list[str]) -> None:
+        version = Checkpoints(config).publish(build_network(config), {})
+        (tmp_path / "weights").mkdir()
+        shutil.move(version.weights, tmp_path / "weights" / "tiny.safetensors")
+        shutil.rmtree(Checkpoints(config).folder)
+        card = {"labels": ["near", "far"], "cases": {"train": learnt, "validation": [], "test": []}}
+        (tmp_path / "weights" / "tiny.json").write_text(json.dumps(card))
+        monkeypatch.setattr(folders, "shipped_weights", lambda: tmp_path / "weights")
+
+    return ship

@@ -13,10 +13,9 @@ import training_together
 from safetensors.torch import load_file
 
 from labelrounds import distributed
-from labelrounds.errors import BadInput, Conflict
+from labelrounds.errors import Conflict
 from labelrounds.learning import Schedule
 from labelrounds.together import SharedRun, follow
-from labelrounds.training import TrainingRequest
 
 CPU = torch.device("cpu")
 # The networks compute in float64, the loss in float32: its sums over the shares of a batch have another order and so
@@ -166,25 +165,3 @@ def test_a_machine_with_another_case_does_not_train_along(monkeypatch):
         with pytest.raises(Conflict, match=f"process 0 can't take part in the training: {message}; all machines need"):
             follow(config, [], CPU)
     assert learnt == [([case], [], wanted.schedule, None)]
-
-
-def asked(monkeypatch, gpus: int, batch_size: int = 4, **request) -> int:
-    names = [*(f"cuda:{index}" for index in range(gpus)), "cpu"]
-    monkeypatch.setattr("labelrounds.devices.available_devices", lambda: names)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
-    config = training_together.learner(batch_size, 1)._config
-    return TrainingRequest.parse({"model": "shared", **request}, config).processes
-
-
-def test_a_server_trains_on_all_its_gpus_unless_one_is_chosen(monkeypatch):
-    assert asked(monkeypatch, gpus=2) == asked(monkeypatch, gpus=2, device="cuda") == 2
-    assert asked(monkeypatch, gpus=8) == 4, "a process for each patch at most"
-    assert asked(monkeypatch, gpus=2, device="cuda:1") == asked(monkeypatch, gpus=2, device="cpu") == 1
-    assert asked(monkeypatch, gpus=1) == asked(monkeypatch, gpus=0) == 1
-    assert asked(monkeypatch, gpus=8, processes=3) == asked(monkeypatch, gpus=0, processes=3) == 3
-
-
-@pytest.mark.parametrize(("gpus", "wanted", "limit"), [(2, 3, "2 .GPUs of this"), (0, 5, "4 .training.batch_size")])
-def test_more_processes_than_there_is_work_for_are_refused(monkeypatch, gpus, wanted, limit):
-    with pytest.raises(BadInput, match=f"processes {wanted} is not a whole number from 1 to {limit}"):
-        asked(monkeypatch, gpus=gpus, processes=wanted)

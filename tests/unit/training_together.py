@@ -13,9 +13,10 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from learners import StopAfter
 from safetensors.torch import save_file
 
-from labelrounds import distributed, learning
+from labelrounds import distributed, training_steps
 from labelrounds.cases import PreparedCase
 from labelrounds.config import ModelConfig
 from labelrounds.errors import LabelRoundsError
@@ -23,17 +24,6 @@ from labelrounds.learning import Epoch, Learner, Schedule
 from labelrounds.networks import build_network
 
 CPU = torch.device("cpu")
-
-
-class StopAfter:
-    """Says stop from the given call on."""
-
-    def __init__(self, calls: float) -> None:
-        self.left = calls
-
-    def __call__(self) -> bool:
-        self.left -= 1
-        return self.left < 0
 
 
 def case_of(seed: int) -> PreparedCase:
@@ -123,11 +113,11 @@ def all_figures(folder: Path) -> dict[str, object]:
         "only another is told": run(folder, "told", learner(2, 1), float("inf") if distributed.rank() == 0 else 1),
         "too many": refusal(lambda: learner(1, 1)),
     }
-    learning.supervised_loss, loss = out_of_memory, learning.supervised_loss
+    training_steps.supervised_loss, loss = out_of_memory, training_steps.supervised_loss
     figures["out of memory"] = refusal(lambda: run(folder, "none", learner(2, 1)))
-    learning.supervised_loss = lambda levels, labels: loss(levels, labels) * float("nan")
+    training_steps.supervised_loss = lambda levels, labels: loss(levels, labels) * float("nan")
     figures["diverged"] = refusal(lambda: run(folder, "none", learner(2, 1)))
-    learning.supervised_loss = loss
+    training_steps.supervised_loss = loss
     return figures
 
 

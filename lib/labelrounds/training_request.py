@@ -1,0 +1,72 @@
+"""What a client may ask of a training, checked before any process is started for it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from labelrounds.config import MOST_EPOCHS, ModelConfig
+from labelrounds.devices import choose_device
+from labelrounds.errors import BadInput
+from labelrounds.policies import AUTO, POLICIES, QUICK
+
+_REQUEST_KEYS = {"model", "device", "epochs", "policy", "processes", "client_id"}
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """What a client may say of a training.
+
+    Attributes:
+        policy: ``auto``, ``quick`` or ``full``; see ``policies.py``.
+        epochs: how many; None for the policy's own number.
+        device: where to compute.
+        processes: how many train together on a server's machine; each has a GPU of its own.
+    """
+
+    policy: str
+    epochs: int | None
+    device: str
+    processes: int = 1
+
+    @classmethod
+    def parse(cls, request: dict[str, Any], config: ModelConfig) -> "TrainingRequest":
+        """Check a request before any process is started for it; 0 epochs, as clients show it, are the policy's own.
+
+        Raises:
+            BadInput: an unknown key or a value that is not allowed.
+        """
+        unknown = sorted(set(request) - _REQUEST_KEYS)
+        if unknown:
+            raise BadInput(f"training option {unknown[0]!r} is not one of {', '.join(sorted(_REQUEST_KEYS))}")
+        epochs = request.get("epochs", 0)
+        if not isinstance(epochs, int) or isinstance(epochs, bool) or not 0 <= epochs <= MOST_EPOCHS:
+            raise BadInput(
+                f"epochs {epochs!r} is not a whole number from 1 to {MOST_EPOCHS}, nor 0 for the policy's own number"
+            )
+        policy = request.get("policy") or AUTO
+        if policy not in POLICIES:
+            raise BadInput(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
+        device = choose_device(request.get("device"))
+        processes = _processes(request.get("processes", 0), request.get("device"), device, config)
+        return cls(str(policy), epochs or None, str(device), processes)
+
+    def epochs_of(self, policy: str, config: ModelConfig) -> int:
+        """Return how many epochs a policy trains."""
+        own = config.training.quick_epochs if policy == QUICK else config.training.epochs
+        return self.epochs or own
+
+
+def _processes(wanted: object, asked_device: object, device: torch.device, config: ModelConfig) -> int:
+    """Return how many processes train together: as many as asked for, or one for each GPU unless one was chosen.
+
+    Raises:
+        BadInput: not a number, more than there are GPUs or patches in a batch.
+    """
+    most, limit = config.training.batch_size, f"training.batch_size of {config.name}"
+    if device.type == "cuda" and torch.cuda.device_count() < most:
+        most, limit = torch.cuda.device_count(), "GPUs of this machine"
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 0 <= wanted <= most:
+        raise BadInput(f"processes {wanted!r} is not a whole number from 1 to {most} ({limit}), nor 0 for the usual")
+    usual = most if device.type == "cuda" and asked_device in (None, "", "cuda") else 1
+    return wanted or usual
