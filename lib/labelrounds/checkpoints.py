@@ -8,14 +8,14 @@ Layout below ``home()/models/<model>``::
     served.jsonl                        a line for each change of what is served: when, what, instead of what, why
 
 Beside them lies what the training keeps there: ``split.json`` (splits.py), ``progress.json`` and ``tensorboard/``
-(progress.py), ``state.safetensors`` (learning_state.py), ``folds.json`` (cross_validation.py) and ``training.lock``
-(training.py).
+(progress.py), ``state.safetensors`` (learning_state.py), ``folds.json`` (cross_validation.py), ``begun.json`` and
+``training.lock`` (training.py).
 
 Crash rule: a version is written into a folder with a temporary name and flushed, the folder is renamed, and
 only then the pointer is replaced; a crash at any moment leaves the old version served and at most one folder
-named ``.new-*`` behind, which the next publication removes. Concurrency: one training publishes at a time (the
-queue in ``jobs.py`` sees to it), any number of processes read; readers see the old or the new pointer. A server looks
-at the pointer with each request, so a rollback needs no restart.
+named ``.new-*`` behind, which the next publication removes. Concurrency: one training publishes at a time
+(``training.lock`` sees to it), any number of processes read; readers see the old or the new pointer. A server looks at
+the pointer with each request, so a rollback needs no restart.
 """
 
 import json

@@ -113,7 +113,7 @@ class JobQueue:
             for entry in [entry for entry in left if _is_of(entry, studies, models)]:
                 logger.info("Resume the interrupted %s of %s", self.method, entry["request"]["model"])
                 self._foreign = [other for other in self._foreign if other is not entry]
-                resumed.append(self.submit(entry["request"], enqueue=True))
+                resumed.append(self.submit({**entry["request"], "resumed": True}, enqueue=True))
         except OutOfSpace as error:
             logger.warning("Resume no more until the next start: %s", error)
         return resumed

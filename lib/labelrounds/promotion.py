@@ -75,6 +75,8 @@ def promote(
         "judged_by": judgement.kind,
         "notes": plan.notes,
     }
+    if missed := [label for label, value in dice.items() if value == 0]:
+        plan.note(f"finds no voxel right of {', '.join(missed)} in any of the cases that it is judged on")
     remarks = "".join(f" {_sentence(note)}" for note in plan.notes)
     remarks += f" Skipped {len(plan.skipped)}: {named_few(plan.skipped)}." if plan.skipped else ""
     objection = judgement.comparison.objection if judgement.comparison else None

@@ -6,10 +6,12 @@ cross-validated where there are few patients (``cross_validation.py``); the resu
 (``promotion.py``).
 
 What the server shows of it goes through ``progress.json``, written after each epoch; what a killed process had
-reached goes through ``state.safetensors`` and ``folds.json``, from which the next start of the same training goes on.
+reached goes through ``state.safetensors`` and ``folds.json``, from which the next start of the same training goes on,
+and ``begun.json``, which names its cases.
 One training of a model at a time, across processes, by a lock on its folder.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,11 +23,11 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 from labelrounds import distributed
 from labelrounds.cases import PreparedCase, prepare_cases
-from labelrounds.checkpoints import Checkpoints
+from labelrounds.checkpoints import Checkpoints, read_json, write_json
 from labelrounds.config import ModelConfig
 from labelrounds.cross_validation import cross_validate
 from labelrounds.devices import available_devices
-from labelrounds.errors import Busy
+from labelrounds.errors import BadInput, Busy, LabelRoundsError
 from labelrounds.evaluation import Scores, evaluate
 from labelrounds.learning import Diverged, Epoch, Learner, Outcome, Schedule
 from labelrounds.networks import SegmentationNetwork
@@ -38,6 +40,8 @@ from labelrounds.together import dismiss, follow, lead
 from labelrounds.training_plan import TrainingPlan, make_plan, network_of
 from labelrounds.training_request import TrainingRequest
 from labelrounds.training_steps import copy_weights
+
+logger = logging.getLogger(__name__)
 
 _NEW_DRAWN = 2.0
 # Dice rises again when the learning rate falls at the end. A third of the epochs without a new best was too little
@@ -132,6 +136,7 @@ class _Training:
         self._config, self._checkpoints, self._wanted, self._stopped = config, checkpoints, wanted, stopped
         self._device = device
         self._state, self._folds = checkpoints.folder / "state.safetensors", checkpoints.folder / "folds.json"
+        self._begun = checkpoints.folder / "begun.json"
         self._watch = Watch(checkpoints, resumable=self._state.is_file())
 
     def run(self, items: list[LabelledCase]) -> dict[str, Any]:
@@ -150,7 +155,11 @@ class _Training:
         cases, skipped = prepare_cases(self._counted(items), self._config)
         if self._stopped():
             return {"published": None, "message": "Stopped while the cases were prepared; nothing was published."}
+        cases, remark = self._as_begun(cases)
         plan = make_plan(self._checkpoints, self._wanted, cases, skipped)
+        if remark:
+            plan.note(remark)
+        self._write_begun(cases)
         board = self._watch.training(
             plan.fingerprint,
             plan.all_epochs,
@@ -181,7 +190,7 @@ class _Training:
             self._checkpoints,
             self._watch.elapsed_s,
         )
-        for left in (self._state, self._folds):
+        for left in (self._state, self._folds, self._begun):
             left.unlink(missing_ok=True)
         return result
 
@@ -192,6 +201,34 @@ class _Training:
                 return
             self._watch.stage(f"preparing case {number} of {len(items)}")
             yield item
+
+    def _as_begun(self, cases: list[PreparedCase]) -> tuple[list[PreparedCase], str]:
+        """Return the cases to train on, and what to say of an interrupted training that had others.
+
+        Labels are submitted while a training runs. If a server that was killed began anew with them at its next start,
+        hours would be lost; so it goes on with those that the training had begun with, as long as they are the same.
+        """
+        begun = self._read_begun() if self._state.is_file() else {}
+        same = [case for case in cases if begun.get(case.image_id) == case.key]
+        if not begun or len(same) == len(begun) == len(cases):
+            return cases, ""
+        if self._wanted.resumed and len(same) == len(begun):
+            later = len(cases) - len(same)
+            return same, f"went on with its {len(same)} cases; {later} submitted since wait for the next training"
+        return cases, "began anew, as the labels are others than those of the training that was interrupted"
+
+    def _read_begun(self) -> dict[str, str]:
+        try:
+            return dict((read_json(self._begun) or {}).get("cases", {}))
+        except BadInput as error:
+            logger.warning("Begin with all cases: %s", error)
+            return {}
+
+    def _write_begun(self, cases: list[PreparedCase]) -> None:
+        try:
+            write_json(self._begun, {"cases": {case.image_id: case.key for case in cases}})
+        except (OSError, LabelRoundsError) as error:
+            logger.warning("After a kill it goes on only if no label is submitted until then: %s", error)
 
     def _learn(self, plan: TrainingPlan, board: Board) -> Outcome:
         validation = plan.parts[VALIDATION]

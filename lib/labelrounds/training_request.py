@@ -10,7 +10,7 @@ from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput
 from labelrounds.policies import AUTO, POLICIES, QUICK
 
-_REQUEST_KEYS = {"model", "device", "epochs", "policy", "processes", "client_id"}
+_REQUEST_KEYS = {"model", "device", "epochs", "policy", "processes", "resumed", "client_id"}
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,14 @@ class TrainingRequest:
         epochs: how many; None for the policy's own number.
         device: where to compute.
         processes: how many train together on a server's machine; each has a GPU of its own.
+        resumed: whether a server that was killed had begun it; it then goes on with the cases that it had begun with.
     """
 
     policy: str
     epochs: int | None
     device: str
     processes: int = 1
+    resumed: bool = False
 
     @classmethod
     def parse(cls, request: dict[str, Any], config: ModelConfig) -> "TrainingRequest":
@@ -49,7 +51,10 @@ class TrainingRequest:
             raise BadInput(f"policy {policy!r} is not one of {', '.join(POLICIES)}")
         device = choose_device(request.get("device"))
         processes = _processes(request.get("processes", 0), request.get("device"), device, config)
-        return cls(str(policy), epochs or None, str(device), processes)
+        resumed = request.get("resumed", False)
+        if not isinstance(resumed, bool):
+            raise BadInput(f"resumed {resumed!r} is not true or false")
+        return cls(str(policy), epochs or None, str(device), processes, resumed)
 
     def epochs_of(self, policy: str, config: ModelConfig) -> int:
         """Return how many epochs a policy trains."""

@@ -311,7 +311,7 @@ def test_what_a_killed_server_left_is_asked_for_again(queue, home, studies):
     note_of(home).write_text(json.dumps({"requests": left}))
     tasks = queue.resume("/studies", ["m", "n"])
     wait_till_ended(*tasks)
-    assert [task["request"] for task in tasks] == [entry["request"] for entry in left]
+    assert [task["request"] for task in tasks] == [{**entry["request"], "resumed": True} for entry in left]
     assert [task["status"] for task in tasks] == ["DONE"] * 3
     wait_for(lambda: not note_of(home).exists())
     assert queue.resume("/studies", ["m"]) == []
@@ -365,7 +365,7 @@ def test_a_server_that_ends_leaves_its_request_for_the_next(home, go, studies):
     go.touch()
     resumed = JobQueue("train").resume("/studies", ["m", "another", "a third"])
     wait_till_ended(*resumed)
-    assert [one["request"] for one in resumed] == [one["request"] for one in (task, *waiting)]
+    assert [one["request"] for one in resumed] == [{**one["request"], "resumed": True} for one in (task, *waiting)]
     assert [one["status"] for one in resumed] == ["DONE"] * 3
 
 

@@ -225,6 +225,32 @@ def test_a_killed_training_of_something_else_is_not_gone_on_with(config, studies
     assert [entry[0] for entry in progress_of(config)["history"]] == epochs
 
 
+def test_a_training_that_the_next_server_resumes_goes_on_with_its_own_cases(config, studies, tmp_path, monkeypatch):
+    kill_in(monkeypatch, "epoch", 1, config, studies, 3)
+    studies.append(labelled(tmp_path, "submitted_meanwhile", 50))
+    epochs = reported(monkeypatch)
+    result = train_model(config, studies, replace(wanted(3), resumed=True), never)
+    assert epochs == [2, 3]
+    assert "went on with its 10 cases; 1 submitted since wait for the next training" in result["notes"]
+    assert "submitted_meanwhile" not in str(Checkpoints(config).current().record["cases"])
+    assert not (Checkpoints(config).folder / "begun.json").exists()
+    train_model(config, studies, wanted(1), never)
+    assert "submitted_meanwhile" in str(Checkpoints(config).current().record["cases"])
+
+
+@pytest.mark.parametrize("by", ["the user", "the next server"])
+def test_a_killed_training_whose_labels_are_others_begins_anew_and_says_so(config, studies, tmp_path, monkeypatch, by):
+    kill_in(monkeypatch, "epoch", 1, config, studies, 2)
+    if by == "the user":
+        studies.append(labelled(tmp_path, "submitted_meanwhile", 50))
+    else:
+        labelled(tmp_path, NAMES[0], 77)  # corrected, so that what was learnt from it is out of date
+    epochs = reported(monkeypatch)
+    result = train_model(config, studies, replace(wanted(2), resumed=by != "the user"), never)
+    assert epochs == [1, 2]
+    assert "began anew, as the labels are others than those of the training that was interrupted" in result["notes"]
+
+
 @pytest.mark.parametrize("content", ["", '{"epoch": ', "[1]"])
 def test_damaged_figures_are_left_out_and_hinder_no_resume(config, studies, monkeypatch, caplog, content):
     kill_in(monkeypatch, "epoch", 1, config, studies, 2)
