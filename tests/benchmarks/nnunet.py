@@ -7,7 +7,7 @@ cases, and neither sees the validation cases before it is judged, so nothing is 
 The wall time is that of training alone. Installing, imports, nnU-Net's planning and both preprocessings are not in
 it; what they took is in the figures. Both schedules are made to fit the whole wall time, from a measured speed: a
 Dice at an earlier time is that of a schedule still under way, so compare whole runs of different --minutes for what
-each reaches in that time.
+each reaches in that time. The runs of the same cases, threads and seed are gathered in one file of results.
 
 nnU-Net has a Python environment of its own (--peers), its own plan of the data, made by its own commands, its own
 augmentation and its own predictor with mirroring; `nnunet_peer.py` says what differs from its command line. Ours is
@@ -67,29 +67,36 @@ def main() -> None:
     if wanted.fresh:
         shutil.rmtree(folder, ignore_errors=True)
     console.print(f"{len(training)} training and {len(validation)} validation cases; files and logs in {folder}")
-    result = RESULTS / f"nnunet_{wanted.cases}cases_{wanted.minutes:g}min.json"
-    report: dict[str, Any] = {
-        "minutes": wanted.minutes,
+    result = RESULTS / f"nnunet_{wanted.cases}cases.json"
+    about = {
         "seed": wanted.seed,
         "threads": wanted.threads,
         "device": wanted.device,
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": machine.describe(),
+        "model": wanted.model,
         "cases": {"training": training, "validation": validation},
-        "sides": {},
     }
+    report = earlier(result, about)
     for name in wanted.sides.split(","):
+        started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         side = (Ours if name == "ours" else NnUNet)(name, folder, training, validation, marks, wanted)
-        figures = side.train()
-        figures["curve"] = []
-        report["sides"][name] = figures
+        run = {"side": name, "minutes": wanted.minutes, "started": started, "machine": machine.describe()}
+        run |= {**side.train(), "curve": []}
+        kept = [other for other in report["runs"] if (other["side"], other["minutes"]) != (name, wanted.minutes)]
+        report["runs"] = sorted([*kept, run], key=lambda one: (one["side"], one["minutes"]))
         for mark in side.reached():
-            figures["curve"].append(side.judge(mark))
+            run["curve"].append(side.judge(mark))
             write(report, result)
-            console.print(line(name, figures["curve"][-1]))
+            console.print(line(name, run["curve"][-1]))
         write(report, result)
-    console.print(table(report, marks))
+    console.print(table(report))
     console.print(f"Figures: {result}")
+
+
+def earlier(result: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Return what a file of results holds of earlier runs, if these were of the same cases and settings."""
+    known: dict[str, Any] = json.loads(result.read_text()) if result.is_file() else {}
+    same = all(known.get(key) == value for key, value in about.items())
+    return {**about, "runs": known["runs"] if same else []}
 
 
 def fingerprint(wanted: argparse.Namespace, training: list[str], validation: list[str], marks_s: list[float]) -> str:
@@ -358,20 +365,19 @@ def line(name: str, point: dict[str, Any]) -> str:
     return f"{name}: Dice {point['dice_mean']:.4f} after {reached}"
 
 
-def table(report: dict[str, Any], marks_s: list[float]) -> Table:
+def table(report: dict[str, Any]) -> Table:
     """Return the curves as they are printed."""
-    count = len(report["cases"]["validation"])
-    shown = Table(
-        "minutes of training", *report["sides"], title=f"Mean Dice (standard error) of {count} held-back cases"
-    )
-    for mark in marks_s:
+    count, runs = len(report["cases"]["validation"]), report["runs"]
+    names = [f"{run['side']}, {run['minutes']:g} min" for run in runs]
+    shown = Table("minutes of training", *names, title=f"Mean Dice (standard error) of {count} held-back cases")
+    for minutes in sorted({point["minutes"] for run in runs for point in run["curve"]}):
         row = []
-        for side in report["sides"].values():
-            points = [point for point in side["curve"] if point["minutes"] == round(mark / 60, 3)]
+        for run in runs:
+            points = [point for point in run["curve"] if point["minutes"] == minutes]
             row += [f"{p['dice_mean']:.4f} ({p['dice_standard_error']})" for p in points] or ["-"]
-        shown.add_row(f"{mark / 60:g}", *row)
+        shown.add_row(f"{minutes:g}", *row)
     for figure in ("prepare_s", "batch_size", "epochs", "iterations_an_epoch", "parameters"):
-        shown.add_row(figure, *(str(side.get(figure)) for side in report["sides"].values()))
+        shown.add_row(figure, *(str(run.get(figure)) for run in runs))
     return shown
 
 

@@ -63,3 +63,11 @@ def test_another_nnunet_is_another_run(monkeypatch):
     before = of_nnunet(changed())
     monkeypatch.setattr(nnunet, "PACKAGE", "nnunetv2==0")
     assert of_nnunet(changed()) != before
+
+
+def test_results_are_gathered_only_with_those_of_the_same_cases_and_settings(tmp_path):
+    result, about = tmp_path / "nnunet.json", {"seed": 0, "threads": 1, "cases": {"training": ["a"]}}
+    assert nnunet.earlier(result, about) == {**about, "runs": []}
+    nnunet.write({**about, "runs": [{"side": "ours"}]}, result)
+    assert nnunet.earlier(result, about)["runs"] == [{"side": "ours"}]
+    assert nnunet.earlier(result, {**about, "threads": 2})["runs"] == []
