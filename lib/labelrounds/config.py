@@ -101,6 +101,19 @@ class TrainingConfig(Section):
         return scale_range
 
 
+class InferenceConfig(Section):
+    """How the windows are brought together in which an image is segmented.
+
+    Attributes:
+        blend: ``gaussian`` sums the windows' logits, those near a window's middle counting most; ``owner`` takes each
+            voxel's label from the window whose centre is nearest, in less time and memory.
+        overlap: by which share of their side neighbouring windows overlap.
+    """
+
+    blend: Literal["gaussian", "owner"] = "gaussian"
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+
+
 class LabelCleaning(Section):
     """What is done to one label of a prediction after the network."""
 
@@ -121,7 +134,7 @@ class ModelConfig(Section):
     network: NetworkConfig
     patch_size: tuple[Count, Count, Count]
     mirror: tuple[MirrorAxis, ...] = ()
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    inference: InferenceConfig = InferenceConfig()
     training: TrainingConfig = TrainingConfig()
     cleaning: dict[str, LabelCleaning] = {}
 
@@ -270,6 +283,7 @@ def _allowed(location: tuple[Any, ...]) -> list[str]:
     section: type[BaseModel] = ModelConfig
     nested: dict[str, type[BaseModel]] = {
         "training": TrainingConfig,
+        "inference": InferenceConfig,
         "window": WindowIntensity,
         "zscore": ZScoreIntensity,
     }

@@ -48,6 +48,12 @@ class Busy(LabelRoundsError):
     status = 429
 
 
+class Cancelled(LabelRoundsError):
+    """Nobody waits for the answer any more, so that it was not computed to its end."""
+
+    status = 499
+
+
 class OutOfSpace(LabelRoundsError):
     """The disk could not take what was to be written; nothing was changed."""
 

@@ -16,83 +16,94 @@ from typing import Any
 
 import numpy as np
 import torch
-from monai.inferers import sliding_window_inference
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from labelrounds import sliding
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, available_devices, choose_device, free_bytes, is_out_of_memory, place
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.reading import Image, read_image
+from labelrounds.sliding import Run, Stopped, Windows
 from labelrounds.transforms import Grid, clean, prepare, restore
 from labelrounds.writing import write_label
 
 logger = logging.getLogger(__name__)
 
 RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".seg.nrrd")
-_WINDOWS_AT_ONCE = 2
 
 
 @torch.inference_mode()
-def predict(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """Return the label map ``(X, Y, Z)`` uint8 of a prepared image ``(C, X, Y, Z)``, on the image's device."""
-    return _logits(network, image, config).argmax(dim=0).to(torch.uint8)
+def predict(run: Run, image: torch.Tensor, config: ModelConfig, stopped: Stopped | None = None) -> torch.Tensor:
+    """Return the label map ``(X, Y, Z)`` uint8 of a prepared image ``(C, X, Y, Z)``, on the image's device.
 
+    Args:
+        run: a network, or another way to the logits ``(B, K, *patch)`` of windows ``(B, C, *patch)``.
+        image: as `transforms.prepare` returns it.
+        config: the model.
+        stopped: asked before each batch of windows whether to give up.
 
-@torch.inference_mode()
-def probabilities(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """Return the softmax ``(K, X, Y, Z)`` float32 of which `predict` takes the largest; its first is the background."""
-    return _logits(network, image, config).float().softmax(dim=0)
-
-
-def _logits(network: SegmentationNetwork, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """Return the logits ``(K, X, Y, Z)`` of a prepared image ``(C, X, Y, Z)``, on the image's device."""
-    _check_memory(image, config)
+    Raises:
+        TooLarge: it would not fit into the device's memory.
+        Cancelled: ``stopped`` said so.
+    """
+    windows = Windows.over(image.shape[1:], config.patch_size, config.inference.overlap)
+    _check_memory(windows, image.device, config, kept_bytes=1)
     with autocast(image.device):
-        logits = sliding_window_inference(
-            image[None],
-            roi_size=config.patch_size,
-            sw_batch_size=_WINDOWS_AT_ONCE,
-            predictor=network,
-            overlap=config.overlap,
-            mode="gaussian",
-            padding_mode="replicate",
-        )
-    if not isinstance(logits, torch.Tensor):
-        raise TypeError(f"network {config.network.name} returned {type(logits).__name__}, expected a tensor")
-    return logits[0]
+        return sliding.label_map(run, image, windows, config.inference.blend, stopped)
 
 
-def _check_memory(image: torch.Tensor, config: ModelConfig) -> None:
-    """Refuse an image whose logits would not fit into memory, before the machine has to kill the server.
+@torch.inference_mode()
+def probabilities(run: Run, image: torch.Tensor, config: ModelConfig) -> torch.Tensor:
+    """Return the softmax ``(K, X, Y, Z)`` float32 of which `predict` takes the largest; its first is the background.
+
+    Raises:
+        TooLarge: it would not fit into the device's memory.
+    """
+    windows = Windows.over(image.shape[1:], config.patch_size, config.inference.overlap)
+    _check_memory(windows, image.device, config, kept_bytes=4 * (len(config.labels) + 1))
+    with autocast(image.device):
+        return sliding.softmax(run, image, windows, config.inference.blend)
+
+
+def _check_memory(windows: Windows, device: torch.device, config: ModelConfig, kept_bytes: int) -> None:
+    """Refuse an image that would not fit into memory, before the machine has to kill the server.
+
+    Args:
+        windows: those of the image.
+        device: where it is computed.
+        config: the model.
+        kept_bytes: what is kept of each voxel until the end.
 
     Raises:
         TooLarge: what it needs and what is free.
     """
-    voxels = math.prod(max(side, patch) for side, patch in zip(image.shape[1:], config.patch_size, strict=True))
-    # The sum of the windows' float32 logits and its division by their weights are both held at once.
-    needed = voxels * 4 * (2 * (len(config.labels) + 1) + config.channels + 1)
-    free = free_bytes(image.device)
+    classes = len(config.labels) + 1
+    needed = windows.bytes(config.channels, classes, config.inference.blend) + math.prod(windows.shape) * kept_bytes
+    free = free_bytes(device)
     if needed > free:
-        shape = " x ".join(str(side) for side in image.shape[1:])
+        shape = " x ".join(str(side) for side in windows.shape)
         raise TooLarge(
             f"at the model's spacing the image has {shape} voxels, which needs {needed / 1e9:.1f} GB for"
             f" {len(config.labels)} labels; {free / 1e9:.1f} GB are free"
         )
 
 
-def segment(network: SegmentationNetwork, image: Image, config: ModelConfig, device: torch.device) -> np.ndarray:
+def segment(
+    run: Run, image: Image, config: ModelConfig, device: torch.device, stopped: Stopped | None = None
+) -> np.ndarray:
     """Return the label map ``(X, Y, Z)`` of an image on the image's own grid.
 
     Raises:
         BadInput: the image has another number of channels than the model.
+        Cancelled: ``stopped`` said so.
     """
     channels = image.array.shape[0]
     if channels != config.channels:
         raise BadInput(f"{image.source}: has {channels} channels, model {config.name} takes {config.channels}")
     grid = Grid.of(image, config)
-    label = predict(network, prepare(image, config, grid, device), config)
+    label = predict(run, prepare(image, config, grid, device), config, stopped)
     return restore(torch.from_numpy(clean(label.cpu().numpy(), config)), grid)
 
 

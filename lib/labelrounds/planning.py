@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from labelrounds.config import TrainingConfig
+from labelrounds.config import InferenceConfig, TrainingConfig
 from labelrounds.fingerprint import Fingerprint
 from labelrounds.networks import networks
 from labelrounds.sizing import (
@@ -85,10 +85,11 @@ def make_plan(fingerprint: Fingerprint, network: str, device: torch.device) -> P
         *_described(fingerprint, network),
         *_resolution(fingerprint, layout),
         _intensity(fingerprint),
-        *_size(fingerprint, layout, device),
+        _size(layout, device),
         _mirror(fingerprint),
         *_network(network, layout, device),
         *_training(fingerprint, layout, device),
+        *_inference(layout),
         _cleaning(fingerprint),
     ]
     return Plan(tuple(choices), tuple(_notes(fingerprint)))
@@ -178,27 +179,17 @@ def _intensity(fingerprint: Fingerprint) -> Choice:
     )
 
 
-def _size(fingerprint: Fingerprint, layout: Layout, device: torch.device) -> list[Choice]:
+def _size(layout: Layout, device: torch.device) -> Choice:
     median = " x ".join(map(str, layout.median))
-    parts = math.prod(layout.median) / math.prod(layout.levels.patch)
     limit = f"about {_figure(layout.cost.bytes / 1e9)} GB of {layout.free_bytes / 1e9:.0f} GB free on {device}"
     if device.type == "cpu":
         limit += f", about {layout.cost.cpu_seconds:.1f} s a step on {torch.get_num_threads()} cores"
     flat = " One slice thick: the model is 2-D." if layout.dimensions == 2 else ""
-    overlap = 0.5 if parts <= 8 else 0.25
-    return [
-        Choice(
-            "patch_size",
-            list(layout.levels.patch),
-            f"The median image has {median} voxels at this spacing; a step takes {limit}.{flat}",
-        ),
-        Choice(
-            "overlap",
-            overlap,
-            f"Of the windows in which an image is segmented; {_figure(max(1.0, parts))} patches an image."
-            + (" More overlap would take long." if overlap < 0.5 else ""),
-        ),
-    ]
+    return Choice(
+        "patch_size",
+        list(layout.levels.patch),
+        f"The median image has {median} voxels at this spacing; a step takes {limit}.{flat}",
+    )
 
 
 def _mirror(fingerprint: Fingerprint) -> Choice:
@@ -280,6 +271,16 @@ def _schedule(fingerprint: Fingerprint, layout: Layout, device: torch.device) ->
     return [
         Choice("epochs", max(1, iterations // each), reason),
         Choice("iterations_per_epoch", each, "An epoch is what is shown, saved and resumed from."),
+    ]
+
+
+def _inference(layout: Layout) -> list[Choice]:
+    parts = math.prod(layout.median) / math.prod(layout.levels.patch)
+    overlap = 0.5 if parts <= 8 else 0.25
+    why = f"Of the windows in which an image is segmented; {_figure(max(1.0, parts))} patches an image."
+    return [
+        Choice("inference.blend", InferenceConfig.model_fields["blend"].get_default(), DEFAULT),
+        Choice("inference.overlap", overlap, why + (" More overlap would take long." if overlap < 0.5 else "")),
     ]
 
 

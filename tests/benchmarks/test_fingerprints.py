@@ -54,7 +54,7 @@ def of_membrane(config: ModelConfig) -> str:
 def test_another_configuration_or_code_is_another_run(of, monkeypatch):
     before = of(changed())
     assert of(changed()) == before
-    assert of(changed(overlap=0.75)) != before
+    assert of(changed(mirror=())) != before
     monkeypatch.setattr(machine, "code", lambda: "other")
     assert of(changed()) != before
 

@@ -25,7 +25,7 @@ intensity: {{kind: window, low: -160, high: 240}}
 patch_size: [64, 64, 24]
 network: {{name: unet, channels: [16, 32, 64]}}
 training: {{epochs: 6, iterations_per_epoch: 15, batch_size: 2}}
-overlap: 0.25
+inference: {{overlap: 0.25}}
 """
 
 pytestmark = pytest.mark.skipif(

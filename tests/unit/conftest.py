@@ -47,7 +47,7 @@ def make_config():
             "intensity": {"kind": "window", "low": -1, "high": 1},
             "network": {"name": "unet", "channels": [4, 6, 8]},
             "patch_size": [16, 16, 16],
-            "overlap": 0.25,
+            "inference": {"overlap": 0.25},
             "training": {"epochs": 2, "iterations_per_epoch": 2, "batch_size": 2, "learning_rate": 1e-2},
         }
         return ModelConfig.model_validate_json(json.dumps({**content, **changes}))

@@ -278,7 +278,12 @@ def test_nothing_is_rolled_back_to_that_the_configuration_has_left(checkpoints, 
 
 def test_what_weights_do_not_depend_on_may_change(checkpoints, config, make_config):
     version = checkpoints.publish(network_of(config), {})
-    changes = {"patch_size": [32, 16, 16], "overlap": 0.5, "mirror": ["left_right"], "training": {"epochs": 9}}
+    changes = {
+        "patch_size": [32, 16, 16],
+        "inference": {"blend": "owner", "overlap": 0.5},
+        "mirror": ["left_right"],
+        "training": {"epochs": 9},
+    }
     spelt_out = {"name": "unet", "channels": [4, 6, 8], "strides": None}
     for change in (changes, {"network": spelt_out}):
         other = make_config(**change)

@@ -61,7 +61,7 @@ def test_a_model_is_frozen_and_its_values_are_gap_free(tmp_path: Path):
     assert config.label_values == {"liver": 1, "spleen": 2}
     assert config.dimensions == 3
     with pytest.raises(ValueError, match="frozen"):
-        config.overlap = 0.1  # type: ignore[misc]
+        config.channels = 2  # type: ignore[misc]
 
 
 def test_a_patch_of_one_slice_makes_a_model_of_two_dimensions(tmp_path: Path):
@@ -132,7 +132,12 @@ FAULTS = {
     ),
     "a patch that the network can't halve": (changed(patch_size=[16, 18, 16]), ["[16, 18, 16]", "[4, 4, 4]"]),
     "a patch of one voxel at the lowest level": (changed(patch_size=[4, 4, 4]), ["[4, 4, 4]", "larger"]),
-    "an overlap of one": (changed(overlap=1.0), ["overlap", "1.0"]),
+    "an overlap of one": (changed(inference={"overlap": 1.0}), ["inference.overlap", "1.0"]),
+    "an unknown blend": (changed(inference={"blend": "mean"}), ["inference.blend", "'mean'", "'gaussian' or 'owner'"]),
+    "an unknown key of the inference": (
+        changed(inference={"step": 0.5}),
+        ["inference.step: unknown key", "blend, overlap"],
+    ),
     "an unknown mirror": (changed(mirror=["up_down"]), ["mirror.0", "up_down", "left_right"]),
     "the background as a label": (changed(labels=["background", "liver"]), ["labels", "'background'"]),
     "a label twice": (changed(labels=["liver", "liver"]), ["labels", "once"]),

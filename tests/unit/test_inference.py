@@ -12,7 +12,7 @@ import torch
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds import inference
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
+from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, TooLarge
 from labelrounds.inference import SegmentationInferer, predict, probabilities, segment
 from labelrounds.networks import build_network
 from labelrounds.phantoms import make_phantom
@@ -75,7 +75,9 @@ class BySign(torch.nn.Module):
 
 
 @pytest.mark.parametrize("shape", [(4, 5, 3), (1, 1, 1), (40, 3, 16), (16, 16, 16), (33, 17, 20)], ids=str)
-def test_an_image_of_any_size_gets_an_answer_for_each_voxel(config, shape):
+@pytest.mark.parametrize("blend", ["gaussian", "owner"])
+def test_an_image_of_any_size_gets_an_answer_for_each_voxel(make_config, shape, blend):
+    config = make_config(inference={"blend": blend})
     image = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
     label = predict(BySign(), image, config)
     assert label.dtype == torch.uint8 and label.shape == shape
@@ -88,6 +90,11 @@ def test_probabilities_are_what_the_label_map_is_the_largest_of(config):
     assert chances.shape == (3, 33, 17, 20)
     assert chances.sum(dim=0).allclose(torch.ones(33, 17, 20))
     assert chances.argmax(dim=0).equal(predict(BySign(), image, config).long())
+
+
+def test_a_client_that_has_gone_is_computed_for_no_longer(config):
+    with pytest.raises(Cancelled, match="stopped after 0 of 2 windows"):
+        segment(BySign(), Image(np.zeros((1, 20, 8, 8), np.float32), np.eye(4), "nifti"), config, CPU, lambda: True)
 
 
 @pytest.mark.parametrize("patch_size", [[16, 16, 16], [16, 16, 1]], ids=str)
@@ -325,6 +332,9 @@ def test_an_error_of_another_kind_is_not_tried_again(made, image, serve, monkeyp
 
 def test_an_image_that_would_not_fit_into_memory_is_refused_before_it_is_tried(config, monkeypatch):
     monkeypatch.setattr(inference, "free_bytes", lambda device: 1_000_000_000)
-    image = torch.zeros(1).expand(config.channels, 400, 400, 400)
-    with pytest.raises(TooLarge, match=r"400 x 400 x 400 voxels, which needs 2\.0 GB for 2 labels; 1\.0 GB are free"):
-        predict(build_network(config), image, config)
+    image = torch.zeros(1).expand(config.channels, 1000, 1000, 1000)
+    told = r"1000 x 1000 x 1000 voxels, which needs {} GB for 2 labels; 1\.0 GB are free"
+    with pytest.raises(TooLarge, match=told.format(r"1\.2")):
+        predict(BySign(), image, config)
+    with pytest.raises(TooLarge, match=told.format(r"12\.2")):
+        probabilities(BySign(), image, config)

@@ -16,6 +16,7 @@ TEXT = (ROOT / "README.md").read_text()
 SECTIONS = [
     config.ModelConfig,
     config.TrainingConfig,
+    config.InferenceConfig,
     config.WindowIntensity,
     config.ZScoreIntensity,
     config.LabelCleaning,

@@ -50,7 +50,7 @@ def learner(batch_size: int, epochs: int, state: Path | None = None) -> Learner:
         "intensity": {"kind": "window", "low": -1, "high": 1},
         "network": {"name": "unet", "channels": [4, 6, 8, 8]},
         "patch_size": [16, 16, 16],
-        "overlap": 0.25,
+        "inference": {"overlap": 0.25},
         "training": {"iterations_per_epoch": 4, "batch_size": batch_size, "learning_rate": 1e-2},
     }
     config = ModelConfig.model_validate_json(json.dumps(content))
