@@ -48,6 +48,18 @@ class Busy(LabelRoundsError):
     status = 429
 
 
+class Cancelled(LabelRoundsError):
+    """Nobody waits for the answer any more; the status is what proxies log for a client that has gone."""
+
+    status = 499
+
+
+class Overloaded(LabelRoundsError):
+    """Too many requests wait already, or the server is about to end; the same request may succeed in a moment."""
+
+    status = 503
+
+
 class OutOfSpace(LabelRoundsError):
     """The disk could not take what was to be written; nothing was changed."""
 
