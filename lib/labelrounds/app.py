@@ -6,7 +6,6 @@ does nothing else. What the server alone does (resuming an interrupted training)
 
 import logging
 import math
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,14 @@ from monailabel.interfaces.tasks.train import TrainTask
 
 import labelrounds
 from labelrounds import folders
+from labelrounds.ahead import Ahead
 from labelrounds.config import ModelConfig, load_configs
 from labelrounds.dicomweb import DicomwebStore
+from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Conflict, NotFound
-from labelrounds.inference import SegmentationInferer
+from labelrounds.inferer import SegmentationInferer
 from labelrounds.jobs import job_queue
+from labelrounds.memory_cache import Memory
 from labelrounds.store import StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.training import SegmentationTrainer
@@ -58,7 +60,10 @@ class LabelRoundsApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.configs = configured_models(conf or {})
-        self._turn = threading.Lock()
+        self.engine = Engine()
+        self.memory = Memory()
+        self.ahead = Ahead(self._segment_as_usual)
+        self._habit: dict[str, Any] = {}  # how a user has last asked for a segmentation
         settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(folders.home() / "sessions")
         super().__init__(
             app_dir=app_dir,
@@ -87,7 +92,7 @@ class LabelRoundsApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """Make an inferer for each configured model."""
-        return {name: SegmentationInferer(config, self._turn) for name, config in self.configs.items()}
+        return {name: SegmentationInferer(config, self.engine, self.memory) for name, config in self.configs.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Make a trainer for each configured model."""
@@ -144,7 +149,8 @@ class LabelRoundsApp(MONAILabelApp):
 
         Args:
             request: ``model``; ``image``, an image id, or a ``Path`` to a file that the server itself has
-                written (an upload, a session); optional ``device`` and ``result_extension``.
+                written (an upload, a session); optional ``device`` and ``result_extension``; see
+                `SegmentationInferer` for what else the server adds.
             datastore: where an image id is looked up; the app's own when None.
 
         Returns:
@@ -158,7 +164,27 @@ class LabelRoundsApp(MONAILabelApp):
         image = request.get("image")
         path = image if isinstance(image, Path) else self.image_path(str(image), datastore)
         file, params = task({**request, "image": str(path)})
+        if not request.get("background"):
+            self._habit = {key: request[key] for key in ("model", "device", "result_extension") if key in request}
         return {"file": file, "params": params}
+
+    def segment_ahead(self, image: Path) -> None:
+        """Segment an image in the background, unless nothing is kept between requests."""
+        if self.memory.answers.budget:
+            self.ahead.add(image)
+
+    def _segment_as_usual(self, image: Path) -> None:
+        """Segment an image as the next user will most likely ask for it: as the last one did, or by the first model."""
+        served = (name for name, task in self._infers.items() if task.is_valid())
+        model = self._habit.get("model") or next(served, None)
+        if model is not None:
+            found = self.infer({**self._habit, "model": model, "image": image, "background": True})
+            Path(found["file"]).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """End what computes in this process; what waits is refused."""
+        self.engine.close()
+        self.ahead.close()
 
     def inferer(self, model: str) -> InferTask:
         """Return a model that can be served.
@@ -215,7 +241,7 @@ class LabelRoundsApp(MONAILabelApp):
         return result
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the next case to label, with the reason for it; empty when every case has a label.
+        """Return the next case to label, with the reason for it, and segment it ahead; empty when all have a label.
 
         Raises:
             NotFound: no such strategy.
@@ -225,7 +251,11 @@ class LabelRoundsApp(MONAILabelApp):
         if strategy is None:
             raise NotFound(f"strategy {name!r} is not one of {', '.join(self._strategies)}")
         chosen: dict[str, Any] | None = strategy(request, self.datastore())
-        return {**chosen, "path": str(self.image_path(chosen["id"]))} if chosen else {}
+        if not chosen:
+            return {}
+        path = self.image_path(chosen["id"])
+        self.segment_ahead(path)
+        return {**chosen, "path": str(path)}
 
     def _init_dicomweb_datastore(self) -> Datastore:
         # The host would download the dcmqi tools here, which no hospital's firewall lets through; where they are

@@ -20,15 +20,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from labelrounds import folders
+from labelrounds.budgets import budget_bytes
 from labelrounds.config import ModelConfig
-from labelrounds.errors import BadInput
 from labelrounds.history import checksum
 from labelrounds.store import LabelledCase
 
 logger = logging.getLogger(__name__)
 
 BUDGET = "LABELROUNDS_CACHE_GB"
-_DEFAULT_BUDGET_GB = 20.0
+DEFAULT_BUDGET_GB = 20.0
 _KEPT_UNUSED_S = 90 * 24 * 3600
 _PREPARATION = 1  # to be raised whenever transforms.py or cases.py prepare a case otherwise
 _RELEVANT = ("labels", "channels", "spacing_mm", "intensity", "patch_size")
@@ -48,28 +48,12 @@ def key_of(case: LabelledCase, config: ModelConfig) -> str:
     return hashlib.sha256(about.encode()).hexdigest()
 
 
-def budget_bytes() -> int:
-    """Return how large the cache may grow; 0 keeps nothing.
-
-    Raises:
-        BadInput: the environment's value is not a size.
-    """
-    given = os.environ.get(BUDGET)
-    try:
-        gigabytes = _DEFAULT_BUDGET_GB if not given else float(given)
-    except ValueError:
-        gigabytes = -1.0
-    if not 0 <= gigabytes < 1e9:
-        raise BadInput(f"{BUDGET} {given!r} is not a number of gigabytes, 0 or more")
-    return int(gigabytes * 1e9)
-
-
 class PreparedCache:
     """The files; a disk that fails costs time, never a training."""
 
     def __init__(self) -> None:
         self._folder = folders.home() / "cache"
-        self._budget = budget_bytes()
+        self._budget = budget_bytes(BUDGET, DEFAULT_BUDGET_GB)
 
     def read(self, key: str) -> dict[str, torch.Tensor] | None:
         """Return a case's tensors, or None where they are not kept or the file is damaged."""

@@ -49,9 +49,15 @@ class Busy(LabelRoundsError):
 
 
 class Cancelled(LabelRoundsError):
-    """Nobody waits for the answer any more, so that it was not computed to its end."""
+    """Nobody waits for the answer any more; the status is what proxies log for a client that has gone."""
 
     status = 499
+
+
+class Overloaded(LabelRoundsError):
+    """Too many requests wait already, or the server is about to end; the same request may succeed in a moment."""
+
+    status = 503
 
 
 class OutOfSpace(LabelRoundsError):

@@ -16,12 +16,14 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import labelrounds.host
 
 # isort: split
+from anyio import from_thread, to_thread
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
@@ -42,7 +44,9 @@ from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
 from labelrounds import folders, jobs
-from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, UnsupportedMedia
+from labelrounds.devices import available_devices
+from labelrounds.engine import MOST_WAITING
+from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
 
@@ -78,8 +82,9 @@ def root() -> dict[str, str]:
 
 @own.post("/infer/{model}", tags=["Infer"], summary="Segment an image")
 def segment(
+    http: Request,
     background: BackgroundTasks,
-    _: Caller,
+    who: Caller,
     model: str,
     image: str = "",
     session_id: str = "",
@@ -94,13 +99,14 @@ def segment(
         raise BadInput(f"params {unknown[0]!r} is not one of {', '.join(sorted(_INFER_PARAMS))}")
     app = app_instance()
     app.inferer(model)
+    request = {**options, "model": model, "client_id": client_of(http, who, options), "gone": partial(has_gone, http)}
     if file is not None:
         with received(file) as path:
-            result = app.infer({**options, "model": model, "image": path})
+            result = app.infer({**request, "image": path, "uploaded": True})
     elif session_id:
-        result = app.infer({**options, "model": model, "image": session_image(session_id)})
+        result = app.infer({**request, "image": session_image(session_id)})
     elif image:
-        result = app.infer({**options, "model": model, "image": image})
+        result = app.infer({**request, "image": image})
     else:
         raise BadInput("neither image, file nor session_id was sent; one of them is needed")
     return infer.send_response(app.datastore(), result, output, background)
@@ -192,7 +198,20 @@ def create_session(
         file.filename = safe_name(file)
         if len(files) == 1 and not ending_of(file.filename):
             raise UnsupportedMedia(f"{file.filename!r} does not end in one of {', '.join(ENDINGS)}")
-    return session.create_session(background, False, expiry, files)
+    kept = session.create_session(background, False, expiry, files)
+    app_instance().segment_ahead(session_image(kept["session_id"]))
+    return kept
+
+
+def client_of(http: Request, who: User, options: dict[str, Any]) -> str:
+    """Return whom a request counts for: clients often share a name (Slicer's is ``user-xyz``), or an address."""
+    address = http.client.host if http.client else ""
+    return f"{address} {who.username} {options.get('client_id', '')}"
+
+
+def has_gone(http: Request) -> bool:
+    """Tell whether a request's client has hung up; called in the request's thread."""
+    return from_thread.run(http.is_disconnected)
 
 
 def parse_object(field: str, text: str) -> dict[str, Any]:
@@ -280,13 +299,17 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     jobs.install(instance.check_training, instance.training_figures)
     instance.server_mode(True)
     instance.on_init_complete()
+    # Each request that waits for a device holds a thread; the others must not run out of them.
+    to_thread.current_default_thread_limiter().total_tokens += (MOST_WAITING + 1) * len(available_devices())
     yield
+    instance.close()
     jobs.abandon_all()
 
 
 def answer(error: LabelRoundsError) -> Response:
     """Return an error as the client reads it."""
-    return JSONResponse({"detail": str(error)}, error.status, {"Retry-After": "5"} if error.status == 429 else None)
+    later = error.status in (Busy.status, Overloaded.status)
+    return JSONResponse({"detail": str(error)}, error.status, {"Retry-After": "5"} if later else None)
 
 
 def build() -> FastAPI:

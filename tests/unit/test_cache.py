@@ -12,7 +12,8 @@ import torch
 from safetensors import SafetensorError
 
 from labelrounds import cases as cases_module
-from labelrounds.cache import PreparedCache, budget_bytes, key_of
+from labelrounds.budgets import budget_bytes
+from labelrounds.cache import BUDGET, DEFAULT_BUDGET_GB, PreparedCache, key_of
 from labelrounds.cases import prepare_cases
 from labelrounds.errors import BadInput
 from labelrounds.store import LabelledCase
@@ -277,4 +278,4 @@ def test_a_budget_that_is_none_is_an_error_that_says_so(labelled, make_config, m
 @pytest.mark.parametrize(("given", "expected"), [("", 20e9), ("0.5", 5e8), ("100", 1e11)])
 def test_the_budget_is_twenty_gigabytes_or_what_is_said(monkeypatch, given, expected):
     monkeypatch.setenv("LABELROUNDS_CACHE_GB", given)
-    assert budget_bytes() == expected
+    assert budget_bytes(BUDGET, DEFAULT_BUDGET_GB) == expected

@@ -1,0 +1,566 @@
+"""A request for a segmentation: what it gets, from where, in whose way, and what is kept of it."""
+
+import logging
+import os
+import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+from labelrounds import engine, inference, inferer, memory_cache
+from labelrounds.checkpoints import Checkpoints
+from labelrounds.engine import Engine
+from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
+from labelrounds.inferer import STAGES, SegmentationInferer
+from labelrounds.memory_cache import Memory, identity_of
+from labelrounds.networks import build_network
+from labelrounds.phantoms import make_phantom
+from labelrounds.reading import read_image, read_label
+from labelrounds.transforms import prepare
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def config(make_config):
+    return make_config()
+
+
+@pytest.fixture
+def image(tmp_path) -> Path:
+    return save(np.random.default_rng(0).normal(size=(18, 20, 17)).astype(np.float32), tmp_path / "image.nii.gz")
+
+
+def save(array: np.ndarray, file: Path, affine=None) -> Path:
+    nib.save(nib.Nifti1Image(array, np.eye(4) if affine is None else affine), file)
+    return file
+
+
+@pytest.fixture
+def serve(config):
+    """Publish a network whose answers follow from its seed."""
+
+    def publish(seed: int = 0):
+        torch.manual_seed(seed)
+        return Checkpoints(config).publish(build_network(config).eval(), {})
+
+    return publish
+
+
+@pytest.fixture
+def make_inferer():
+    """Make inferers that share devices and memory, as the models of a server do."""
+    shared = Engine(), Memory()
+    yield lambda config: SegmentationInferer(config, *shared)
+    shared[0].close()
+
+
+@pytest.fixture
+def inferer_of_tiny(make_inferer, config) -> SegmentationInferer:
+    return make_inferer(config)
+
+
+@pytest.fixture
+def ask():
+    """Ask an inferer for a segmentation; the files are removed afterwards."""
+    files = []
+
+    def infer(of: SegmentationInferer, image: Path, **request):
+        file, params = of({"image": str(image), "device": "cpu", **request})
+        files.append(Path(file))
+        return Path(file), params
+
+    yield infer
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def made(ask, inferer_of_tiny):
+    """Ask for a segmentation by the model ``tiny``."""
+    return lambda image, **request: ask(inferer_of_tiny, image, **request)
+
+
+def test_without_a_version_there_is_no_answer(inferer_of_tiny, made, image):
+    assert not inferer_of_tiny.is_valid()
+    with pytest.raises(Conflict, match="model tiny has no trained version yet: submit labels"):
+        made(image)
+
+
+def test_a_damaged_version_is_told_to_who_asks_and_not_hidden(inferer_of_tiny, made, image, serve, config):
+    serve()
+    (Checkpoints(config).folder / "current.json").write_text("{")
+    assert inferer_of_tiny.is_valid()
+    with pytest.raises(BadInput, match=r"current\.json is damaged"):
+        made(image)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", 7, {"a": 1}, [], "cpu:1", "cuda:-1"], ids=str)
+def test_a_device_that_is_not_there_is_refused(made, image, serve, device):
+    serve()
+    with pytest.raises(BadInput, match=r"device .*cpu"):
+        made(image, device=device)
+
+
+def test_a_list_of_devices_means_its_first(made, image, serve):
+    serve()
+    assert made(image, device=["cpu", "cuda:99"])[1]["version"] == 1
+
+
+@pytest.mark.parametrize("extension", [".exe", "nrrd", "../x.nrrd", 7, [".nrrd"]], ids=str)
+def test_an_unknown_extension_is_refused(made, image, serve, extension):
+    serve()
+    with pytest.raises(BadInput, match=r"result_extension .* is not one of \.nrrd, \.nii\.gz"):
+        made(image, result_extension=extension)
+
+
+@pytest.mark.parametrize("extension", [None, "", ".nrrd", ".nii.gz", ".nii", ".seg.nrrd"], ids=str)
+def test_a_result_is_a_label_map_that_is_read_again(made, image, serve, config, extension):
+    serve()
+    file, params = made(image, result_extension=extension)
+    assert file.name.endswith(extension or ".nrrd")
+    assert read_label(file).shape == (18, 20, 17)
+    assert params["label_names"] == {"near": 1, "far": 2}
+    assert list(params["label_names"].values()) == list(range(1, len(config.labels) + 1))
+    assert set(params["latencies"]) == {*STAGES, "total"}
+    assert sum(params["latencies"][stage] for stage in STAGES) <= params["latencies"]["total"] + 0.01
+
+
+def test_an_empty_result_still_names_all_labels(made, serve, config, tmp_path):
+    network = build_network(config)
+    with torch.no_grad():
+        network.net.output_block.conv.conv.bias.copy_(torch.tensor([1e6, 0.0, 0.0]))
+    Checkpoints(config).publish(network, {})
+    file, params = made(save(np.zeros((8, 8, 8), np.float32), tmp_path / "empty.nii.gz"), result_extension=".seg.nrrd")
+    assert not read_label(file).array.any()
+    assert params["label_names"] == {"near": 1, "far": 2}
+    assert read_label(file).segments == {"near": 1, "far": 2}
+
+
+def test_a_new_version_is_picked_up_without_a_restart_and_so_is_a_rollback(inferer_of_tiny, made, image, serve, config):
+    answers = {}
+    for seed in (1, 2):
+        serve(seed)
+        file, params = made(image)
+        assert params["version"] == seed
+        answers[seed] = read_label(file).array
+    assert not np.array_equal(answers[1], answers[2])
+    Checkpoints(config).serve(1)
+    file, params = made(image)
+    assert params["version"] == 1
+    assert np.array_equal(read_label(file).array, answers[1])
+
+
+def test_a_network_is_loaded_once(inferer_of_tiny, made, image, serve, monkeypatch):
+    serve()
+    loads = []
+    load = Checkpoints.load
+    monkeypatch.setattr(Checkpoints, "load", lambda self, *args: (loads.append(1), load(self, *args)))
+    made(image)
+    made(image)
+    assert len(loads) == 1
+
+
+def test_concurrent_requests_get_what_each_would_get_alone(made, serve, tmp_path):
+    serve()
+    images = [
+        save(np.random.default_rng(seed).normal(size=(10 + seed, 16, 12)).astype(np.float32), tmp_path / f"{seed}.nii")
+        for seed in range(4)
+    ]
+    alone = [read_label(made(image)[0]).array for image in images]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda image: read_label(made(image)[0]).array, images * 3))
+    assert all(np.array_equal(label, alone[index % 4]) for index, label in enumerate(together))
+
+
+def test_the_answer_for_an_oblique_study_lies_where_the_study_lies(made, serve, tmp_path):
+    serve()
+    phantom = make_phantom(1, "oblique")
+    study = save(phantom.image[:24, :20, :18], tmp_path / "study.nii.gz", phantom.affine)
+    for extension in (".nrrd", ".nii.gz"):
+        label = read_label(made(study, result_extension=extension)[0])
+        assert label.shape == (24, 20, 18)
+        assert np.allclose(label.affine, read_image(study).affine, atol=1e-3)
+        assert np.allclose(label.affine, phantom.affine, atol=1e-3)
+
+
+def test_nothing_stays_behind_when_the_result_can_not_be_written(made, image, serve, monkeypatch, tmp_path):
+    serve()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+
+    def fails(*args):
+        raise LabelRoundsError("no room")
+
+    monkeypatch.setattr(inferer, "write_label", fails)
+    with pytest.raises(LabelRoundsError, match="no room"):
+        made(image)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_an_image_of_several_channels_reaches_a_model_of_as_many(make_config, make_inferer, ask, tmp_path):
+    config = make_config(name="two", channels=2)
+    Checkpoints(config).publish(build_network(config), {})
+    image = save(np.random.default_rng(0).normal(size=(8, 8, 8, 2)).astype(np.float32), tmp_path / "two.nii.gz")
+    assert read_label(ask(make_inferer(config), image)[0]).shape == (8, 8, 8)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_gives_nearly_the_same_answer(made, serve, image):
+    serve()
+    one, other = (read_label(made(image, device=device)[0]).array for device in ("cpu", "cuda"))
+    assert (one == other).mean() > 0.97
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")])
+@pytest.mark.parametrize("part", ["place", "predict"])
+def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
+    made, image, serve, monkeypatch, error, part
+):
+    serve()
+    expected, params = made(image)
+    assert params["device"] == "cpu" and "note" not in params
+    expected = read_label(expected).array
+    gpu, place, predict = torch.device("cuda:0"), inference.place, inferer.predict
+    # Without a GPU it is one by name alone: what runs in its thread.
+    monkeypatch.setattr(inferer, "choose_device", lambda wanted: gpu)
+    monkeypatch.setattr(memory_cache, "free_bytes", lambda device: 10**9)
+    monkeypatch.setattr(inferer, "prepare", lambda image, config, grid, device: prepare(image, config, grid))
+
+    def limited(whole, what, *args):
+        if threading.current_thread().name == "engine-cuda:0" and what == part:
+            raise error
+        return whole(*args)
+
+    monkeypatch.setattr(
+        inference, "place", lambda network, _, dimensions: limited(place, "place", network, CPU, dimensions)
+    )
+    monkeypatch.setattr(inferer, "predict", lambda *args: limited(predict, "predict", *args))
+    for cached in ("result", "image"):
+        file, params = made(image, device="cuda:0", result_extension=".nrrd" if cached == "result" else ".nii.gz")
+        assert (params["device"], params["note"]) == ("cpu", "segmented on the CPU: out of memory on cuda:0")
+        assert params["cached"] == cached
+        assert np.array_equal(read_label(file).array, expected)
+
+
+def test_what_the_machine_has_not_the_memory_for_is_refused_and_the_next_is_served(made, image, serve, monkeypatch):
+    serve()
+    with monkeypatch.context() as patch:
+        patch.setattr(inferer, "predict", lambda *args: torch.empty(2**50, dtype=torch.uint8))
+        with pytest.raises(
+            TooLarge, match="an image of 18 x 20 x 17 voxels can't be segmented in the memory of the ma"
+        ):
+            made(image)
+    assert made(image)[1]["version"] == 1
+
+
+def test_an_error_of_another_kind_is_not_tried_again(made, image, serve, monkeypatch):
+    serve()
+    tried = []
+
+    def fails(*args):
+        tried.append(1)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    monkeypatch.setattr(inferer, "predict", fails)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        made(image)
+    assert len(tried) == 1
+
+
+# What is kept
+
+
+@pytest.fixture
+def predictions(monkeypatch) -> list[str]:
+    """The models that have computed, in that order."""
+    seen, whole = [], inferer.predict
+
+    def counted(network, voxels, config):
+        seen.append(config.name)
+        return whole(network, voxels, config)
+
+    monkeypatch.setattr(inferer, "predict", counted)
+    return seen
+
+
+def test_the_same_again_is_answered_from_memory_in_a_file_of_its_own(made, image, serve, predictions):
+    serve()
+    first, params = made(image)
+    content = first.read_bytes()
+    first.unlink()  # as the host does with what it has sent
+    again, params_again = made(image)
+    assert (params["cached"], params_again["cached"]) == ("nothing", "result")
+    assert again != first and again.read_bytes() == content
+    assert predictions == ["tiny"]
+    assert {key: params[key] for key in ("version", "device", "label_names")}.items() <= params_again.items()
+    assert params["request_id"] != params_again["request_id"]
+    assert not any(params_again["latencies"][stage] for stage in ("wait", "read", "load", "prepare", "segment"))
+
+
+def test_another_kind_of_file_is_made_of_the_kept_image(made, image, serve):
+    serve()
+    file, _ = made(image)
+    other, params = made(image, result_extension=".nii.gz")
+    assert params["cached"] == "image" and params["latencies"]["read"] == 0
+    assert np.array_equal(read_label(file).array, read_label(other).array)
+
+
+@pytest.mark.parametrize("times_are_kept", [False, True])
+def test_a_changed_file_is_read_anew(made, serve, tmp_path, times_are_kept):
+    serve()
+    rng = np.random.default_rng(1)
+    image = save(rng.normal(size=(18, 20, 17)).astype(np.float32), tmp_path / "image.nii")
+    before, other = image.stat(), save(rng.normal(size=(18, 20, 17)).astype(np.float32), tmp_path / "other.nii")
+    first, _ = made(image)
+    image.write_bytes(other.read_bytes())  # of the same size, and in the same place on the disk
+    if times_are_kept:
+        os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    second, params = made(image)
+    assert params["cached"] == "nothing"
+    assert second.read_bytes() == made(other)[0].read_bytes() != first.read_bytes()
+
+
+def test_a_changed_file_of_a_folder_is_noticed(tmp_path):
+    series = tmp_path / "series"
+    (series / "part").mkdir(parents=True)
+    (series / "part" / "1.dcm").write_bytes(b"a")
+    seen = {identity_of(series)}
+    (series / "2.dcm").write_bytes(b"b")
+    seen.add(identity_of(series))
+    (series / "part" / "1.dcm").write_bytes(b"c")
+    seen.add(identity_of(series))
+    (series / "2.dcm").rename(series / "3.dcm")
+    seen.add(identity_of(series))
+    assert len(seen) == 4 and identity_of(series) in seen
+
+
+def test_a_file_that_is_not_there_is_not_found(made, serve, tmp_path):
+    serve()
+    with pytest.raises(NotFound, match=r"gone\.nii: no such file"):
+        made(tmp_path / "gone.nii")
+
+
+def test_an_upload_is_known_by_its_content(made, image, serve, tmp_path):
+    serve()
+    expected, _ = made(image, uploaded=True)
+    copy = tmp_path / "copy.nii.gz"
+    copy.write_bytes(image.read_bytes())
+    file, params = made(copy, uploaded=True)
+    assert params["cached"] == "result" and file.read_bytes() == expected.read_bytes()
+
+
+def test_a_new_version_answers_anew_and_a_rollback_as_before(made, image, serve, config, predictions):
+    serve(1)
+    first, _ = made(image)
+    serve(2)
+    second, params = made(image)
+    assert (params["version"], params["cached"]) == (2, "image")
+    Checkpoints(config).serve(1)
+    back, params = made(image)
+    assert (params["version"], params["cached"]) == (1, "result")
+    assert back.read_bytes() == first.read_bytes() != second.read_bytes()
+    assert len(predictions) == 2
+
+
+def test_a_version_published_while_a_request_waits_is_what_it_gets(config, make_inferer, image, serve, ask):
+    serve(1)
+    tiny = make_inferer(config)
+    with ThreadPoolExecutor(2) as pool, tiny._engine.worker(CPU).place("other", "other") as place:
+        go = threading.Event()
+        running = pool.submit(place.compute, lambda stopped: go.wait(30))
+        waiting = pool.submit(ask, tiny, image)
+        while tiny._engine.worker(CPU).waiting < 1:
+            assert not waiting.done()
+        serve(2)
+        go.set()
+        assert running.result(30)
+        assert waiting.result(30)[1]["version"] == 2
+    assert ask(tiny, image)[1]["cached"] == "result"
+
+
+@pytest.mark.parametrize(
+    ("change", "cached"),
+    [
+        ({"cleaning": {"far": {"largest_component": True}}}, "image"),
+        ({"overlap": 0.5}, "image"),
+        ({"name": "other"}, "image"),
+        ({"intensity": {"kind": "window", "low": -2, "high": 2}}, "nothing"),
+        ({"spacing_mm": [2.0, 2.0, 2.0]}, "nothing"),
+        ({"patch_size": [16, 16, 1]}, "nothing"),
+    ],
+    ids=str,
+)
+def test_another_configuration_is_another_answer_and_shares_the_image_where_it_may(
+    make_config, make_inferer, ask, image, change, cached
+):
+    first, second = make_config(), make_config(**change)
+    shared = [make_inferer(config) for config in (first, second)]
+    for config in (first, second):
+        Checkpoints(config).publish(build_network(config).eval(), {})
+    Checkpoints(first).serve(1)
+    ask(shared[0], image)
+    if first.name == second.name:
+        Checkpoints(second).serve(2)
+    _, params = ask(shared[1], image)
+    assert params["cached"] == cached
+
+
+def test_two_who_ask_for_the_same_at_once_are_answered_by_one_computation(made, image, serve, predictions):
+    serve()
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda number: made(image, client_id=str(number)), range(8)))
+    assert predictions == ["tiny"]
+    assert sorted(params["cached"] for _, params in answers) == ["nothing"] + ["result"] * 7
+    assert len({file.read_bytes() for file, _ in answers}) == 1
+
+
+def test_a_failed_request_leaves_the_next_one_who_asks_for_the_same_to_compute(made, image, serve, monkeypatch):
+    serve()
+    whole, fails = inferer.predict, [True]
+
+    def sometimes(*args):
+        if fails.pop() if fails else False:
+            raise ValueError("once")
+        return whole(*args)
+
+    monkeypatch.setattr(inferer, "predict", sometimes)
+    with pytest.raises(ValueError, match="once"):
+        made(image)
+    assert made(image)[1]["cached"] == "image"
+
+
+def test_with_no_memory_to_keep_anything_in_everything_is_made_anew(config, image, serve, ask, monkeypatch):
+    monkeypatch.setenv("LABELROUNDS_MEMORY_GB", "0")
+    serve()
+    memory, devices = Memory(), Engine()
+    of = SegmentationInferer(config, devices, memory)
+    assert [ask(of, image)[1]["cached"] for _ in range(2)] == ["nothing"] * 2
+    assert memory.answers.used == memory.images(CPU).used == 0
+    devices.close()
+
+
+def test_what_other_images_take_is_given_up_for_one_that_lacks_memory(
+    config, make_inferer, ask, image, serve, tmp_path, monkeypatch
+):
+    serve()
+    tiny = make_inferer(config)
+    other = save(np.zeros((9, 9, 9), np.float32), tmp_path / "other.nii")
+    ask(tiny, other)
+    kept, whole = tiny._memory.images(CPU), inferer.predict
+
+    def limited(network, voxels, config):
+        if kept.used > voxels.nbytes + 2000:
+            raise TooLarge("needs 90 GB")
+        return whole(network, voxels, config)
+
+    monkeypatch.setattr(inferer, "predict", limited)
+    assert ask(tiny, image)[1]["cached"] == "nothing"
+    assert kept.used > 0
+    assert ask(tiny, other, result_extension=".nii")[1]["cached"] == "nothing"
+
+
+# In whose way
+
+
+class Slow(torch.nn.Module):
+    """Answers each batch of windows when it is let; counts them."""
+
+    def __init__(self):
+        super().__init__()
+        self.windows, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.seen = 0
+
+    def forward(self, images):
+        self.seen += 1
+        self.windows.release()
+        assert self.go.acquire(timeout=30)
+        return torch.cat((images, images, images), dim=1)
+
+
+@pytest.fixture
+def slow(monkeypatch) -> Slow:
+    """The network of all models."""
+    monkeypatch.setattr(engine, "_POLL_S", 0.01)
+    network = Slow()
+    monkeypatch.setattr(
+        inference.ServedNetworks, "get", lambda self, device: (self.checkpoints.current(), network), raising=True
+    )
+    yield network
+    network.go.release(1000)
+
+
+@pytest.fixture
+def large(tmp_path) -> Path:
+    """An image of many windows."""
+    return save(np.random.default_rng(0).normal(size=(40, 40, 40)).astype(np.float32), tmp_path / "large.nii")
+
+
+def test_a_client_that_goes_stops_its_request_between_windows(made, large, serve, slow, tmp_path, monkeypatch):
+    serve()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    gone = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        request = pool.submit(made, large, gone=gone.is_set)
+        assert slow.windows.acquire(timeout=30)
+        gone.set()
+        threading.Event().wait(0.1)  # several looks at the client
+        slow.go.release()
+        with pytest.raises(Cancelled):
+            request.result(30)
+    assert slow.seen == 1
+    assert list(temporary.iterdir()) == []
+    slow.go.release(1000)
+    assert made(large)[1]["cached"] == "image"
+
+
+def test_background_work_gives_way_to_another_image_and_its_image_is_kept(made, large, image, serve, slow):
+    serve()
+    with ThreadPoolExecutor(2) as pool:
+        background = pool.submit(made, large, background=True)
+        assert slow.windows.acquire(timeout=30)
+        user = pool.submit(made, image)
+        threading.Event().wait(0.1)
+        slow.go.release(1000)
+        with pytest.raises(Cancelled):
+            background.result(30)
+        assert user.result(30)[1]["cached"] == "nothing"
+    assert made(large)[1]["cached"] == "image"
+
+
+def test_background_work_is_finished_for_the_user_who_asks_for_it(made, large, serve, slow):
+    serve()
+    with ThreadPoolExecutor(2) as pool:
+        background = pool.submit(made, large, background=True)
+        assert slow.windows.acquire(timeout=30)
+        user = pool.submit(made, large)
+        threading.Event().wait(0.1)
+        slow.go.release(1000)
+        assert background.result(30)[1]["cached"] == "nothing"
+        params = user.result(30)[1]
+    assert params["cached"] == "result"
+    assert params["latencies"]["wait"] > 0
+
+
+def test_the_log_has_a_line_for_each_request_with_what_it_was_told(made, image, serve, caplog):
+    serve()
+    with caplog.at_level(logging.INFO, "labelrounds.inferer"):
+        answers = [made(image)[1] for _ in range(2)]
+    lines = [record.getMessage() for record in caplog.records if record.name == "labelrounds.inferer"]
+    assert len(lines) == 2
+    for line, params in zip(lines, answers, strict=True):
+        assert params["request_id"] in line and f"cached: {params['cached']}" in line
+        times = dict(re.findall(r"(\w+) (\d+\.\d+) s", line))
+        assert {stage: float(value) for stage, value in times.items()} == {
+            stage: pytest.approx(value, abs=1e-3) for stage, value in params["latencies"].items()
+        }
+        assert "image.nii" not in line  # names of images may be those of patients
