@@ -12,9 +12,10 @@ import torch
 from labelrounds import sliding
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
-from labelrounds.devices import autocast, free_bytes, place
+from labelrounds.devices import autocast, free_bytes
 from labelrounds.errors import BadInput, Conflict, TooLarge
 from labelrounds.networks import SegmentationNetwork, build_network
+from labelrounds.networks.serving import for_inference
 from labelrounds.reading import Image
 from labelrounds.sliding import Run, Stopped, Windows
 from labelrounds.transforms import Grid, clean, prepare, restore
@@ -119,6 +120,6 @@ class ServedNetworks:
                 return known
             network = build_network(self.config)
             self.checkpoints.load(version, network)
-            place(network, device, self.config.dimensions).eval()
-            self._loaded[str(device)] = (version, network)
-            return version, network
+            served = for_inference(network, device, self.config.dimensions)
+            self._loaded[str(device)] = (version, served)
+            return version, served

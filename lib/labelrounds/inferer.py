@@ -28,7 +28,7 @@ from labelrounds.checkpoints import Version
 from labelrounds.config import ModelConfig
 from labelrounds.devices import available_devices, choose_device, is_out_of_memory
 from labelrounds.engine import Engine, Place
-from labelrounds.errors import BadInput, Cancelled, LabelRoundsError, TooLarge
+from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.geometry import Affine
 from labelrounds.history import checksum
 from labelrounds.inference import ServedNetworks, predict
@@ -265,15 +265,15 @@ class SegmentationInferer(InferTask):
         with asked.timed("load"):
             version, network = self._networks.get(device)
         prepared = source if isinstance(source, PreparedImage) else self._prepare(asked, device, source)
-        with asked.timed("segment"), _stoppable(network, stopped):
+        with asked.timed("segment"):
             try:
-                return version, prepared, predict(network, prepared.voxels, self._config).cpu().numpy()
+                return version, prepared, predict(network, prepared.voxels, self._config, stopped).cpu().numpy()
             except Exception as error:
                 lacking = isinstance(error, TooLarge) or is_out_of_memory(error)
                 if not lacking or not self._memory.images(device).clear(but=self._image_key(asked)):
                     raise
             # The other images gave up their place, and the error what it held.
-            return version, prepared, predict(network, prepared.voxels, self._config).cpu().numpy()
+            return version, prepared, predict(network, prepared.voxels, self._config, stopped).cpu().numpy()
 
     def _prepare(self, asked: Request, device: torch.device, image: Image) -> PreparedImage:
         """Prepare an image, and keep it on the device."""
@@ -295,25 +295,6 @@ class SegmentationInferer(InferTask):
 
 class _LacksMemory(Exception):
     """A device has not the memory for an image; the message is the image's shape, the cause what the device said."""
-
-
-@contextmanager
-def _stoppable(network: torch.nn.Module, stopped: Callable[[], bool]) -> Iterator[None]:
-    """Let a network ask before each batch of windows whether it should go on.
-
-    Raises:
-        Cancelled: it should not.
-    """
-
-    def check(*_: object) -> None:
-        if stopped():
-            raise Cancelled("stopped before its end: the client has gone, or others wait")
-
-    hook = network.register_forward_pre_hook(check)
-    try:
-        yield
-    finally:
-        hook.remove()
 
 
 def _encoded(label: np.ndarray, affine: Affine, extension: str, labels: Sequence[str]) -> bytes:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import engine, inference, inferer, memory_cache
+from labelrounds import engine, inference, inferer, memory_cache, sliding
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
@@ -220,7 +220,7 @@ def test_a_gpu_gives_nearly_the_same_answer(made, serve, image):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")])
-@pytest.mark.parametrize("part", ["place", "predict"])
+@pytest.mark.parametrize("part", ["for_inference", "predict"])
 def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
     made, image, serve, monkeypatch, error, part
 ):
@@ -228,7 +228,7 @@ def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
     expected, params = made(image)
     assert params["device"] == "cpu" and "note" not in params
     expected = read_label(expected).array
-    gpu, place, predict = torch.device("cuda:0"), inference.place, inferer.predict
+    gpu, form, predict = torch.device("cuda:0"), inference.for_inference, inferer.predict
     # Without a GPU it is one by name alone: what runs in its thread.
     monkeypatch.setattr(inferer, "choose_device", lambda wanted: gpu)
     monkeypatch.setattr(memory_cache, "free_bytes", lambda device: 10**9)
@@ -240,7 +240,9 @@ def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
         return whole(*args)
 
     monkeypatch.setattr(
-        inference, "place", lambda network, _, dimensions: limited(place, "place", network, CPU, dimensions)
+        inference,
+        "for_inference",
+        lambda network, _, dimensions: limited(form, "for_inference", network, CPU, dimensions),
     )
     monkeypatch.setattr(inferer, "predict", lambda *args: limited(predict, "predict", *args))
     for cached in ("result", "image"):
@@ -283,9 +285,9 @@ def predictions(monkeypatch) -> list[str]:
     """The models that have computed, in that order."""
     seen, whole = [], inferer.predict
 
-    def counted(network, voxels, config):
+    def counted(network, voxels, config, stopped):
         seen.append(config.name)
-        return whole(network, voxels, config)
+        return whole(network, voxels, config, stopped)
 
     monkeypatch.setattr(inferer, "predict", counted)
     return seen
@@ -390,7 +392,7 @@ def test_a_version_published_while_a_request_waits_is_what_it_gets(config, make_
     ("change", "cached"),
     [
         ({"cleaning": {"far": {"largest_component": True}}}, "image"),
-        ({"overlap": 0.5}, "image"),
+        ({"inference": {"overlap": 0.25}}, "image"),
         ({"name": "other"}, "image"),
         ({"intensity": {"kind": "window", "low": -2, "high": 2}}, "nothing"),
         ({"spacing_mm": [2.0, 2.0, 2.0]}, "nothing"),
@@ -456,10 +458,10 @@ def test_what_other_images_take_is_given_up_for_one_that_lacks_memory(
     ask(tiny, other)
     kept, whole = tiny._memory.images(CPU), inferer.predict
 
-    def limited(network, voxels, config):
+    def limited(network, voxels, config, stopped):
         if kept.used > voxels.nbytes + 2000:
             raise TooLarge("needs 90 GB")
-        return whole(network, voxels, config)
+        return whole(network, voxels, config, stopped)
 
     monkeypatch.setattr(inferer, "predict", limited)
     assert ask(tiny, image)[1]["cached"] == "nothing"
@@ -487,8 +489,9 @@ class Slow(torch.nn.Module):
 
 @pytest.fixture
 def slow(monkeypatch) -> Slow:
-    """The network of all models."""
+    """The network of all models, which gets two windows at once."""
     monkeypatch.setattr(engine, "_POLL_S", 0.01)
+    monkeypatch.setattr(sliding, "_VOXELS_AT_ONCE", 1)
     network = Slow()
     monkeypatch.setattr(
         inference.ServedNetworks, "get", lambda self, device: (self.checkpoints.current(), network), raising=True
