@@ -258,14 +258,24 @@ def _shrunk(levels: Levels, median: Sides, spacing: Sequence[float]) -> Levels |
 
 
 def network_options(network: str, levels: Levels, channels: list[int]) -> dict[str, Any]:
-    """Return those options that the network has."""
+    """Return those options that the network has.
+
+    Raises:
+        BadInput: an unknown network, or one that does not let the plan choose each level's features.
+    """
+    known = networks.options(network).model_fields
+    if "channels" not in known:
+        plannable = [name for name in networks.names() if "channels" in networks.options(name).model_fields]
+        raise BadInput(
+            f"network {network!r} can't be planned, only {', '.join(plannable)}; write its YAML file by hand"
+        )
     options = {
         "channels": channels,
         "depths": [min(3, level + 1) for level in range(len(channels))],  # the paper's, continued
         "strides": levels.strides,
         "kernels": levels.kernels,
     }
-    return {key: value for key, value in options.items() if key in networks.options(network).model_fields}
+    return {key: value for key, value in options.items() if key in known}
 
 
 def _sides(values: Sequence[int]) -> Sides:

@@ -74,7 +74,10 @@ FAULTS = {
     "an unknown key of the intensity": (changed(intensity__hgh=3), ["intensity.hgh: unknown key", "high"]),
     "an unknown key of a cleaning": (changed(cleaning__liver__hole=True), ["cleaning.liver.hole", "fill_holes"]),
     "an unknown option of the network": (changed(network__width=3), ["network: width", "channels, strides, kernels"]),
-    "an unknown network": (changed(network__name="unt"), ["network: name 'unt'", "attention_unet, unet, vnet"]),
+    "an unknown network": (
+        changed(network__name="unt"),
+        ["network: name 'unt'", "attention_unet, segresnet, unet, vnet"],
+    ),
     "a network without a name": (changed(network__name=KeyError), ["network.name: is missing"]),
     "a network that is a word": (changed(network="unet"), ["network: ", "'unet'"]),
     "an option of the wrong type": (changed(network__channels=["a", 8, 16]), ["network.channels.0", "'a'"]),

@@ -7,10 +7,15 @@ from torch import nn
 from labelrounds.config import ModelConfig
 from labelrounds.networks import build_network, networks
 
-NAMES = ["attention_unet", "unet", "vnet"]
+NAMES = ["attention_unet", "segresnet", "unet", "vnet"]
+WITH_CHANNELS = ["attention_unet", "unet", "vnet"]
 
 
 def options_of(name: str, channels: list[int], **more) -> dict:
+    if name == "segresnet":  # its widths follow from the first
+        return dict(
+            networks.options(name)(filters=8, blocks_down=[1] * len(channels), blocks_up=[1] * len(channels[1:]))
+        )
     depths = {"depths": [1] * len(channels)} if name == "vnet" else {}
     return {**dict(networks.options(name)(channels=channels, **depths)), **more}
 
@@ -50,7 +55,7 @@ def test_the_gradient_reaches_every_parameter(name: str, dimensions: int):
 
 
 @pytest.mark.parametrize(("strides", "last"), [(None, 4), ([(2, 2, 1), (2, 2, 2)], 2), ([(2, 2, 1)] * 2, 1)])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WITH_CHANNELS)
 def test_strides_can_keep_the_slice_resolution(name: str, strides, last: int):
     options = options_of(name, [4, 6, 8], strides=strides)
     assert networks.get(name).divisor(3, **options) == (4, 4, last)
@@ -103,7 +108,7 @@ def test_an_embedding_is_the_bottlenecks_average_and_repeats_itself(name: str, d
     handle.remove()
     once = network.embed(images)
     assert torch.allclose(once, seen[0].mean(dim=tuple(range(2, seen[0].ndim))), atol=1e-6)
-    assert once.shape == (2, 8)
+    assert once.shape == (2, 32 if name == "segresnet" else 8)
     assert torch.equal(once, network.embed(images))
     assert not torch.allclose(once[0], once[1])
     assert not once.requires_grad
@@ -161,3 +166,8 @@ def test_build_network_follows_the_configuration(make_config):
     assert type(network).__name__ == "VNet"
     assert network(torch.zeros(1, 3, 16, 16, 16)).shape == (1, 5, 16, 16, 16)
     assert network.encoder[-1].convolutions[0].kernel_size == (3, 3, 3)
+
+
+def test_a_segresnet_whose_decoder_does_not_match_its_encoder_is_refused():
+    with pytest.raises(ValueError, match="blocks_up has 2 entries, expected 1"):
+        networks.get("segresnet").divisor(3, blocks_down=[1, 1], blocks_up=[1, 1])
