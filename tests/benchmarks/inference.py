@@ -48,7 +48,7 @@ labels: [liver, spleen, stomach, left_kidney, right_kidney]
 spacing_mm: [1.0, 1.0, 1.0]
 intensity: {kind: window, low: -160, high: 240}
 patch_size: [160, 160, 160]
-overlap: 0.4
+inference: {overlap: 0.4}
 network: {name: unet, channels: [16, 32, 64, 128, 256]}
 """,
     "segresnet": f"""
@@ -57,7 +57,7 @@ labels: [{", ".join(f"structure_{number}" for number in range(1, 26))}]
 spacing_mm: [1.5, 1.5, 1.5]
 intensity: {{kind: window, low: -160, high: 240}}
 patch_size: [96, 96, 96]
-overlap: 0.4
+inference: {overlap: 0.4}
 network: {{name: segresnet, filters: 32}}
 """,
 }

@@ -21,9 +21,10 @@ import torch
 from safetensors.torch import load_file
 
 from labelrounds.config import ModelConfig, load_config
-from labelrounds.devices import autocast, choose_device, place
+from labelrounds.devices import choose_device
 from labelrounds.inference import segment
 from labelrounds.networks import SegmentationNetwork, build_network
+from labelrounds.networks.serving import for_inference
 from labelrounds.reading import read_image
 
 CONTENDERS = ("bare", "monailabel")
@@ -72,16 +73,14 @@ def bare(
     network: SegmentationNetwork, config: ModelConfig, device: torch.device, wanted: argparse.Namespace
 ) -> list[list[float]]:
     """Return the seconds that the network alone takes of each segmentation of each image."""
-    place(network, device, config.dimensions)
-    timed = Timed(network, device)
+    timed = Timed(for_inference(network, device, config.dimensions), device)
     seconds = []
     for path in wanted.images:
         image = read_image(path, channels=config.channels)
         each = []
         for _ in range(wanted.repetitions):
             timed.seconds = 0.0
-            with torch.inference_mode(), autocast(device):
-                segment(timed, image, config, device)
+            segment(timed, image, config, device)
             each.append(round(timed.seconds, 4))
         seconds.append(each)
     return seconds
