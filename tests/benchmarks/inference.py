@@ -57,7 +57,7 @@ labels: [{", ".join(f"structure_{number}" for number in range(1, 26))}]
 spacing_mm: [1.5, 1.5, 1.5]
 intensity: {{kind: window, low: -160, high: 240}}
 patch_size: [96, 96, 96]
-inference: {overlap: 0.4}
+inference: {{overlap: 0.4}}
 network: {{name: segresnet, filters: 32}}
 """,
 }
