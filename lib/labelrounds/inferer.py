@@ -137,7 +137,7 @@ class SegmentationInferer(InferTask):
             description=config.description,
             config={"device": available_devices()},
         )
-        self._config = config
+        self._model = config
         self._networks = ServedNetworks(config)
         self._engine = engine
         self._memory = memory
@@ -153,7 +153,7 @@ class SegmentationInferer(InferTask):
         try:
             return self._networks.checkpoints.current() is not None
         except LabelRoundsError as error:
-            logger.warning("Model %s: %s", self._config.name, error)
+            logger.warning("Model %s: %s", self._model.name, error)
             return True
 
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -187,7 +187,7 @@ class SegmentationInferer(InferTask):
             "%s %s: %s version %d on %s, %s; cached: %s; %s",
             "background" if asked.background else "request",
             request_id,
-            self._config.name,
+            self._model.name,
             answer.version,
             device,
             asked.extension,
@@ -195,7 +195,7 @@ class SegmentationInferer(InferTask):
             ", ".join(f"{stage} {value:.3f} s" for stage, value in latencies.items()),
         )
         return file, {
-            "label_names": self._config.label_values,
+            "label_names": self._model.label_values,
             "version": answer.version,
             "device": str(device),
             **({"note": _moved(wanted)} if device != wanted else {}),
@@ -218,7 +218,7 @@ class SegmentationInferer(InferTask):
                     f"an image of {error} voxels can't be segmented in the memory of the machine: {error.__cause__}"
                 ) from error.__cause__
         # Only now, when the error holds no tensor of the failed attempt any more.
-        logger.warning("%s: %s", self._config.name, _moved(device))
+        logger.warning("%s: %s", self._model.name, _moved(device))
         torch.cuda.empty_cache()
         return self._answer_anywhere(asked, torch.device("cpu"))
 
@@ -244,17 +244,17 @@ class SegmentationInferer(InferTask):
         cached = "image" if source else "nothing"
         if source is None:
             with asked.timed("read"):
-                source = read_image(asked.image, channels=self._config.channels)
+                source = read_image(asked.image, channels=self._model.channels)
         try:
             version, prepared, label = place.compute(partial(self._predict, asked, device, source))
             with asked.timed("restore"):
-                restored = restore(torch.from_numpy(clean(label, self._config)), prepared.grid)
+                restored = restore(torch.from_numpy(clean(label, self._model)), prepared.grid)
         except Exception as error:
             if isinstance(error, TooLarge) or is_out_of_memory(error):
                 raise _LacksMemory(" x ".join(str(side) for side in source.shape)) from error
             raise
         with asked.timed("write"):
-            answer = Answer(_encoded(restored, prepared.affine, asked.extension, self._config.labels), version.number)
+            answer = Answer(_encoded(restored, prepared.affine, asked.extension, self._model.labels), version.number)
         self._memory.answers.put(self._answer_key(asked, device, version), answer, len(answer.content))
         return answer, cached
 
@@ -267,19 +267,19 @@ class SegmentationInferer(InferTask):
         prepared = source if isinstance(source, PreparedImage) else self._prepare(asked, device, source)
         with asked.timed("segment"):
             try:
-                return version, prepared, predict(network, prepared.voxels, self._config, stopped).cpu().numpy()
+                return version, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
             except Exception as error:
                 lacking = isinstance(error, TooLarge) or is_out_of_memory(error)
                 if not lacking or not self._memory.images(device).clear(but=self._image_key(asked)):
                     raise
             # The other images gave up their place, and the error what it held.
-            return version, prepared, predict(network, prepared.voxels, self._config, stopped).cpu().numpy()
+            return version, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
 
     def _prepare(self, asked: Request, device: torch.device, image: Image) -> PreparedImage:
         """Prepare an image, and keep it on the device."""
         with asked.timed("prepare"):
-            grid = Grid.of(image, self._config)
-            voxels = prepare(image, self._config, grid, device)
+            grid = Grid.of(image, self._model)
+            voxels = prepare(image, self._model, grid, device)
         prepared = PreparedImage(voxels, grid, image.affine, image.shape)
         self._memory.images(device).put(self._image_key(asked), prepared, voxels.nbytes)
         return prepared

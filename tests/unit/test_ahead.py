@@ -1,0 +1,90 @@
+"""The newest case first, a few at most, again if a user was in the way; and no error ends it."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from labelrounds.ahead import MOST_PENDING, Ahead
+from labelrounds.errors import BadInput, Cancelled
+
+PATIENCE_S = 30
+
+
+class Segmenter:
+    """Notes what it is asked to segment, and does so when it is let."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
+        self.errors: dict[str, list[Exception]] = {}
+
+    def __call__(self, image: Path) -> None:
+        self.seen.append(image.name)
+        self.begun.release()
+        assert self.go.acquire(timeout=PATIENCE_S)
+        if self.errors.get(image.name):
+            raise self.errors[image.name].pop()
+
+    def finish(self, count: int) -> list[str]:
+        """Let so many go on, and return all that were begun by then, and the one after."""
+        for _ in range(count):
+            self.go.release()
+            assert self.begun.acquire(timeout=PATIENCE_S)
+        return self.seen
+
+
+@pytest.fixture
+def segment():
+    return Segmenter()
+
+
+@pytest.fixture
+def ahead(segment):
+    """With a first case under way."""
+    made = Ahead(segment)
+    made.add(Path("first"))
+    assert segment.begun.acquire(timeout=PATIENCE_S)
+    yield made
+    segment.go.release(100)
+    made.close()
+
+
+def test_the_newest_comes_first_each_once_and_the_oldest_of_too_many_never(ahead, segment):
+    for number in range(MOST_PENDING + 2):
+        ahead.add(Path(f"case_{number}"))
+    ahead.add(Path("case_3"))
+    assert segment.finish(MOST_PENDING) == ["first", "case_3", "case_5", "case_4", "case_2"]
+    ahead.add(Path("last"))
+    assert segment.finish(1)[-1] == "last"
+
+
+def test_what_is_broken_off_for_a_user_is_taken_up_again(ahead, segment):
+    segment.errors["first"] = [Cancelled("others wait"), Cancelled("others wait")]
+    assert segment.finish(2) == ["first"] * 3
+
+
+@pytest.mark.parametrize("error", [BadInput("a damaged image"), RuntimeError("a fault of ours")], ids=repr)
+def test_an_image_that_can_not_be_segmented_is_left_and_the_next_one_is(ahead, segment, error, caplog):
+    segment.errors["first"] = [error]
+    ahead.add(Path("second"))
+    with caplog.at_level("INFO", "labelrounds.ahead"):
+        assert segment.finish(1) == ["first", "second"]
+    assert "Not segmented ahead" in caplog.text and str(error) in caplog.text
+
+
+def test_closing_waits_for_what_is_under_way_and_begins_nothing_more(ahead, segment):
+    ahead.add(Path("second"))
+    closing = threading.Thread(target=ahead.close)
+    closing.start()
+    while not ahead._closed:
+        closing.join(0.01)
+    segment.go.release()
+    closing.join(PATIENCE_S)
+    assert not ahead._thread.is_alive()
+    assert segment.seen == ["first"]
+
+
+def test_closing_what_never_began_is_no_error(segment):
+    Ahead(segment).close()
+    assert segment.seen == []
