@@ -200,7 +200,7 @@ def _answers(
     done = 0
     for corners in windows.batches():
         if stopped is not None and stopped():
-            raise Cancelled(f"stopped after {done} of {windows.count} windows: nobody waits for the result any more")
+            raise Cancelled(f"stopped after {done} of {windows.count} windows: the client has gone, or others wait")
         yield from zip(corners, _run(run, image, windows, corners), strict=True)
         done += len(corners)
 
