@@ -4,13 +4,13 @@ What the two disagree on is refused, and so is every format whose ITK reader is 
 (``.mha``, ``.mhd``).
 """
 
-import gzip
 import tempfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
+
+from isal import igzip, isal_zlib
 
 from labelrounds.atomic import disk_errors
 from labelrounds.errors import BadInput, NotFound, TooLarge, UnsupportedMedia
@@ -95,9 +95,9 @@ def header_of(path: Path, kind: str, max_voxels: int) -> Header:
 
 def _inflated_head(file: IO[bytes], name: str) -> bytes:
     try:
-        with gzip.GzipFile(fileobj=file) as stream:
+        with igzip.GzipFile(fileobj=file) as stream:
             head = stream.read(NIFTI_HEADER_BYTES)
-    except (OSError, EOFError, zlib.error) as error:
+    except (OSError, EOFError, isal_zlib.error) as error:
         raise BadInput(f"{name}: the file is cut or damaged: {error}") from error
     if len(head) < NIFTI_HEADER_BYTES:
         raise BadInput(f"{name}: the file is cut inside its header")
@@ -138,11 +138,11 @@ def _raw_nrrd_text(text: bytes) -> bytes:
 
 def _inflate(file: IO[bytes], out: IO[bytes], expected: int, name: str) -> None:
     count = 0
-    with gzip.GzipFile(fileobj=file) as stream:
+    with igzip.GzipFile(fileobj=file) as stream:
         while True:
             try:
                 chunk = stream.read(_CHUNK)
-            except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            except (igzip.BadGzipFile, EOFError, isal_zlib.error) as error:
                 raise BadInput(f"{name}: the file is cut or damaged: {error}") from error
             if not chunk:
                 break

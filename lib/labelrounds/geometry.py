@@ -46,13 +46,9 @@ def ras_affine(axes: Any, origin: Any) -> Affine:
     return _LPS_TO_RAS @ affine
 
 
-def set_affine(itk_image: Any, affine: Affine) -> None:
-    """Give a three-dimensional ITK image the geometry of a voxel-to-RAS affine."""
-    lps = _LPS_TO_RAS @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    itk_image.SetSpacing([float(value) for value in spacing])
-    itk_image.SetOrigin([float(value) for value in lps[:3, 3]])
-    itk_image.SetDirection(np.ascontiguousarray(lps[:3, :3] / spacing))
+def ras_to_lps(affine: Affine) -> Affine:
+    """Return the ``(4, 4)`` voxel-to-LPS affine of a voxel-to-RAS one."""
+    return _LPS_TO_RAS @ affine
 
 
 def check_affine(affine: Affine, what: str) -> None:

@@ -91,7 +91,9 @@ def segment(
         raise BadInput(f"{image.source}: has {channels} channels, model {config.name} takes {config.channels}")
     grid = Grid.of(image, config)
     label = predict(run, prepare(image, config, grid, device), config, stopped)
-    return restore(torch.from_numpy(clean(label.cpu().numpy(), config)), grid)
+    if config.cleaning:
+        label = torch.from_numpy(clean(label.cpu().numpy(), config)).to(device)
+    return restore(label, grid)
 
 
 class ServedNetworks:

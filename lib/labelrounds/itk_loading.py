@@ -14,7 +14,6 @@ _PARTS = (
     "VectorImage",
     "ImageFileReader",
     "ImageSeriesReader",
-    "ImageFileWriter",
     "NiftiImageIO",
     "NrrdImageIO",
     "GDCMImageIO",
@@ -23,7 +22,6 @@ _PARTS = (
     "TIFFImageIO",
     "PyBuffer",
     "array_from_image",
-    "image_view_from_array",
 )
 _lock = threading.Lock()
 

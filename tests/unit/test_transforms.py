@@ -5,6 +5,8 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
+from torch.nn import functional
 
 from labelrounds.errors import TooLarge
 from labelrounds.reading import Image
@@ -120,6 +122,25 @@ def test_image_and_label_are_resampled_to_the_same_place(make_config):
     assert np.abs(np.argwhere(seen).mean(axis=0) - np.argwhere(there).mean(axis=0)).max() <= 0.5
 
 
+@pytest.mark.parametrize("spacing_mm", [[2.0, 1.5, 3.0], [0.7, 0.6, 0.5]], ids=str)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_how_an_image_lies_in_its_file_changes_nothing(make_config, spacing_mm, order):
+    config = make_config(spacing_mm=spacing_mm, intensity={"kind": "window", "low": -1, "high": 1})
+    array = np.random.default_rng(5).uniform(-1, 1, (12, 10, 8)).astype(np.float32)
+    straight = Grid.of(image_of(array, affine_of()), config)
+    expected = functional.interpolate(torch.from_numpy(array)[None, None], size=straight.shape, mode="trilinear")[0]
+    label = torch.from_numpy(np.random.default_rng(6).integers(0, 3, straight.shape, dtype=np.uint8))
+    nearest = functional.interpolate(label[None, None], size=array.shape, mode="nearest-exact")[0, 0].numpy()
+    for axes, signs in TURNS:
+        turn = Grid.of(image_of(np.zeros([array.shape[axis] for axis in axes]), affine_of(axes, signs)), config)
+        image = image_of(np.array(turn.backward(array), order=order), affine_of(axes, signs))
+        assert turn.shape == straight.shape
+        prepared = prepare(image, config, turn)
+        assert prepared.is_contiguous() and torch.allclose(prepared, expected, atol=1e-5)
+        restored = restore(label, turn)
+        assert np.array_equal(restored, turn.backward(nearest)) and restored.flags.f_contiguous
+
+
 def test_the_spacing_belongs_to_the_patients_axes(make_config):
     image = image_of(np.zeros((10, 20, 30)), affine_of((2, 0, 1), (1, 1, 1), (4.0, 1.0, 2.0)))
     # Along left-right lie 20 voxels of 1 mm, along posterior-anterior 30 of 2 mm, along inferior-superior 10 of 4 mm.
@@ -205,6 +226,29 @@ def test_the_largest_component_stays_and_other_labels_are_untouched(make_config)
     assert np.array_equal(cleaned == 2, before == 2)
     assert np.array_equal(cleaned[1:6, 1:6, 1:6], before[1:6, 1:6, 1:6])
     assert np.array_equal(label, before)
+
+
+@pytest.mark.parametrize("cleaning", [{"largest_component": True}, {"fill_holes": True}], ids=str)
+@pytest.mark.parametrize("patch_size", [[16, 16, 16], [16, 16, 1]], ids=["3-D", "2-D"])
+def test_cleaning_within_a_labels_box_is_cleaning_of_the_whole(make_config, patch_size, cleaning):
+    label = np.zeros((20, 18, 16), np.uint8)
+    label[3:15, 2:12, 4:14] = np.random.default_rng(3).choice(3, (12, 10, 10), p=[0.2, 0.6, 0.2]).astype(np.uint8)
+    expected = label.copy()
+    for value in (1, 2):
+        mask = label == value
+        if "fill_holes" in cleaning:
+            neighbours = ndimage.generate_binary_structure(3, 1)
+            if patch_size[2] == 1:
+                neighbours[:, :, [0, 2]] = False
+            expected[ndimage.binary_fill_holes(mask, neighbours) & (expected == 0)] = value
+        else:
+            parts, count = ndimage.label(mask)
+            sizes = np.bincount(parts.ravel())[1:]
+            assert count > 1 and (sizes == sizes.max()).sum() == 1
+            expected[mask & (parts != np.argmax(sizes) + 1)] = 0
+    config = make_config(patch_size=patch_size, cleaning={"near": cleaning, "far": cleaning})
+    assert not np.array_equal(expected, label)
+    assert np.array_equal(clean(label, config), expected)
 
 
 def test_holes_are_filled_but_not_over_other_labels(make_config):

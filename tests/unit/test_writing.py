@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from labelrounds.errors import BadInput, OutOfSpace
+from labelrounds.itk_loading import load_itk
 from labelrounds.reading import read_label
 from labelrounds.writing import write_label
 
@@ -82,6 +83,13 @@ def test_a_segmentation_file_lists_every_segment_also_an_empty_one(tmp_path: Pat
     assert {header[f"Segment{index}_Layer"] for index in range(3)} == {"0"}
 
 
+def test_itk_reads_any_name_as_it_was(tmp_path: Path):
+    names = ['a "b" \\c\\n', "b:=x", "# c", "two\nlines"]
+    path = write_label(blocks(), np.eye(4), tmp_path / "label.seg.nrrd", names)
+    found = dict(load_itk().imread(str(path)))
+    assert [found[f"Segment{index}_Name"] for index in range(4)] == [*names[:3], "two lines"]
+
+
 def test_3d_slicer_shows_the_segments_with_names_at_their_place_and_saves_the_whole_grid(tmp_path: Path):
     pytest.importorskip("slicer", reason="slicer-core is not installed (the test extra brings it)")
     affine = GEOMETRIES["oblique and left-handed"]
@@ -132,6 +140,7 @@ def test_a_large_label_is_written_fast_and_small(tmp_path: Path, ending: str):
         (blocks()[0], "label.nrrd", r"\(20, 10\)"),
         (np.zeros((0, 3, 3), np.uint8), "label.nrrd", "0, 3, 3"),
         (blocks() * 2, "label.seg.nrrd", "value 6 has no name"),
+        (np.zeros((2**15, 1, 1), np.uint8), "label.nii.gz", r"\[32768, 1, 1\] voxels; NIfTI holds at most 32767"),
     ],
 )
 def test_what_is_no_label_is_not_written(tmp_path: Path, array: np.ndarray, name: str, message: str):
