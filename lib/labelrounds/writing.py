@@ -41,9 +41,10 @@ def write_label(array: NDArray[np.uint8], affine: Affine, path: Path, names: Seq
     ending = next((known for known in LABEL_ENDINGS if path.name.lower().endswith(known)), None)
     if ending is None:
         raise BadInput(f"{path.name}: the ending is not one of {', '.join(LABEL_ENDINGS)}")
-    array = _checked(array, path.name, len(names) if ending == ".seg.nrrd" else 255)
+    # In a file the first axis changes fastest.
+    array = np.asfortranarray(_checked(array, path.name, len(names) if ending == ".seg.nrrd" else 255))
     check_affine(affine, f"{path.name}: affine")
-    voxels = np.ascontiguousarray(array.T).data  # in a file the first axis changes fastest
+    voxels = array.T.data
     parts: list[bytes | memoryview]
     if ending.endswith(".nrrd"):
         pairs = segment_fields(array, affine, names) if ending == ".seg.nrrd" else {}
