@@ -4,6 +4,7 @@
 versions, training progress, sessions and logs. Labels and the datastore's index stay with the studies.
 """
 
+import functools
 import os
 import tempfile
 from importlib import metadata
@@ -80,6 +81,7 @@ def app_folder() -> Path:
     return _shipped("apps/radiology", "main.py")
 
 
+@functools.cache  # every request for the models asks, and the answer takes milliseconds
 def _shipped(folder: str, member: str) -> Path:
     """Find a folder of the checkout, or of the installed distribution where there is no checkout.
 

@@ -301,9 +301,11 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     instance.on_init_complete()
     # Each request that waits for a device holds a thread; the others must not run out of them.
     to_thread.current_default_thread_limiter().total_tokens += (MOST_WAITING + 1) * len(available_devices())
-    yield
-    instance.close()
-    jobs.abandon_all()
+    try:
+        yield
+    finally:  # also where a second Ctrl-C cancels it: a thread that still computes would crash the process at its end
+        instance.close()
+        jobs.abandon_all()
 
 
 def answer(error: LabelRoundsError) -> Response:
