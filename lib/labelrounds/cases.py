@@ -75,8 +75,6 @@ def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache |
 def _tensors(case: LabelledCase, config: ModelConfig) -> dict[str, torch.Tensor]:
     """Return what ``PreparedCase`` holds, as the cache keeps it."""
     image = read_image(Path(case.image), channels=config.channels)
-    if image.array.shape[0] != config.channels:
-        raise LabelRoundsError(f"has {image.array.shape[0]} channels, the model takes {config.channels}")
     grid = Grid.of(image, config)
     label = prepare_label(label_of(case, image, config), grid)
     source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)

@@ -13,7 +13,7 @@ from labelrounds import sliding
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, free_bytes
-from labelrounds.errors import BadInput, Conflict, TooLarge
+from labelrounds.errors import Conflict, TooLarge
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.networks.serving import for_inference
 from labelrounds.reading import Image
@@ -86,9 +86,6 @@ def segment(
         BadInput: the image has another number of channels than the model.
         Cancelled: ``stopped`` said so.
     """
-    channels = image.array.shape[0]
-    if channels != config.channels:
-        raise BadInput(f"{image.source}: has {channels} channels, model {config.name} takes {config.channels}")
     grid = Grid.of(image, config)
     label = predict(run, prepare(image, config, grid, device), config, stopped)
     if config.cleaning:

@@ -17,7 +17,7 @@ from scipy import ndimage
 from torch.nn import functional
 
 from labelrounds.config import LabelCleaning, ModelConfig, WindowIntensity
-from labelrounds.errors import TooLarge
+from labelrounds.errors import BadInput, TooLarge
 from labelrounds.reading import MAX_VOXELS, Image
 
 _PERCENTILE_SAMPLES = 1_000_000
@@ -76,7 +76,14 @@ class Grid:
 
 
 def prepare(image: Image, config: ModelConfig, grid: Grid, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Return the image as the network sees it, ``(C, X, Y, Z)`` float32 in the network's orientation."""
+    """Return the image as the network sees it, ``(C, X, Y, Z)`` float32 in the network's orientation.
+
+    Raises:
+        BadInput: the image has another number of channels than the model.
+    """
+    channels = image.array.shape[0]
+    if channels != config.channels:
+        raise BadInput(f"{image.source}: has {channels} channels, model {config.name} takes {config.channels}")
     # In the order of the file: turning its memory round takes longer than resampling, and is less after it.
     array = np.array(grid.forward(image.array), dtype=np.float32, order="K")
     tensor = torch.from_numpy(array).to(device)

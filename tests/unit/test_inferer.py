@@ -204,6 +204,14 @@ def test_nothing_stays_behind_when_the_result_can_not_be_written(made, image, se
     assert list((tmp_path / "temporary").iterdir()) == []
 
 
+def test_an_image_of_too_few_channels_is_refused_in_words(make_config, make_inferer, ask, tmp_path):
+    config = make_config(name="two", channels=2)
+    Checkpoints(config).publish(build_network(config), {})
+    image = save(np.zeros((8, 8, 8), np.float32), tmp_path / "one.nii.gz")
+    with pytest.raises(BadInput, match=r"one\.nii\.gz: 1 channels .* allowed: 2"):
+        ask(make_inferer(config), image)
+
+
 def test_an_image_of_several_channels_reaches_a_model_of_as_many(make_config, make_inferer, ask, tmp_path):
     config = make_config(name="two", channels=2)
     Checkpoints(config).publish(build_network(config), {})
