@@ -10,10 +10,8 @@ import argparse
 import json
 import logging
 import resource
-import sys
 import tempfile
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ from labelrounds.inference import segment
 from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.networks.serving import for_inference
 from labelrounds.reading import read_image
+from tests.benchmarks import peers
 
 CONTENDERS = ("bare", "monailabel")
 
@@ -94,7 +93,7 @@ def monailabel(
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.pt"
         torch.save(network.state_dict(), weights)
-        task = sample_inferer()(
+        task = peers.sample_app("infers.segmentation").Segmentation(
             path=str(weights),
             network=network,
             roi_size=config.patch_size,
@@ -112,26 +111,6 @@ def monailabel(
                 Path(result).unlink()
             seconds.append(each)
     return seconds
-
-
-def sample_inferer() -> type:
-    """Return the `segmentation` model of the sample app that monailabel installs, without that package's others.
-
-    Those import torchvision, as does a module that this one imports; it need not fit the torch that is installed.
-    """
-    import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-
-    absent: Any = types.ModuleType("torchvision.utils")
-    absent.make_grid = absent.save_image = None
-    sys.modules |= {"torchvision": types.ModuleType("torchvision"), "torchvision.utils": absent}
-    app = Path(sys.prefix) / "monailabel" / "sample-apps" / "radiology"
-    for name in ("lib", "lib.infers", "lib.transforms"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(app / name.replace(".", "/"))]
-        sys.modules[name] = package
-    from lib.infers.segmentation import Segmentation  # type: ignore[import-not-found]
-
-    return Segmentation
 
 
 def synchronise(device: torch.device) -> Any:

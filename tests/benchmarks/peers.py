@@ -1,13 +1,16 @@
 """What the comparisons with other trainers share: the cases, our preparation of them, and child processes."""
 
+import importlib
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from labelrounds.cases import PreparedCase, prepare_case
 from labelrounds.config import ModelConfig, load_configs
@@ -91,6 +94,27 @@ def python(module: str, *arguments: object) -> list[str]:
 def threads(count: int) -> dict[str, str]:
     """Return the environment that a child computes with so many threads in, waiting as our server's children do."""
     return {"OMP_NUM_THREADS": str(count), "MKL_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def sample_app(module: str) -> Any:
+    """Return a module of the radiology sample app that monailabel installs, without its package's other modules.
+
+    Those import torchvision, as does one that they share; it need not fit the torch that is installed.
+
+    Args:
+        module: its name in the app, such as ``infers.segmentation``.
+    """
+    import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+
+    absent: Any = types.ModuleType("torchvision.utils")
+    absent.make_grid = absent.save_image = None
+    sys.modules |= {"torchvision": types.ModuleType("torchvision"), "torchvision.utils": absent}
+    app = Path(sys.prefix) / "monailabel" / "sample-apps" / "radiology"
+    for name in ("lib", f"lib.{module.split('.')[0]}", "lib.transforms"):
+        package = types.ModuleType(name)
+        package.__path__ = [str(app / name.replace(".", "/"))]
+        sys.modules[name] = package
+    return importlib.import_module(f"lib.{module}")
 
 
 class Clock:

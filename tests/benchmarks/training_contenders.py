@@ -12,10 +12,8 @@ import argparse
 import json
 import random
 import resource
-import sys
 import tempfile
 import time
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +126,7 @@ def cut(cases: list[PreparedCase], config: ModelConfig, device: torch.device) ->
 
 def monailabel(wanted: argparse.Namespace, config: ModelConfig, device: torch.device) -> Marks:
     """Run MONAI Label's own trainer, called as its app calls it for ``POST /train``."""
-    stock = sample_trainer()
+    stock = peers.sample_app("trainers.segmentation").Segmentation
     marks: Marks = []
 
     class Timed(stock):  # type: ignore[misc, valid-type]
@@ -184,23 +182,6 @@ class Stamp:
     def __call__(self, engine: Any) -> None:
         """Note where the engine is."""
         self._marks.append((engine.state.iteration, *now(self._device)))
-
-
-def sample_trainer() -> type:
-    """Return the trainer of the sample app that monailabel installs, without that package's other trainers.
-
-    Those import torchvision, which need not fit the torch that is installed.
-    """
-    import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-
-    app = Path(sys.prefix) / "monailabel" / "sample-apps" / "radiology"
-    for name in ("lib", "lib.trainers", "lib.transforms"):
-        package = types.ModuleType(name)
-        package.__path__ = [str(app / name.replace(".", "/"))]
-        sys.modules[name] = package
-    from lib.trainers.segmentation import Segmentation  # type: ignore[import-not-found]
-
-    return Segmentation
 
 
 def now(device: torch.device) -> tuple[float, float]:
