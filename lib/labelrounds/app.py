@@ -32,6 +32,7 @@ from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.inferer import SegmentationInferer
 from labelrounds.jobs import job_queue
 from labelrounds.memory_cache import Memory
+from labelrounds.progress import clock
 from labelrounds.store import StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.training import SegmentationTrainer
@@ -285,8 +286,7 @@ def _ended_figures(task: dict[str, Any], written: dict[str, Any]) -> dict[str, A
     """Return a task's own figures, with an end where its process had ended before it could write one."""
     if "ended" not in task or "total_time" in written:
         return dict(written)
-    seconds = int(task["ended"] - task["began"])
-    total_time = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    total_time = clock(task["ended"] - task["began"])
     end = {"status": "failed", "stage": "failed", "eta_s": 0.0, "total_time": total_time}
     return {**written, **end, "message": task["details"][-1]}
 

@@ -125,7 +125,7 @@ class Watch:
 
     def end(self, status: str, **figures: Any) -> None:
         """Say how the run has ended; ``total_time`` is what tells clients that it has."""
-        self.progress.write(**figures, status=status, stage=status, eta_s=0.0, total_time=self._total_time())
+        self.progress.write(**figures, status=status, stage=status, eta_s=0.0, total_time=clock(self.elapsed_s()))
 
     def elapsed_s(self) -> float:
         """Return the time that the run has taken, before a kill and after."""
@@ -136,10 +136,6 @@ class Watch:
         done, total = self._before + epoch.number, self.progress.content["total_epochs"]
         left = sum(self._seconds) / len(self._seconds) * max(0, total - done)
         return {"epoch": done, "elapsed_s": self.elapsed_s(), "eta_s": round(left, 1)}
-
-    def _total_time(self) -> str:
-        seconds = int(self.elapsed_s())
-        return f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
 
 
 class Board:
@@ -183,6 +179,12 @@ class Board:
         except (OSError, ValueError) as error:  # the writer's thread hands on what stopped it
             logger.warning("No more curves in %s: %s", self._folder, error)
             self._writer = None
+
+
+def clock(seconds: float) -> str:
+    """Return a duration as clients show it: hours, minutes and seconds."""
+    whole = int(seconds)
+    return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def rounded(dice: dict[str, float]) -> dict[str, float | None]:
