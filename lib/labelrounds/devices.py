@@ -91,6 +91,23 @@ def place(network: Network, device: torch.device, dimensions: int) -> Network:
     return network
 
 
+def settle(device: torch.device) -> None:
+    """Make the calling thread one that computes on a device; both settings are nothing to a CPU."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # what names no device, as pinned memory, would open the first GPU besides
+        torch.backends.cudnn.benchmark = True  # windows have few shapes; cuDNN keeps for a thread what is fastest
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor in the machine's memory: itself, or from a GPU a copy in pinned memory, once it is complete."""
+    if tensor.device.type != "cuda":
+        return tensor
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
+    copy.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return copy
+
+
 def device_of(network: torch.nn.Module) -> torch.device:
     """Return where a network is; a training that did not fit into its device may have ended on another."""
     return next(network.parameters()).device

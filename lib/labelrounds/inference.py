@@ -35,7 +35,7 @@ def predict(run: Run, image: torch.Tensor, config: ModelConfig, stopped: Stopped
         TooLarge: it would not fit into the device's memory.
         Cancelled: ``stopped`` said so.
     """
-    windows = Windows.over(image.shape[1:], config.patch_size, config.inference.overlap)
+    windows = _windows(image, config)
     _check_memory(windows, image.device, config, kept_bytes=1)
     with autocast(image.device):
         return sliding.label_map(run, image, windows, config.inference.blend, stopped)
@@ -48,10 +48,16 @@ def probabilities(run: Run, image: torch.Tensor, config: ModelConfig) -> torch.T
     Raises:
         TooLarge: it would not fit into the device's memory.
     """
-    windows = Windows.over(image.shape[1:], config.patch_size, config.inference.overlap)
+    windows = _windows(image, config)
     _check_memory(windows, image.device, config, kept_bytes=4 * (len(config.labels) + 1))
     with autocast(image.device):
         return sliding.softmax(run, image, windows, config.inference.blend)
+
+
+def _windows(image: torch.Tensor, config: ModelConfig) -> Windows:
+    return Windows.over(
+        image.shape[1:], config.patch_size, config.inference.overlap, filled=image.device.type == "cuda"
+    )
 
 
 def _check_memory(windows: Windows, device: torch.device, config: ModelConfig, kept_bytes: int) -> None:

@@ -43,17 +43,30 @@ class Windows:
         shape: the image's voxels ``(X, Y, Z)``.
         patch_size: what the network sees at once; an image that is shorter is padded by its outermost voxels.
         starts: the first voxel of each window along each axis.
+        most_at_once: how many windows are computed together at most.
+        filled: whether each batch is filled up to as many, by repetition, unless one window is all there is: a GPU
+            chooses anew what is fastest for each size of a batch, and computes a few windows as fast as one.
     """
 
     shape: Shape
     patch_size: Shape
     starts: tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+    most_at_once: int
+    filled: bool = False
 
     @classmethod
-    def over(cls, shape: Sequence[int], patch_size: Shape, overlap: float) -> "Windows":
+    def over(
+        cls,
+        shape: Sequence[int],
+        patch_size: Shape,
+        overlap: float,
+        most_at_once: int | None = None,
+        filled: bool = False,
+    ) -> "Windows":
         """Cover an image; neighbouring windows overlap by at least a share of their side, from 0 to below 1."""
         x, y, z = (_starts(side, patch, overlap) for side, patch in zip(shape, patch_size, strict=True))
-        return cls(_triple(shape), patch_size, (x, y, z))
+        most = most_at_once or max(_FEWEST_AT_ONCE, _VOXELS_AT_ONCE // math.prod(patch_size))
+        return cls(_triple(shape), patch_size, (x, y, z), most, filled)
 
     @property
     def reach(self) -> Shape:
@@ -72,8 +85,8 @@ class Windows:
 
     @property
     def at_once(self) -> int:
-        """How many windows are computed together at most."""
-        return min(self.count, max(_FEWEST_AT_ONCE, _VOXELS_AT_ONCE // math.prod(self.patch_size)))
+        """How many windows are computed together, at most or, where batches are filled up, always."""
+        return self.most_at_once if self.filled and self.count > 1 else min(self.count, self.most_at_once)
 
     @property
     def slab(self) -> Shape:
@@ -208,7 +221,11 @@ def _answers(
 def _run(run: Run, image: torch.Tensor, windows: Windows, corners: list[Shape]) -> torch.Tensor:
     """Return the logits ``(B, K, *reach)`` of the windows at some corners."""
     reach = windows.reach
-    blocks = ([slice(start, start + size) for start, size in zip(corner, reach, strict=True)] for corner in corners)
+    repeated = corners[-1:] * (windows.at_once - len(corners)) if windows.filled else []
+    blocks = (
+        [slice(start, start + size) for start, size in zip(corner, reach, strict=True)]
+        for corner in [*corners, *repeated]
+    )
     batch = torch.stack([_cut(image, block) for block in blocks])
     # By whole voxels, more behind than before, as training places a patch on a shorter case.
     before = [(patch - size) // 2 for patch, size in zip(windows.patch_size, reach, strict=True)]
@@ -217,17 +234,18 @@ def _run(run: Run, image: torch.Tensor, windows: Windows, corners: list[Shape]) 
         amounts = [amount for front, patch, size in sides for amount in (patch - size - front, front)]
         batch = functional.pad(batch, amounts[::-1], mode="replicate")
     logits = run(batch)
-    expected = (len(corners), *windows.patch_size)
+    expected = (len(batch), *windows.patch_size)
     if not isinstance(logits, torch.Tensor) or (len(logits), *logits.shape[2:]) != expected:
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise TypeError(f"the network returned {shape} for windows {list(batch.shape)}, expected logits of each voxel")
     inside = (slice(front, front + size) for front, size in zip(before, reach, strict=True))
-    return _cut(logits, inside)
+    return _cut(logits[: len(corners)], inside)
 
 
 def _add(logits: torch.Tensor, weights: torch.Tensor, sums: torch.Tensor) -> None:
     """Add weighted logits ``(K, X, Y, Z)`` to sums of the same shape."""
-    parts = zip(logits.split(_PLANES, dim=1), weights.split(_PLANES), sums.split(_PLANES, dim=1), strict=True)
+    step = _PLANES if sums.device.type == "cpu" else sums.shape[1]
+    parts = zip(logits.split(step, dim=1), weights.split(step), sums.split(step, dim=1), strict=True)
     for planes, weight, total in parts:
         total.addcmul_(planes.float(), weight)
 
@@ -273,14 +291,15 @@ def _gaussian(windows: Windows, device: torch.device) -> torch.Tensor:
     """Return the weight of each voxel in a window, ``reach``, largest in the middle of the patch."""
     bells = []
     for patch in windows.patch_size:
-        distance = torch.arange(patch, dtype=torch.float32) - (patch - 1) / 2
+        distance = torch.arange(patch, dtype=torch.float32, device=device) - (patch - 1) / 2
         bells.append(torch.exp(-0.5 * (distance / (_SIGMA * patch)).square()))
-    weights = torch.einsum("x,y,z->xyz", *bells).clamp_min(_LEAST_WEIGHT)
+    x, y, z = bells
+    weights = (x[:, None, None] * y[:, None] * z).clamp_min(_LEAST_WEIGHT)
     inside = (
         slice((patch - size) // 2, (patch - size) // 2 + size)
         for patch, size in zip(windows.patch_size, windows.reach, strict=True)
     )
-    return _cut(weights, inside).to(device)
+    return _cut(weights, inside)
 
 
 def _starts(side: int, patch: int, overlap: float) -> tuple[int, ...]:

@@ -11,7 +11,9 @@ from labelrounds.devices import (
     free_bytes,
     is_out_of_memory,
     place,
+    settle,
     sound_gradients,
+    to_host,
 )
 from labelrounds.errors import BadInput
 
@@ -77,6 +79,32 @@ def test_what_pytorch_keeps_in_reserve_on_a_gpu_counts_as_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     assert free_bytes(torch.device("cuda:0")) == 1500
+
+
+def test_what_is_in_the_machines_memory_is_not_copied_there():
+    tensor = torch.arange(3)
+    assert to_host(tensor) is tensor
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_copy_from_a_gpu_is_pinned_and_complete():
+    settle(torch.device("cuda:0"))
+    tensor = torch.randn(2, 2000, 2000, device="cuda:0").transpose(1, 2)
+    expected = (tensor @ tensor).cpu()
+    copy = to_host(tensor @ tensor)
+    assert copy.is_pinned() and copy.equal(expected)
+    assert torch.backends.cudnn.benchmark and torch.cuda.current_device() == 0
+
+
+def test_a_thread_is_settled_on_the_gpu_that_it_computes_on_and_for_a_cpu_nothing_is_set(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    with torch.backends.cudnn.flags(benchmark=False):
+        settle(torch.device("cpu"))
+        assert not torch.backends.cudnn.benchmark and chosen == []
+        settle(torch.device("cuda:1"))
+        assert torch.backends.cudnn.benchmark and chosen == [torch.device("cuda:1")]
 
 
 def test_the_cpus_own_error_is_one_of_memory():

@@ -128,6 +128,18 @@ def test_batches_are_as_large_as_small_windows_allow_and_none_is_left_to_a_singl
     assert sum(sizes) == windows.count == 405 and max(sizes) <= 64 and max(sizes) - min(sizes) <= 1
 
 
+@pytest.mark.parametrize("blend", ["gaussian", "owner"])
+def test_batches_that_are_filled_up_are_all_of_one_size_and_change_no_answer(blend):
+    image, plain, filled = image_of((17, 31, 8)), PlaceDependent(), PlaceDependent()
+    expected = label_map(plain, image, Windows.over(image.shape[1:], PATCH, 0.5, most_at_once=4), blend)
+    windows = Windows.over(image.shape[1:], PATCH, 0.5, most_at_once=4, filled=True)
+    assert label_map(filled, image, windows, blend).equal(expected)
+    assert windows.count == 10 and sorted(plain.sizes) == [3, 3, 4] and filled.sizes == [4, 4, 4]
+    few = Windows.over((17, 12, 8), PATCH, 0.5, most_at_once=4, filled=True)
+    one = Windows.over(PATCH, PATCH, 0.5, most_at_once=4, filled=True)
+    assert (few.count, few.at_once) == (2, 4) and (one.count, one.at_once) == (1, 1)
+
+
 def test_a_network_that_leaves_out_voxels_is_told():
     with pytest.raises(TypeError, match=r"returned \[1, 1, 8, 12, 8\] for windows \[1, 1, 16, 12, 8\]"):
         label_map(lambda batch: batch[:, :, ::2], image_of(PATCH), Windows.over(PATCH, PATCH, 0.5), "owner")

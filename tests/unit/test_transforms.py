@@ -122,6 +122,23 @@ def test_image_and_label_are_resampled_to_the_same_place(make_config):
     assert np.abs(np.argwhere(seen).mean(axis=0) - np.argwhere(there).mean(axis=0)).max() <= 0.5
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "int32", "float32"])
+@pytest.mark.parametrize("kind", ["window", "zscore"])
+def test_a_gpu_prepares_and_restores_as_the_cpu_does(make_config, dtype, kind):
+    intensity = {"kind": "window", "low": 10, "high": 200} if kind == "window" else {"kind": "zscore"}
+    config = make_config(spacing_mm=[0.9, 2.0, 1.3], intensity=intensity)
+    array = np.asfortranarray(np.random.default_rng(7).integers(0, 250, (31, 18, 25)).astype(dtype))
+    for axes, signs in TURNS[::7]:
+        image = image_of(array, affine_of(axes, signs))
+        grid = Grid.of(image, config)
+        prepared = prepare(image, config, grid, "cuda:0")
+        assert prepared.is_cuda and torch.allclose(prepared.cpu(), prepare(image, config, grid), atol=1e-4)
+        label = torch.randint(0, 3, grid.shape, dtype=torch.uint8)
+        assert np.array_equal(restore(label.cuda(), grid), restore(label, grid))
+
+
 @pytest.mark.parametrize("spacing_mm", [[2.0, 1.5, 3.0], [0.7, 0.6, 0.5]], ids=str)
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_how_an_image_lies_in_its_file_changes_nothing(make_config, spacing_mm, order):
