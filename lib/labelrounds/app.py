@@ -26,6 +26,7 @@ import labelrounds
 from labelrounds import folders
 from labelrounds.ahead import Ahead
 from labelrounds.config import ModelConfig, load_configs
+from labelrounds.devices import choose_devices
 from labelrounds.dicomweb import DicomwebStore
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Conflict, NotFound
@@ -63,7 +64,7 @@ class LabelRoundsApp(MONAILabelApp):
         self.configs = configured_models(conf or {})
         self.engine = Engine()
         self.memory = Memory()
-        self.ahead = Ahead(self._segment_as_usual)
+        self.ahead = Ahead(self._segment_as_usual, at_once=len(choose_devices()))
         self._habit: dict[str, Any] = {}  # how a user has last asked for a segmentation
         settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(folders.home() / "sessions")
         super().__init__(

@@ -20,20 +20,32 @@ def available_devices() -> list[str]:
     return [f"cuda:{index}" for index in range(torch.cuda.device_count())] + ["cpu"]
 
 
+def offered_devices() -> list[str]:
+    """Return what a client may choose between, first what it chooses unasked: any GPU, where there are several."""
+    devices = available_devices()
+    return ["cuda", *devices] if len(devices) > 2 else devices
+
+
 def choose_device(wanted: object = None) -> torch.device:
-    """Return the device that is asked for, or the best there is when none is.
+    """Return the device that is asked for, or the best there is when none is; raises as `choose_devices` does."""
+    return choose_devices(wanted)[0]
+
+
+def choose_devices(wanted: object = None) -> list[torch.device]:
+    """Return the devices that may serve who asks for one: any GPU for ``cuda``, any of the best kind when None.
 
     Raises:
         BadInput: not a device, or not on this machine.
     """
+    available = available_devices()
     if wanted is None or wanted == "":
-        return torch.device(available_devices()[0])
+        wanted = "cuda" if len(available) > 1 else "cpu"
     if not isinstance(wanted, str) or not re.fullmatch(r"cpu|cuda(:\d{1,3})?", wanted):
-        raise BadInput(f"device {wanted!r} is not one of {', '.join(available_devices())}")
-    name = "cuda:0" if wanted == "cuda" else wanted
-    if name not in available_devices():
-        raise BadInput(f"device {wanted!r} is not on this machine; available: {', '.join(available_devices())}")
-    return torch.device(name)
+        raise BadInput(f"device {wanted!r} is not one of {', '.join(available)}")
+    chosen = [name for name in available if name == wanted or (wanted == "cuda" and name != "cpu")]
+    if not chosen:
+        raise BadInput(f"device {wanted!r} is not on this machine; available: {', '.join(available)}")
+    return [torch.device(name) for name in chosen]
 
 
 def free_bytes(device: torch.device) -> int:

@@ -19,6 +19,9 @@ Concurrency
     Background work (``ahead.py``) is admitted and computed only while no user has a place, and is stopped, to be done
     another time, when one takes a place; unless that user asks for the same answer: it then counts as the user's.
 
+    Several devices: a request that may go to any of them takes its place where the same answer is being made already,
+    else where the fewest have a place.
+
     Cancellation: a request whose client has gone leaves its place at once, or is stopped where the running
     computation next asks whether it should go on.
 """
@@ -28,9 +31,9 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, TypeVar
@@ -79,6 +82,11 @@ class Place:
     task: Callable[[], Any] = _never
     outcome: "Future[Any]" = field(default_factory=Future)
 
+    @property
+    def device(self) -> torch.device:
+        """Where it is."""
+        return torch.device(self.worker.name)
+
     def compute(self, task: Callable[[Callable[[], bool]], Made]) -> Made:
         """Run a task in the device's thread, and return what it returns or raise what it raises.
 
@@ -111,7 +119,6 @@ class DeviceWorker:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    @contextmanager
     def place(
         self,
         image: Hashable,
@@ -120,8 +127,8 @@ class DeviceWorker:
         client: Hashable = "",
         background: bool = False,
         gone: Callable[[], bool] = _never,
-    ) -> Iterator[Place]:
-        """Take a place, wait until it is admitted, and keep it as long as the block lasts.
+    ) -> AbstractContextManager[Place]:
+        """Take a place; the context waits until it is admitted, and keeps it as long as the block lasts.
 
         Args:
             image: what the image is known by; only one request about it is admitted at a time.
@@ -136,6 +143,10 @@ class DeviceWorker:
         """
         place = Place(self, image, answer, client, background, gone)
         self._enter(place)
+        return self._held(place)
+
+    @contextmanager
+    def _held(self, place: Place) -> Iterator[Place]:
         try:
             since = time.perf_counter()
             self._wait(place, _Stage.LOADING)
@@ -153,6 +164,14 @@ class DeviceWorker:
         """How many users' requests have a place and do not compute yet."""
         with self._changed:
             return self._waiting()
+
+    def queue(self, answer: Hashable) -> tuple[bool, int, int]:
+        """Return what the better device has less of: that answer is not being made, users' places, background ones."""
+        with self._changed:
+            users = self._users()
+            # What is in the background and waits is not the user's yet who asks for the same.
+            made = (place for place in self._places if not place.background or place.stage is not _Stage.WAITING)
+            return all(place.answer != answer for place in made), len(users), len(self._places) - len(users)
 
     def compute(self, place: Place, task: Callable[[], Made]) -> Made:
         """Run a task of an admitted place in the device's thread; see `Place.compute`."""
@@ -278,11 +297,29 @@ class Engine:
 
     def worker(self, device: torch.device) -> DeviceWorker:
         """Return the worker of a device."""
-        name = str(device)
         with self._lock:
-            if name not in self._workers:
-                self._workers[name] = DeviceWorker(name)
-            return self._workers[name]
+            return self._worker(device)
+
+    def place(
+        self, answers: Mapping[torch.device, Hashable], image: Hashable, **about: Any
+    ) -> AbstractContextManager[Place]:
+        """Take a place at the device of several that will serve it soonest; `Place.device` tells which.
+
+        Args:
+            answers: the devices, the preferred one first, and what the answer is known by at each.
+            image: as for `DeviceWorker.place`.
+            about: likewise.
+        """
+        with self._lock:  # so that two who come at once do not choose the same
+            workers = {self._worker(device): answer for device, answer in answers.items()}
+            chosen = min(workers, key=lambda worker: worker.queue(workers[worker]))
+            return chosen.place(image, workers[chosen], **about)
+
+    def _worker(self, device: torch.device) -> DeviceWorker:
+        name = str(device)
+        if name not in self._workers:
+            self._workers[name] = DeviceWorker(name)
+        return self._workers[name]
 
     def close(self) -> None:
         """End all of them in good order; what waits is refused."""

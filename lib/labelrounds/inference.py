@@ -22,7 +22,13 @@ from labelrounds.transforms import Grid, clean, prepare, restore
 
 
 @torch.inference_mode()
-def predict(run: Run, image: torch.Tensor, config: ModelConfig, stopped: Stopped | None = None) -> torch.Tensor:
+def predict(
+    run: Run,
+    image: torch.Tensor,
+    config: ModelConfig,
+    stopped: Stopped | None = None,
+    most_at_once: int | None = None,
+) -> torch.Tensor:
     """Return the label map ``(X, Y, Z)`` uint8 of a prepared image ``(C, X, Y, Z)``, on the image's device.
 
     Args:
@@ -30,12 +36,13 @@ def predict(run: Run, image: torch.Tensor, config: ModelConfig, stopped: Stopped
         image: as `transforms.prepare` returns it.
         config: the model.
         stopped: asked before each batch of windows whether to give up.
+        most_at_once: how many windows are computed together; as many as pay when None.
 
     Raises:
         TooLarge: it would not fit into the device's memory.
         Cancelled: ``stopped`` said so.
     """
-    windows = _windows(image, config)
+    windows = _windows(image, config, most_at_once)
     _check_memory(windows, image.device, config, kept_bytes=1)
     with autocast(image.device):
         return sliding.label_map(run, image, windows, config.inference.blend, stopped)
@@ -54,10 +61,9 @@ def probabilities(run: Run, image: torch.Tensor, config: ModelConfig) -> torch.T
         return sliding.softmax(run, image, windows, config.inference.blend)
 
 
-def _windows(image: torch.Tensor, config: ModelConfig) -> Windows:
-    return Windows.over(
-        image.shape[1:], config.patch_size, config.inference.overlap, filled=image.device.type == "cuda"
-    )
+def _windows(image: torch.Tensor, config: ModelConfig, most_at_once: int | None = None) -> Windows:
+    filled = image.device.type == "cuda"
+    return Windows.over(image.shape[1:], config.patch_size, config.inference.overlap, most_at_once, filled)
 
 
 def _check_memory(windows: Windows, device: torch.device, config: ModelConfig, kept_bytes: int) -> None:

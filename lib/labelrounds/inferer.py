@@ -14,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,16 +25,16 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from labelrounds.atomic import disk_errors
 from labelrounds.checkpoints import Version
+from labelrounds.computing import CPU, Computing, LacksMemory, PreparedImage
 from labelrounds.config import ModelConfig
-from labelrounds.devices import available_devices, choose_device, is_out_of_memory
+from labelrounds.devices import choose_devices, is_out_of_memory, offered_devices
 from labelrounds.engine import Engine, Place
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.geometry import Affine
 from labelrounds.history import checksum
-from labelrounds.inference import ServedNetworks, predict
+from labelrounds.inference import ServedNetworks
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.reading import Image, read_image
-from labelrounds.transforms import Grid, clean, prepare, restore
 from labelrounds.writing import write_label
 
 logger = logging.getLogger(__name__)
@@ -45,28 +45,20 @@ _PREPARATION = {"channels", "spacing_mm", "intensity"}  # with the dimensions
 
 
 @dataclass(frozen=True)
-class PreparedImage:
-    """An image as a model sees it, and what it takes to bring the answer back.
+class Answer:
+    """A written label map.
 
     Attributes:
-        voxels: ``(C, X, Y, Z)`` float32 on the network's grid, on the device.
-        grid: from the image's own grid to the network's, and back.
-        affine: ``(4, 4)``, the image's own.
-        shape: the image's own.
+        content: of the file.
+        version: that it is by.
+        device: that computed it.
+        note: what is to be said of how, or nothing.
     """
 
-    voxels: torch.Tensor
-    grid: Grid
-    affine: Affine
-    shape: tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A written label map, and the number of the version that it is by."""
-
     content: bytes
-    version: int
+    version: Version
+    device: torch.device
+    note: str
 
 
 @dataclass(frozen=True)
@@ -135,10 +127,11 @@ class SegmentationInferer(InferTask):
             labels=list(config.labels),
             dimension=3,  # what a client is handed is a volume, even where the network sees slices
             description=config.description,
-            config={"device": available_devices()},
+            config={"device": offered_devices()},
         )
         self._model = config
         self._networks = ServedNetworks(config)
+        self._computing = Computing(config, self._networks, memory)
         self._engine = engine
         self._memory = memory
         # As texts, since some parts of a configuration are no keys.
@@ -160,24 +153,25 @@ class SegmentationInferer(InferTask):
         """Segment ``request["image"]`` (a path) and write the result beside nothing else, in a temporary file.
 
         Args:
-            request: ``image``; optional ``device`` and ``result_extension``; from the server ``client_id``, who asks,
+            request: ``image``; optional ``device`` (``cuda``: any GPU; else the best there is, of several alike the one
+                that is free first) and ``result_extension``; from the server ``client_id``, who asks,
                 ``gone``, which tells whether the client has gone, ``uploaded``, where the path is of this request
                 alone, and ``background``, where nobody waits for the answer.
 
         Returns:
             the written file, and what the client reads: ``label_names`` (name to voxel value), ``version``,
-            ``device`` that it was computed on, ``note`` where that is not the one asked for, ``cached`` (what was
-            there already: ``nothing``, the prepared ``image`` or the whole ``result``), ``latencies`` in seconds, and
-            the ``request_id`` that the log has.
+            ``device`` that it was computed on, ``note`` where the memory of the one asked for did not suffice for the
+            usual way, ``cached`` (what was there already: ``nothing``, the prepared ``image`` or the whole ``result``),
+            ``latencies`` in seconds, and the ``request_id`` that the log has.
 
         Raises:
             LabelRoundsError: a device, extension or image that can't be used; no trained version; too little memory;
                 too many requests; a client that has gone.
         """
         since = time.perf_counter()
-        wanted = choose_device(_first(request.get("device")))
+        wanted = choose_devices(_first(request.get("device")))
         asked = Request.of(request)
-        device, answer, cached = self._answer_anywhere(asked, wanted)
+        answer, cached = self._answer(asked, wanted)
         with asked.timed("write"):
             file = _written(answer.content, asked.extension)
         seconds = {**asked.seconds, "total": time.perf_counter() - since}
@@ -188,101 +182,93 @@ class SegmentationInferer(InferTask):
             "background" if asked.background else "request",
             request_id,
             self._model.name,
-            answer.version,
-            device,
+            answer.version.number,
+            answer.device,
             asked.extension,
             cached,
             ", ".join(f"{stage} {value:.3f} s" for stage, value in latencies.items()),
         )
         return file, {
             "label_names": self._model.label_values,
-            "version": answer.version,
-            "device": str(device),
-            **({"note": _moved(wanted)} if device != wanted else {}),
+            "version": answer.version.number,
+            "device": str(answer.device),
+            **({"note": answer.note} if answer.note else {}),
             "cached": cached,
             "latencies": latencies,
             "request_id": request_id,
         }
 
-    def _answer_anywhere(self, asked: Request, device: torch.device) -> tuple[torch.device, Answer, str]:
-        """Answer from a device, or from the CPU where a GPU has not the memory; return the one that did.
+    def _answer(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
+        """Answer from one of some devices, or from the CPU where a GPU has not the memory.
+
+        Returns:
+            the answer, and what of it was there already: nothing, the prepared image or the result.
 
         Raises:
             TooLarge: the machine has not the memory either.
         """
         try:
-            return device, *self._answer(asked, device)
-        except _LacksMemory as error:
-            if device.type == "cpu":
-                raise TooLarge(
-                    f"an image of {error} voxels can't be segmented in the memory of the machine: {error.__cause__}"
-                ) from error.__cause__
-        # Only now, when the error holds no tensor of the failed attempt any more.
-        logger.warning("%s: %s", self._model.name, _moved(device))
-        torch.cuda.empty_cache()
-        return self._answer_anywhere(asked, torch.device("cpu"))
+            return self._answer_from(asked, devices)
+        except LacksMemory as error:
+            if error.device == CPU:
+                raise TooLarge(str(error)) from None
+            lacking = error.device
+        # Only now, when the error holds nothing of the failed attempt any more.
+        torch.cuda.empty_cache()  # for other processes: this one may never again need as much there
+        answer, cached = self._answer_from(asked, [CPU])
+        moved = replace(answer, note=_said(f"out of memory on {lacking}: segmented on the CPU", answer.note))
+        logger.warning("Model %s: %s", self._model.name, moved.note)
+        self._keep(asked, lacking, moved)  # so that it is not tried in vain again
+        return moved, cached
 
-    def _answer(self, asked: Request, device: torch.device) -> tuple[Answer, str]:
-        """Return the answer, and what of it was there already: nothing, the prepared image or the result."""
-        current = self._networks.checkpoints.current
-        key = self._answer_key(asked, device, current())
-        answer: Answer | None = self._memory.answers.get(key)
-        if answer is not None:
-            return answer, "result"
-        with self._engine.worker(device).place(
-            asked.content, key, client=asked.client, background=asked.background, gone=asked.gone
+    def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
+        """Answer from one of some devices; of those that are free as soon, one that has the image."""
+        keys = {device: self._answer_key(asked, device, self._networks.checkpoints.current()) for device in devices}
+        for key in keys.values():
+            answer: Answer | None = self._memory.answers.get(key)
+            if answer is not None:
+                return answer, "result"
+        image = self._image_key(asked)
+        preferred = sorted(keys, key=lambda device: image not in self._memory.images(device))
+        with self._engine.place(
+            {device: keys[device] for device in preferred},
+            asked.content,
+            client=asked.client,
+            background=asked.background,
+            gone=asked.gone,
         ) as place:
             # While it waited, another request may have been answered with the same, or another version published.
-            answer = self._memory.answers.get(self._answer_key(asked, device, current()))
-            made = (answer, "result") if answer is not None else self._make(asked, device, place)
+            current = self._networks.checkpoints.current()
+            answer = self._memory.answers.get(self._answer_key(asked, place.device, current))
+            made = (answer, "result") if answer is not None else self._make(asked, place)
             asked.seconds["wait"] += place.waited_s
             return made
 
-    def _make(self, asked: Request, device: torch.device, place: Place) -> tuple[Answer, str]:
+    def _make(self, asked: Request, place: Place) -> tuple[Answer, str]:
         """Make the answer, and keep it."""
-        source: Image | PreparedImage | None = self._memory.images(device).get(self._image_key(asked))
+        key = self._image_key(asked)
+        source: Image | PreparedImage | None = self._memory.images(place.device).get(key)
         cached = "image" if source else "nothing"
         if source is None:
             with asked.timed("read"):
                 source = read_image(asked.image, channels=self._model.channels)
+        computed = place.compute(partial(self._computing.compute, place.device, source, key, asked.timed))
         try:
-            version, prepared, label = place.compute(partial(self._predict, asked, device, source))
             with asked.timed("restore"):
-                restored = restore(torch.from_numpy(clean(label, self._model)), prepared.grid)
+                label = self._computing.finish(computed)
         except Exception as error:
-            if isinstance(error, TooLarge) or is_out_of_memory(error):
-                raise _LacksMemory(" x ".join(str(side) for side in source.shape)) from error
-            raise
+            if not is_out_of_memory(error):
+                raise
+            raise LacksMemory(CPU, source.shape, str(error)) from None
         with asked.timed("write"):
-            answer = Answer(_encoded(restored, prepared.affine, asked.extension, self._model.labels), version.number)
-        self._memory.answers.put(self._answer_key(asked, device, version), answer, len(answer.content))
+            content = _encoded(label, computed.affine, asked.extension, self._model.labels)
+        answer = Answer(content, computed.version, place.device, computed.note)
+        self._keep(asked, place.device, answer)
         return answer, cached
 
-    def _predict(
-        self, asked: Request, device: torch.device, source: Image | PreparedImage, stopped: Callable[[], bool]
-    ) -> tuple[Version, PreparedImage, np.ndarray]:
-        """Return the label map on the network's grid; computed in the device's thread."""
-        with asked.timed("load"):
-            version, network = self._networks.get(device)
-        prepared = source if isinstance(source, PreparedImage) else self._prepare(asked, device, source)
-        with asked.timed("segment"):
-            try:
-                return version, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
-            except Exception as error:
-                lacking = isinstance(error, TooLarge) or is_out_of_memory(error)
-                if not lacking or not self._memory.images(device).clear(but=self._image_key(asked)):
-                    raise
-            # The other images gave up their place, and the error what it held.
-            return version, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
-
-    def _prepare(self, asked: Request, device: torch.device, image: Image) -> PreparedImage:
-        """Prepare an image, and keep it on the device."""
-        with asked.timed("prepare"):
-            grid = Grid.of(image, self._model)
-            voxels = prepare(image, self._model, grid, device)
-        prepared = PreparedImage(voxels, grid, image.affine, image.shape)
-        self._memory.images(device).put(self._image_key(asked), prepared, voxels.nbytes)
-        return prepared
+    def _keep(self, asked: Request, device: torch.device, answer: Answer) -> None:
+        key = self._answer_key(asked, device, answer.version)
+        self._memory.answers.put(key, answer, len(answer.content))
 
     def _image_key(self, asked: Request) -> Hashable:
         return asked.content, self._preparation
@@ -291,10 +277,6 @@ class SegmentationInferer(InferTask):
         # Where there are no weights, loading them says so.
         weights = identity_of(version.weights) if version is not None and version.weights.is_file() else None
         return asked.content, self._configuration, weights, str(device), asked.extension
-
-
-class _LacksMemory(Exception):
-    """A device has not the memory for an image; the message is the image's shape, the cause what the device said."""
 
 
 def _encoded(label: np.ndarray, affine: Affine, extension: str, labels: Sequence[str]) -> bytes:
@@ -319,8 +301,8 @@ def _written(content: bytes, extension: str) -> str:
     return name
 
 
-def _moved(wanted: torch.device) -> str:
-    return f"segmented on the CPU: out of memory on {wanted}"
+def _said(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
 
 
 def _first(value: object) -> object:

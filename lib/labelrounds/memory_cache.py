@@ -76,6 +76,10 @@ class MemoryCache(Generic[Value]):
             self._kept.move_to_end(key)
             return self._kept[key][0]
 
+    def __contains__(self, key: Hashable) -> bool:
+        with self._lock:
+            return key in self._kept
+
     def put(self, key: Hashable, value: Value, size: int) -> None:
         """Keep a value of that many bytes, unless it alone is over the budget."""
         size += _ENTRY_BYTES

@@ -81,10 +81,24 @@ def test_closing_waits_for_what_is_under_way_and_begins_nothing_more(ahead, segm
         closing.join(0.01)
     segment.go.release()
     closing.join(PATIENCE_S)
-    assert not ahead._thread.is_alive()
+    assert not any(thread.is_alive() for thread in ahead._threads)
     assert segment.seen == ["first"]
 
 
 def test_closing_what_never_began_is_no_error(segment):
     Ahead(segment).close()
     assert segment.seen == []
+
+
+def test_as_many_cases_are_segmented_at_once_as_there_are_devices(segment):
+    two = Ahead(segment, at_once=2)
+    for name in ("first", "second", "third"):
+        two.add(Path(name))
+    for _ in range(2):
+        assert segment.begun.acquire(timeout=PATIENCE_S)
+    assert not segment.begun.acquire(timeout=0.05)
+    segment.finish(1)
+    assert sorted(segment.seen) == ["first", "second", "third"]
+    segment.go.release(100)
+    two.close()
+    assert not any(thread.is_alive() for thread in two._threads)

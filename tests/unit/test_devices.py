@@ -8,8 +8,10 @@ from labelrounds.devices import (
     autocast,
     available_devices,
     choose_device,
+    choose_devices,
     free_bytes,
     is_out_of_memory,
+    offered_devices,
     place,
     settle,
     sound_gradients,
@@ -35,8 +37,21 @@ def test_the_best_device_comes_first(two_gpus):
     assert choose_device("cpu") == torch.device("cpu")
 
 
+def test_who_names_no_gpu_may_be_served_by_any(two_gpus):
+    both = [torch.device("cuda:0"), torch.device("cuda:1")]
+    assert choose_devices() == choose_devices("") == choose_devices("cuda") == both
+    assert choose_devices("cuda:1") == both[1:]
+    assert choose_devices("cpu") == [torch.device("cpu")]
+
+
+def test_a_client_is_offered_any_gpu_first_where_there_are_several(two_gpus, monkeypatch):
+    assert offered_devices() == ["cuda", "cuda:0", "cuda:1", "cpu"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert offered_devices() == ["cuda:0", "cpu"]
+
+
 def test_without_a_gpu_the_cpu_is_chosen(no_gpu):
-    assert choose_device() == torch.device("cpu")
+    assert choose_devices() == [choose_device()] == [torch.device("cpu")]
     with pytest.raises(BadInput, match="device 'cuda' is not on this machine; available: cpu"):
         choose_device("cuda")
 

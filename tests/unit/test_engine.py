@@ -5,6 +5,7 @@ import threading
 import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -314,3 +315,38 @@ def test_every_device_has_one_worker_of_its_own():
             assert place.compute(lambda stopped: threading.current_thread().name) == f"engine-{worker.name}"
     made.close()
     assert not cpu._thread.is_alive() and not gpu._thread.is_alive()
+
+
+@pytest.fixture
+def gpus():
+    """Two devices of an engine, by name alone: nothing here computes on them."""
+    made = Engine()
+    yield made, [torch.device("cuda:0"), torch.device("cuda:1")]
+    made.close()
+
+
+def test_of_several_devices_the_one_with_the_fewest_before_it_is_taken_else_the_first(gpus):
+    made, (first, second) = gpus
+    with ExitStack() as held:
+
+        def taken(name, devices, **about) -> torch.device:
+            return held.enter_context(made.place(dict.fromkeys(devices, name), name, **about)).device
+
+        assert taken("a", [second, first], background=True) == second
+        assert taken("b", [second, first]) == first
+        assert taken("c", [first, second]) == second  # background work is no user's place
+
+
+def test_the_same_answer_is_waited_for_where_it_is_being_made(gpus):
+    made, (first, second) = gpus
+
+    def join() -> torch.device:
+        with made.place({first: "answer at 0", second: "answer at 1"}, "image") as place:
+            return place.device
+
+    with ThreadPoolExecutor(1) as pool:
+        with made.worker(second).place("image", "answer at 1"):
+            joined = pool.submit(join)
+            wait_until(lambda: made.worker(second).waiting == 2)
+            assert made.worker(first).waiting == 0 and not joined.done()
+        assert joined.result(PATIENCE_S) == second

@@ -6,6 +6,7 @@ import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FunctionType
 
 import nibabel as nib
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import engine, inference, inferer, memory_cache, sliding
+from labelrounds import computing, devices, engine, inference, inferer, memory_cache, sliding
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
@@ -227,48 +228,141 @@ def test_a_gpu_gives_nearly_the_same_answer(made, serve, image):
     assert (one == other).mean() > 0.97
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")])
-@pytest.mark.parametrize("part", ["for_inference", "predict"])
-def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
-    made, image, serve, monkeypatch, error, part
-):
-    serve()
-    expected, params = made(image)
-    assert params["device"] == "cpu" and "note" not in params
-    expected = read_label(expected).array
-    gpu, form, predict = torch.device("cuda:0"), inference.for_inference, inferer.predict
-    # Without a GPU it is one by name alone: what runs in its thread.
-    monkeypatch.setattr(inferer, "choose_device", lambda wanted: gpu)
+@pytest.fixture
+def gpus(monkeypatch) -> list[torch.device]:
+    """Two GPUs by name alone, for machines that have none: what is theirs is computed on the CPU, in their threads."""
+    named = [torch.device("cuda:0"), torch.device("cuda:1")]
+    form, on = inference.for_inference, computing._on
+    monkeypatch.setattr(devices, "available_devices", lambda: [*map(str, named), "cpu"])
     monkeypatch.setattr(memory_cache, "free_bytes", lambda device: 10**9)
-    monkeypatch.setattr(inferer, "prepare", lambda image, config, grid, device: prepare(image, config, grid))
+    monkeypatch.setattr(computing, "settle", lambda device: None)
+    monkeypatch.setattr(computing, "prepare", lambda image, config, grid, device: prepare(image, config, grid))
+    monkeypatch.setattr(computing, "_on", lambda device, network: on(CPU, network))
+    monkeypatch.setattr(
+        inference, "for_inference", lambda network, device, dimensions: form(network, CPU, dimensions), raising=True
+    )
+    return named
 
-    def limited(whole, what, *args):
-        if threading.current_thread().name == "engine-cuda:0" and what == part:
-            raise error
+
+def computing_on() -> str:
+    """Return the device whose thread this is."""
+    return threading.current_thread().name.removeprefix("engine-")
+
+
+ONE = "out of memory on cuda:0: segmented one window at a time"
+WAYS = {
+    "two windows and what is summed": ("cuda:0", ""),
+    "a window and what is summed": ("cuda:0", ONE),
+    "a window": ("cuda:0", f"{ONE}, the image in the machine's memory"),
+    "nothing": ("cpu", "out of memory on cuda:0: segmented on the CPU"),
+}
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")], ids=repr)
+@pytest.mark.parametrize("cleaning", [{}, {"far": {"largest_component": True}}], ids=["as it is", "cleaned"])
+@pytest.mark.parametrize("room", WAYS)
+def test_a_gpu_short_of_memory_gives_the_same_answer_another_way_and_says_so(
+    make_config, make_inferer, ask, serve, gpus, tmp_path, monkeypatch, caplog, error, cleaning, room
+):
+    """The CPU stands in for the GPU, whose memory is as small as ``room`` says."""
+    image = save(np.random.default_rng(0).normal(size=(30, 20, 17)).astype(np.float32), tmp_path / "image.nii")
+    serve()
+    of = make_inferer(make_config(cleaning=cleaning))
+    expected = read_label(ask(of, image, result_extension=".nii")[0]).array
+    whole, tried = computing.predict, []
+
+    def limited(run, voxels, config, stopped, most_at_once):
+        if computing_on() == "cuda:0":
+            takes = (most_at_once or 2) + (0 if isinstance(run, FunctionType) else 10)
+            tried.append(takes)
+            if takes > [12, 11, 1, 0][list(WAYS).index(room)]:
+                raise error
+        return whole(run, voxels, config, stopped, most_at_once)
+
+    monkeypatch.setattr(computing, "predict", limited)
+    device, note = WAYS[room]
+    file, params = ask(of, image, device="cuda:0")
+    assert (params["device"], params.get("note", "")) == (device, note)
+    assert np.array_equal(read_label(file).array, expected)
+    assert tried == [12, 11, 1][: list(WAYS).index(room) + 1]
+    assert caplog.text.count(f"out of memory on cuda:0: {error}") == len(tried) - (device == "cuda:0")
+    assert note in caplog.text
+    _, again = ask(of, image, device="cuda:0")
+    assert (again["cached"], again["device"], again.get("note", "")) == ("result", device, note)
+
+
+@pytest.mark.parametrize(("part", "device"), [("for_inference", "cpu"), ("prepare", "cuda:0")])
+def test_what_a_gpu_has_no_room_for_is_on_the_cpu_be_it_the_weights_or_the_image(
+    made, image, serve, gpus, monkeypatch, part, device
+):
+    """The CPU stands in for the GPU; the image is prepared there already."""
+    serve()
+    expected = read_label(made(image, result_extension=".nii")[0]).array
+    module = inference if part == "for_inference" else computing
+    whole = getattr(module, part)
+
+    def fails(*args):
+        if computing_on() == "cuda:0":
+            raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(*args)
 
-    monkeypatch.setattr(
-        inference,
-        "for_inference",
-        lambda network, _, dimensions: limited(form, "for_inference", network, CPU, dimensions),
-    )
-    monkeypatch.setattr(inferer, "predict", lambda *args: limited(predict, "predict", *args))
-    for cached in ("result", "image"):
-        file, params = made(image, device="cuda:0", result_extension=".nrrd" if cached == "result" else ".nii.gz")
-        assert (params["device"], params["note"]) == ("cpu", "segmented on the CPU: out of memory on cuda:0")
-        assert params["cached"] == cached
-        assert np.array_equal(read_label(file).array, expected)
+    monkeypatch.setattr(module, part, fails)
+    file, params = made(image, device="cuda:0")
+    assert params["device"] == device
+    assert params["note"] == (WAYS["nothing"] if device == "cpu" else WAYS["a window"])[1]
+    assert np.array_equal(read_label(file).array, expected)
 
 
 def test_what_the_machine_has_not_the_memory_for_is_refused_and_the_next_is_served(made, image, serve, monkeypatch):
     serve()
-    with monkeypatch.context() as patch:
-        patch.setattr(inferer, "predict", lambda *args: torch.empty(2**50, dtype=torch.uint8))
-        with pytest.raises(
-            TooLarge, match="an image of 18 x 20 x 17 voxels can't be segmented in the memory of the ma"
-        ):
-            made(image)
+    for part in ("predict", "restore"):
+        with monkeypatch.context() as patch:
+            patch.setattr(computing, part, lambda *args: torch.empty(2**50, dtype=torch.uint8))
+            with pytest.raises(
+                TooLarge, match="an image of 18 x 20 x 17 voxels can't be segmented in the memory of cpu"
+            ):
+                made(image)
     assert made(image)[1]["version"] == 1
+
+
+# Several devices
+
+
+@pytest.mark.parametrize("device", [None, "", "cuda", ["cuda", "cuda:0", "cuda:1", "cpu"]], ids=str)
+def test_requests_that_name_no_gpu_are_spread_over_all(make_inferer, config, ask, serve, gpus, slow, tmp_path, device):
+    """The CPU stands in for both GPUs."""
+    serve()
+    tiny = make_inferer(config)
+    images = [save(np.full((9, 9, 9), seed, np.float32), tmp_path / f"{seed}.nii") for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        first = [pool.submit(ask, tiny, image, device=device) for image in images[:2]]
+        for _ in first:
+            assert slow.windows.acquire(timeout=30)  # both compute at the same time
+        rest = [pool.submit(ask, tiny, image, device=device) for image in images[2:]]
+        while sum(tiny._engine.worker(gpu).waiting for gpu in gpus) < 2:
+            assert not any(request.done() for request in rest)
+        assert [tiny._engine.worker(gpu).waiting for gpu in gpus] == [1, 1]
+        slow.go.release(1000)
+        used = [request.result(30)[1]["device"] for request in (*first, *rest)]
+    assert sorted(used[:2]) == sorted(used[2:]) == ["cuda:0", "cuda:1"]
+    assert {ask(tiny, image, device=device)[1]["cached"] for image in images} == {"result"}
+
+
+def test_a_gpu_that_is_named_is_the_one(make_inferer, config, ask, serve, gpus, image):
+    """The CPU stands in for both GPUs."""
+    serve()
+    tiny = make_inferer(config)
+    assert [ask(tiny, image, device=f"cuda:{number}")[1]["device"] for number in (1, 0)] == ["cuda:1", "cuda:0"]
+    assert tiny.info()["config"]["device"] == ["cuda", "cuda:0", "cuda:1", "cpu"]
+
+
+def test_another_answer_about_an_image_is_made_where_the_image_is(make_inferer, config, ask, serve, gpus, image):
+    """The CPU stands in for both GPUs."""
+    serve()
+    tiny = make_inferer(config)
+    ask(tiny, image, device="cuda:1")
+    _, params = ask(tiny, image, device="cuda", result_extension=".nii")
+    assert (params["device"], params["cached"]) == ("cuda:1", "image")
 
 
 def test_an_error_of_another_kind_is_not_tried_again(made, image, serve, monkeypatch):
@@ -279,7 +373,7 @@ def test_an_error_of_another_kind_is_not_tried_again(made, image, serve, monkeyp
         tried.append(1)
         raise RuntimeError("shapes cannot be multiplied")
 
-    monkeypatch.setattr(inferer, "predict", fails)
+    monkeypatch.setattr(computing, "predict", fails)
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         made(image)
     assert len(tried) == 1
@@ -291,13 +385,13 @@ def test_an_error_of_another_kind_is_not_tried_again(made, image, serve, monkeyp
 @pytest.fixture
 def predictions(monkeypatch) -> list[str]:
     """The models that have computed, in that order."""
-    seen, whole = [], inferer.predict
+    seen, whole = [], computing.predict
 
-    def counted(network, voxels, config, stopped):
+    def counted(network, voxels, config, *rest):
         seen.append(config.name)
-        return whole(network, voxels, config, stopped)
+        return whole(network, voxels, config, *rest)
 
-    monkeypatch.setattr(inferer, "predict", counted)
+    monkeypatch.setattr(computing, "predict", counted)
     return seen
 
 
@@ -434,14 +528,14 @@ def test_two_who_ask_for_the_same_at_once_are_answered_by_one_computation(made, 
 
 def test_a_failed_request_leaves_the_next_one_who_asks_for_the_same_to_compute(made, image, serve, monkeypatch):
     serve()
-    whole, fails = inferer.predict, [True]
+    whole, fails = computing.predict, [True]
 
     def sometimes(*args):
         if fails.pop() if fails else False:
             raise ValueError("once")
         return whole(*args)
 
-    monkeypatch.setattr(inferer, "predict", sometimes)
+    monkeypatch.setattr(computing, "predict", sometimes)
     with pytest.raises(ValueError, match="once"):
         made(image)
     assert made(image)[1]["cached"] == "image"
@@ -450,11 +544,11 @@ def test_a_failed_request_leaves_the_next_one_who_asks_for_the_same_to_compute(m
 def test_with_no_memory_to_keep_anything_in_everything_is_made_anew(config, image, serve, ask, monkeypatch):
     monkeypatch.setenv("LABELROUNDS_MEMORY_GB", "0")
     serve()
-    memory, devices = Memory(), Engine()
-    of = SegmentationInferer(config, devices, memory)
+    memory, workers = Memory(), Engine()
+    of = SegmentationInferer(config, workers, memory)
     assert [ask(of, image)[1]["cached"] for _ in range(2)] == ["nothing"] * 2
     assert memory.answers.used == memory.images(CPU).used == 0
-    devices.close()
+    workers.close()
 
 
 def test_what_other_images_take_is_given_up_for_one_that_lacks_memory(
@@ -464,14 +558,14 @@ def test_what_other_images_take_is_given_up_for_one_that_lacks_memory(
     tiny = make_inferer(config)
     other = save(np.zeros((9, 9, 9), np.float32), tmp_path / "other.nii")
     ask(tiny, other)
-    kept, whole = tiny._memory.images(CPU), inferer.predict
+    kept, whole = tiny._memory.images(CPU), computing.predict
 
-    def limited(network, voxels, config, stopped):
+    def limited(network, voxels, config, *rest):
         if kept.used > voxels.nbytes + 2000:
             raise TooLarge("needs 90 GB")
-        return whole(network, voxels, config, stopped)
+        return whole(network, voxels, config, *rest)
 
-    monkeypatch.setattr(inferer, "predict", limited)
+    monkeypatch.setattr(computing, "predict", limited)
     assert ask(tiny, image)[1]["cached"] == "nothing"
     assert kept.used > 0
     assert ask(tiny, other, result_extension=".nii")[1]["cached"] == "nothing"
