@@ -38,6 +38,7 @@ from labelrounds.store import StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.training import SegmentationTrainer
 from labelrounds.training_request import TrainingRequest
+from labelrounds.warming import WarmUp
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +77,7 @@ class LabelRoundsApp(MONAILabelApp):
             version=labelrounds.__version__,
             labels=self.known_labels(),
         )
+        self.warm_up = WarmUp(self._infers)
 
     def known_labels(self) -> list[str]:
         """Return the labels of all models, each once, in the order of the models."""
@@ -105,9 +107,10 @@ class LabelRoundsApp(MONAILabelApp):
         return {name: strategies.get(name)() for name in strategies.names()}
 
     def on_init_complete(self) -> None:
-        """Start the host's housekeeping, and go on with a training that a killed server left."""
+        """Start the host's housekeeping, go on with a training that a killed server left, and make the models ready."""
         super().on_init_complete()
         job_queue("train").resume(settings.MONAI_LABEL_STUDIES, self._trainers)
+        self.warm_up.start()
 
     def info(self) -> dict[str, Any]:
         """Return what clients show; the trainer that runs comes first, as they read the first entry's figures."""
@@ -187,6 +190,7 @@ class LabelRoundsApp(MONAILabelApp):
         """End what computes in this process; what waits is refused."""
         self.engine.close()
         self.ahead.close()
+        self.warm_up.close()
 
     def inferer(self, model: str) -> InferTask:
         """Return a model that can be served.

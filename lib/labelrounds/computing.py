@@ -150,6 +150,22 @@ class Computing:
             logger.warning("Model %s: out of memory on %s: %s", self._model.name, device, reason)
         raise LacksMemory(device, source.shape, reason)
 
+    def warm_up(self, device: torch.device, stopped: Stopped) -> None:
+        """Load the network and compute one window of nothing, on a GPU also a batch; called in the device's thread.
+
+        Raises:
+            Cancelled: ``stopped`` said so.
+            LabelRoundsError: there are no weights, or they do not fit.
+        """
+        settle(device)
+        _, network = self._networks.get(device)
+        shapes = [self._model.patch_size]
+        if device.type == "cuda":  # cuDNN chooses for each shape
+            x, y, z = self._model.patch_size
+            shapes.append((x + 1, y, z))
+        for shape in shapes:
+            predict(network, torch.zeros(self._model.channels, *shape, device=device), self._model, stopped)
+
     def finish(self, computed: Computed) -> np.ndarray:
         """Return the label map ``(X, Y, Z)`` uint8 on the image's own grid; called in the request's thread."""
         if not self._model.cleaning:

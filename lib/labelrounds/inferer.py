@@ -149,6 +149,26 @@ class SegmentationInferer(InferTask):
             logger.warning("Model %s: %s", self._model.name, error)
             return True
 
+    def weights_bytes(self) -> int:
+        """Return the size of the weights that are served, 0 where there are none or they can't be read."""
+        try:
+            version = self._networks.checkpoints.current()
+            return version.weights.stat().st_size if version is not None else 0
+        except (LabelRoundsError, OSError) as error:
+            logger.warning("Model %s: %s", self._model.name, error)
+            return 0
+
+    def warm_up(self, device: torch.device) -> None:
+        """Make ready on a device what the first request would wait for, in the background of users' requests.
+
+        Raises:
+            Cancelled: a user's request was in the way.
+            LabelRoundsError: what that first request will be told.
+        """
+        of = ("warm-up", self._model.name)
+        with self._engine.worker(device).place(of, of, background=True) as place:
+            place.compute(partial(self._computing.warm_up, device))
+
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment ``request["image"]`` (a path) and write the result beside nothing else, in a temporary file.
 

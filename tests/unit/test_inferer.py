@@ -379,6 +379,53 @@ def test_an_error_of_another_kind_is_not_tried_again(made, image, serve, monkeyp
     assert len(tried) == 1
 
 
+# What the first request need not wait for
+
+
+def test_a_model_that_was_made_ready_has_its_weights_in_memory_once(inferer_of_tiny, made, image, serve, monkeypatch):
+    assert inferer_of_tiny.weights_bytes() == 0
+    version = serve()
+    assert inferer_of_tiny.weights_bytes() == version.weights.stat().st_size
+    loads, load = [], Checkpoints.load
+    monkeypatch.setattr(
+        Checkpoints, "load", lambda self, *args: (loads.append(threading.current_thread().name), load(self, *args))
+    )
+    inferer_of_tiny.warm_up(CPU)
+    made(image)
+    assert loads == ["engine-cpu"]
+
+
+def test_on_a_gpu_a_single_window_and_a_batch_of_them_are_made_ready(make_inferer, config, serve, gpus, monkeypatch):
+    """The CPU stands in for the GPU."""
+    serve()
+    shapes, zeros = [], torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device=None: zeros(*shape))
+    monkeypatch.setattr(computing, "predict", lambda run, image, *rest: shapes.append(tuple(image.shape)))
+    make_inferer(config).warm_up(gpus[1])
+    assert shapes == [(1, 16, 16, 16), (1, 17, 16, 16)]
+
+
+def test_making_a_model_ready_gives_way_to_users(inferer_of_tiny, made, image, serve, slow):
+    serve()
+    with ThreadPoolExecutor(2) as pool:
+        user = pool.submit(made, image)
+        assert slow.windows.acquire(timeout=30)
+        ready = pool.submit(inferer_of_tiny.warm_up, CPU)
+        threading.Event().wait(0.1)
+        assert slow.seen == 1 and not ready.done()
+        slow.go.release(1000)
+        assert user.result(30)[1]["cached"] == "nothing"
+        ready.result(30)
+
+
+def test_a_damaged_version_can_not_be_made_ready(inferer_of_tiny, serve, config):
+    serve()
+    (Checkpoints(config).folder / "current.json").write_text("{")
+    assert inferer_of_tiny.weights_bytes() == 0
+    with pytest.raises(BadInput, match=r"current\.json is damaged"):
+        inferer_of_tiny.warm_up(CPU)
+
+
 # What is kept
 
 
