@@ -170,7 +170,9 @@ class Computing:
         """Return the label map ``(X, Y, Z)`` uint8 on the image's own grid; called in the request's thread."""
         if not self._model.cleaning:
             return computed.label
-        return restore(torch.from_numpy(clean(computed.label, self._model)), computed.grid)
+        return restore(
+            torch.from_numpy(clean(computed.label, self._model)), computed.grid, self._model.inference.restore
+        )
 
     def _ways(self, device: torch.device, key: Hashable) -> Iterator[_Way]:
         """Yield ways to compute an image, each to be tried where the one before lacks memory."""
@@ -206,7 +208,10 @@ class Computing:
         with timed("segment"):
             label = predict(run, voxels, self._model, stopped, way.most_at_once)
         with timed("restore"):
-            restored = to_host(label).numpy() if self._model.cleaning else restore(label, grid)
+            if not self._model.cleaning:
+                restored = restore(label, grid, self._model.inference.restore)
+            else:
+                restored = to_host(label).numpy()
         return Computed(version, restored, grid, prepared.affine, way.note)
 
     def _prepared(self, image: Image, grid: Grid, device: torch.device, key: Hashable, timed: Timed) -> PreparedImage:

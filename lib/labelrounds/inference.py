@@ -102,7 +102,7 @@ def segment(
     label = predict(run, prepare(image, config, grid, device), config, stopped)
     if config.cleaning:
         label = torch.from_numpy(clean(label.cpu().numpy(), config)).to(device)
-    return restore(label, grid)
+    return restore(label, grid, config.inference.restore)
 
 
 class ServedNetworks:

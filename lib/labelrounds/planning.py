@@ -281,6 +281,7 @@ def _inference(layout: Layout) -> list[Choice]:
     return [
         Choice("inference.blend", InferenceConfig.model_fields["blend"].get_default(), DEFAULT),
         Choice("inference.overlap", overlap, why + (" More overlap would take long." if overlap < 0.5 else "")),
+        Choice("inference.restore", InferenceConfig.model_fields["restore"].get_default(), DEFAULT),
     ]
 
 

@@ -6,8 +6,9 @@ the way back is exact.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cc3d
 import nibabel
@@ -21,7 +22,11 @@ from labelrounds.devices import to_host
 from labelrounds.errors import BadInput, TooLarge
 from labelrounds.reading import MAX_VOXELS, Image
 
+Restoring = Literal["nearest", "linear"]
+
 _PERCENTILE_SAMPLES = 1_000_000
+# That are interpolated at a time: as many as stay in a CPU's cache, and as keep a GPU busy.
+_PLANES, _PLANES_ON_GPU = 16, 128
 # What goes to a GPU as it is.
 _SENT = {"uint8": torch.uint8, "int8": torch.int8, "int16": torch.int16, "int32": torch.int32}
 
@@ -101,18 +106,28 @@ def prepare_label(label: np.ndarray, grid: Grid) -> torch.Tensor:
     return _picked(tensor, [_nearest(source, wanted, tensor.device) for source, wanted in sides])
 
 
-def restore(label: torch.Tensor, grid: Grid) -> np.ndarray:
-    """Return a label map ``(X, Y, Z)`` of the network's grid on the image's own grid, uint8, by nearest neighbour.
+def restore(label: torch.Tensor, grid: Grid, method: Restoring = "nearest") -> np.ndarray:
+    """Return a label map ``(X, Y, Z)`` of the network's grid on the image's own grid, uint8.
 
     It is computed on the label's device; in memory the first axis changes fastest, as in a file.
+
+    Args:
+        label: ``(X, Y, Z)`` on the network's grid.
+        grid: between the two.
+        method: ``nearest`` takes the nearest voxel's label; ``linear`` does so where the image's grid is not finer
+            along any axis, else it interpolates each label for itself and takes the largest: borders are smooth.
     """
-    indices = []
+    finer = any(wanted > source for source, wanted in zip(grid.shape, grid.oriented_shape, strict=True))
+    linear = method == "linear" and finer
+    find = _between_centres if linear else _nearest
+    places = []
     for source, wanted, flip in zip(grid.shape, grid.oriented_shape, grid.flips, strict=True):
-        index = _nearest(source, wanted, label.device)
-        indices.append(index.flip(0) if flip else index)
+        place = find(source, wanted, label.device)
+        places.append(place.flip(0) if flip else place)
     backward = [int(axis) for axis in np.argsort(grid.axes)[::-1]]
     turned = label.to(torch.uint8).permute(backward)
-    return to_host(_picked(turned, [indices[axis] for axis in backward])).numpy().T
+    places = [places[axis] for axis in backward]
+    return to_host((_interpolated if linear else _picked)(turned, places)).numpy().T
 
 
 def normalise(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
@@ -194,6 +209,67 @@ def _picked(label: torch.Tensor, indices: Sequence[torch.Tensor]) -> torch.Tenso
     # As index_select, which takes five times as long along the last axis.
     label = label.gather(2, z.expand(*label.shape[:2], -1))
     return label.index_select(1, y).index_select(0, x)
+
+
+def _between_centres(source: int, wanted: int, device: torch.device) -> torch.Tensor:
+    """Return where each of ``wanted`` voxels lies among ``source`` ones over the same length, within their centres."""
+    centres = torch.arange(wanted, dtype=torch.float64, device=device) + 0.5
+    return (centres * source / wanted - 0.5).clamp_(0, source - 1)
+
+
+def _interpolated(label: torch.Tensor, places: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the label with the largest share at some places along each axis of a label map ``(X, Y, Z)``.
+
+    Some planes at a time, and of each label no more than the box in which it has a share.
+    """
+    boxes = dict(_boxes(label))
+    result = torch.zeros([len(place) for place in places], dtype=torch.uint8, device=label.device)
+    step = _PLANES if label.device.type == "cpu" else _PLANES_ON_GPU
+    for planes, first in zip(result.split(step), places[0].split(step), strict=True):
+        largest = torch.zeros(planes.shape, device=label.device)
+        background = torch.ones(planes.shape, device=label.device)
+        reach = slice(int(first.min()), int(first.max()) + 2)  # the planes between which they lie
+        for value, (x, y, z) in boxes.items():
+            box = (slice(max(x.start, reach.start), min(x.stop, reach.stop)), y, z)
+            around = (first, places[1], places[2])
+            here = tuple(_touching(place, side) for place, side in zip(around, box, strict=True))
+            if any(part.start == part.stop for part in here):
+                continue
+            share = (label[box] == value).float()
+            for axis in (2, 1, 0):  # the last takes longest, and has least to do before the others
+                share = _between(share, around[axis][here[axis]] - box[axis].start, axis)
+            background[here].sub_(share)
+            planes[here].masked_fill_(share > largest[here], value)
+            torch.maximum(largest[here], share, out=largest[here])
+        planes.masked_fill_(background > largest, 0)
+    return result
+
+
+def _boxes(label: torch.Tensor) -> Iterator[tuple[int, tuple[slice, slice, slice]]]:
+    """Yield each label of a map ``(X, Y, Z)``, and the box around it."""
+    mask = torch.empty(label.shape, dtype=torch.bool, device=label.device)
+    for value in range(1, int(label.max()) + 1):
+        found = torch.eq(label, value, out=mask).view(torch.uint8)  # of which a maximum is found faster than of bool
+        planes = found.amax(dim=2)
+        sides = [side.nonzero().flatten() for side in (planes.amax(dim=1), planes.amax(dim=0), found.amax(dim=(0, 1)))]
+        if len(sides[0]):
+            x, y, z = (slice(int(side[0]), int(side[-1]) + 1) for side in sides)
+            yield value, (x, y, z)
+
+
+def _touching(place: torch.Tensor, side: slice) -> slice:
+    """Return which places in order, or in reverse, lie less than a voxel from a box."""
+    found = ((place > side.start - 1) & (place < side.stop)).nonzero().flatten()
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
+
+
+def _between(values: torch.Tensor, place: torch.Tensor, axis: int) -> torch.Tensor:
+    """Interpolate linearly along an axis; beyond its ends lies 0."""
+    padded = functional.pad(values, [int(other == axis) for other in (2, 1, 0) for _ in range(2)])
+    low = place.floor()
+    share = (place - low).float().view([-1 if other == axis else 1 for other in range(3)])
+    index = low.long() + 1
+    return torch.lerp(padded.index_select(axis, index), padded.index_select(axis, index + 1), share)
 
 
 def _stride(voxels: int) -> int:

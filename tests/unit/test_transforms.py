@@ -1,6 +1,7 @@
 """The way to the network's grid and back loses nothing."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -137,6 +138,8 @@ def test_a_gpu_prepares_and_restores_as_the_cpu_does(make_config, dtype, kind):
         assert prepared.is_cuda and torch.allclose(prepared.cpu(), prepare(image, config, grid), atol=1e-4)
         label = torch.randint(0, 3, grid.shape, dtype=torch.uint8)
         assert np.array_equal(restore(label.cuda(), grid), restore(label, grid))
+        # But for equal shares, of which rounding decides.
+        assert (restore(label.cuda(), grid, "linear") == restore(label, grid, "linear")).mean() > 0.99
 
 
 @pytest.mark.parametrize("spacing_mm", [[2.0, 1.5, 3.0], [0.7, 0.6, 0.5]], ids=str)
@@ -186,6 +189,55 @@ def test_an_image_that_would_fill_the_memory_is_refused(make_config):
     with pytest.raises(TooLarge, match="of model tiny"):
         Grid.of(image, make_config(spacing_mm=[1.0, 1.0, 1.0]))
     assert Grid.of(image, make_config()).shape == (50, 50, 50)
+
+
+def shares_of(label: torch.Tensor, shape) -> torch.Tensor:
+    """Interpolate each label of a map ``(X, Y, Z)``, the background too, for itself: ``(K, *shape)``."""
+    masks = torch.stack([(label == value).double() for value in range(int(label.max()) + 1)])
+    return functional.interpolate(masks[None], size=shape, mode="trilinear")[0]
+
+
+@pytest.mark.parametrize("planes", [1, 5, 16])
+@pytest.mark.parametrize("shape", [(7, 6, 9), (1, 6, 5), (7, 1, 1)], ids=str)
+def test_the_label_with_the_largest_share_is_restored_at_any_orientation(make_config, monkeypatch, planes, shape):
+    monkeypatch.setattr("labelrounds.transforms._PLANES", planes)
+    label = torch.randint(0, 4, shape, generator=torch.Generator().manual_seed(8), dtype=torch.uint8)
+    label[label == 2] = 0  # a label that is not there
+    wanted = (13, 11, 8)  # coarser along an axis
+    shares = shares_of(label, wanted)
+    first, second = shares.topk(2, dim=0).values
+    clear = (first - second > 1e-6).numpy()
+    assert clear.mean() > 0.9
+    for axes, signs in TURNS:
+        turned = Grid.of(image_of(np.zeros([wanted[axis] for axis in axes]), affine_of(axes, signs)), make_config())
+        grid = replace(turned, shape=shape)
+        assert grid.oriented_shape == wanted
+        restored = restore(label, grid, "linear")
+        assert restored.dtype == np.uint8 and restored.flags.f_contiguous
+        assert np.array_equal(grid.forward(restored)[clear], shares.argmax(dim=0).numpy()[clear])
+
+
+def test_a_label_on_a_grid_that_is_not_finer_is_restored_by_the_nearest(make_config):
+    label = torch.randint(0, 3, (9, 8, 7), generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
+    grid = Grid((0, 1, 2), (False, True, False), (6, 8, 5), (9, 8, 7))
+    assert np.array_equal(restore(label, grid, "linear"), restore(label, grid, "nearest"))
+
+
+def test_an_empty_label_map_stays_empty_and_a_full_one_full():
+    grid = Grid((0, 1, 2), (False,) * 3, (9, 8, 7), (3, 4, 2))
+    for value in (0, 255):
+        assert (restore(torch.full((3, 4, 2), value, dtype=torch.uint8), grid, "linear") == value).all()
+
+
+@pytest.mark.parametrize("coarser", [1.5, 2.0, 3.0])
+def test_a_coarse_ball_is_restored_closer_to_the_ball_by_interpolation(coarser):
+    centre = np.array([23.3, 25.1, 22.2])
+    ball = (np.linalg.norm(np.indices((48, 48, 48)).T - centre, axis=-1).T < 14).astype(np.uint8)
+    grid = Grid((0, 1, 2), (False,) * 3, ball.shape, tuple(round(side / coarser) for side in ball.shape))
+    inside = functional.interpolate(torch.from_numpy(ball)[None, None].float(), size=grid.shape, mode="area")[0, 0]
+    coarse = (inside > 0.5).to(torch.uint8)
+    wrong = [int((restore(coarse, grid, method) != ball).sum()) for method in ("nearest", "linear")]
+    assert wrong[1] < 0.85 * wrong[0]
 
 
 # Intensity
