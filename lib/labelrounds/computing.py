@@ -21,7 +21,7 @@ import torch
 
 from labelrounds.checkpoints import Version
 from labelrounds.config import ModelConfig
-from labelrounds.devices import autocast, is_out_of_memory, settle, to_host
+from labelrounds.devices import autocast, complete, is_out_of_memory, settle, to_host
 from labelrounds.errors import TooLarge
 from labelrounds.geometry import Affine
 from labelrounds.inference import ServedNetworks, predict
@@ -207,6 +207,7 @@ class Computing:
             run, voxels = _on(device, network), prepared.voxels.cpu()
         with timed("segment"):
             label = predict(run, voxels, self._model, stopped, way.most_at_once)
+            complete(label.device)
         with timed("restore"):
             if not self._model.cleaning:
                 restored = restore(label, grid, self._model.inference.restore)
@@ -221,6 +222,7 @@ class Computing:
             return kept
         with timed("prepare"):
             voxels = prepare(image, self._model, grid, device)
+            complete(device)
         prepared = PreparedImage(voxels, grid, image.affine, image.shape)
         self._memory.images(device).put(key, prepared, voxels.nbytes)
         return prepared

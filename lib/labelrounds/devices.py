@@ -120,6 +120,12 @@ def to_host(tensor: torch.Tensor) -> torch.Tensor:
     return copy
 
 
+def complete(device: torch.device) -> None:
+    """Wait until a GPU has computed what it was given, so that the time of a stage of work is that stage's own."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def device_of(network: torch.nn.Module) -> torch.device:
     """Return where a network is; a training that did not fit into its device may have ended on another."""
     return next(network.parameters()).device

@@ -9,6 +9,7 @@ from labelrounds.devices import (
     available_devices,
     choose_device,
     choose_devices,
+    complete,
     free_bytes,
     is_out_of_memory,
     offered_devices,
@@ -94,6 +95,14 @@ def test_what_pytorch_keeps_in_reserve_on_a_gpu_counts_as_free(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 700)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 200)
     assert free_bytes(torch.device("cuda:0")) == 1500
+
+
+def test_a_gpu_is_waited_for_and_a_cpu_never_has_to_be(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    complete(torch.device("cpu"))
+    complete(torch.device("cuda:1"))
+    assert waited == [torch.device("cuda:1")]
 
 
 def test_what_is_in_the_machines_memory_is_not_copied_there():

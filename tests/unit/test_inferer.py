@@ -236,6 +236,7 @@ def gpus(monkeypatch) -> list[torch.device]:
     monkeypatch.setattr(devices, "available_devices", lambda: [*map(str, named), "cpu"])
     monkeypatch.setattr(memory_cache, "free_bytes", lambda device: 10**9)
     monkeypatch.setattr(computing, "settle", lambda device: None)
+    monkeypatch.setattr(computing, "complete", lambda device: None)
     monkeypatch.setattr(computing, "prepare", lambda image, config, grid, device: prepare(image, config, grid))
     monkeypatch.setattr(computing, "_on", lambda device, network: on(CPU, network))
     monkeypatch.setattr(
