@@ -228,6 +228,23 @@ def test_a_gpu_gives_nearly_the_same_answer(made, serve, image):
     assert (one == other).mean() > 0.97
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("cleaning", [{}, {"far": {"largest_component": True}}], ids=["as it is", "cleaned"])
+@pytest.mark.parametrize("way", range(3))
+def test_a_gpu_gives_nearly_the_same_answer_in_any_way(
+    make_config, make_inferer, ask, serve, tmp_path, monkeypatch, cleaning, way
+):
+    image = save(np.random.default_rng(0).normal(size=(30, 20, 17)).astype(np.float32), tmp_path / "image.nii")
+    serve()
+    of = make_inferer(make_config(cleaning=cleaning))
+    ways = list(of._computing._ways(torch.device("cuda:0"), None))
+    assert len(ways) == 3
+    monkeypatch.setattr(of._computing, "_ways", lambda device, key: [ways[way]])
+    usual, other = (read_label(ask(of, image, device=device)[0]).array for device in ("cpu", "cuda:0"))
+    assert (usual == other).mean() > 0.97
+
+
 @pytest.fixture
 def gpus(monkeypatch) -> list[torch.device]:
     """Two GPUs by name alone, for machines that have none: what is theirs is computed on the CPU, in their threads."""
