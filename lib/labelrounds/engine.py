@@ -166,7 +166,10 @@ class DeviceWorker:
             return self._waiting()
 
     def queue(self, answer: Hashable) -> tuple[bool, int, int]:
-        """Return what the better device has less of: that answer is not being made, users' places, background ones."""
+        """Return what devices are compared by, the least being best: whether none makes that answer, how many wait.
+
+        Of those who have a place the users come first, as background work gives way to them.
+        """
         with self._changed:
             users = self._users()
             # What is in the background and waits is not the user's yet who asks for the same.
