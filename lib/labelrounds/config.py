@@ -106,7 +106,9 @@ class InferenceConfig(Section):
 
     Attributes:
         blend: ``gaussian`` sums the windows' logits, those near a window's middle counting most; ``owner`` takes each
-            voxel's label from the window whose centre is nearest, in less time and memory.
+            voxel's label from the window whose centre is nearest, in less time and memory; ``whole`` is one window as
+            large as the image where the memory suffices, else ``gaussian``, for networks that see locally alone
+            (`SegmentationNetwork.sees_locally`).
         overlap: by which share of their side neighbouring windows overlap.
         restore: how labels come to the voxels of an image that is finer than the model's ``spacing_mm``: ``linear``
             interpolates each and takes the largest, with smooth borders; ``nearest`` takes the nearest, in less time.
@@ -114,7 +116,7 @@ class InferenceConfig(Section):
             by ``linear``, in 90 to 100 % of 40 cases.
     """
 
-    blend: Literal["gaussian", "owner"] = "gaussian"
+    blend: Literal["gaussian", "owner", "whole"] = "gaussian"
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     restore: Literal["linear", "nearest"] = "linear"
 
@@ -185,6 +187,11 @@ class ModelConfig(Section):
         for size, step in zip(self.patch_size, divisor, strict=True):
             if size % step:
                 raise ValueError(f"patch_size {list(self.patch_size)} must be a multiple of {list(divisor)}")
+        if self.inference.blend == "whole" and not networks.get(self.network.name).sees_locally(**dict(checked)):
+            raise ValueError(
+                f"inference: blend 'whole' needs a network that sees locally alone; {self.network.name} normalises over"
+                " all it sees, and was trained on patches"
+            )
         if self.patch_size == divisor:  # nothing can be normalised over a single voxel
             raise ValueError(f"patch_size {list(self.patch_size)} must be larger than {list(divisor)} along an axis")
         return self

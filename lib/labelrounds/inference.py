@@ -14,10 +14,12 @@ from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, free_bytes
 from labelrounds.errors import Conflict, TooLarge
+from labelrounds.footprint import answering_bytes
 from labelrounds.networks import SegmentationNetwork, build_network
+from labelrounds.networks.base import divisor_of
 from labelrounds.networks.serving import for_inference
 from labelrounds.reading import Image
-from labelrounds.sliding import Run, Stopped, Windows
+from labelrounds.sliding import Blend, Run, Stopped, Windows
 from labelrounds.transforms import Grid, clean, prepare, restore
 
 
@@ -45,7 +47,7 @@ def predict(
     windows = _windows(image, config, most_at_once)
     _check_memory(windows, image.device, config, kept_bytes=1)
     with autocast(image.device):
-        return sliding.label_map(run, image, windows, config.inference.blend, stopped)
+        return sliding.label_map(run, image, windows, _blend(config), stopped)
 
 
 @torch.inference_mode()
@@ -58,12 +60,21 @@ def probabilities(run: Run, image: torch.Tensor, config: ModelConfig) -> torch.T
     windows = _windows(image, config)
     _check_memory(windows, image.device, config, kept_bytes=4 * (len(config.labels) + 1))
     with autocast(image.device):
-        return sliding.softmax(run, image, windows, config.inference.blend)
+        return sliding.softmax(run, image, windows, _blend(config))
 
 
 def _windows(image: torch.Tensor, config: ModelConfig, most_at_once: int | None = None) -> Windows:
-    filled = image.device.type == "cuda"
-    return Windows.over(image.shape[1:], config.patch_size, config.inference.overlap, most_at_once, filled)
+    """Return the windows of an image: a single one where the model sees it as a whole, and the memory suffices."""
+    shape, filled = image.shape[1:], image.device.type == "cuda"
+    if config.inference.blend == "whole" and most_at_once is None:
+        x, y, z = (step * math.ceil(side / step) for side, step in zip(shape, divisor_of(config), strict=True))
+        if answering_bytes(config, (x, y, z)) <= free_bytes(image.device):
+            return Windows.over(shape, (x, y, z), 0.0, 1)
+    return Windows.over(shape, config.patch_size, config.inference.overlap, most_at_once, filled)
+
+
+def _blend(config: ModelConfig) -> Blend:
+    return "owner" if config.inference.blend == "owner" else "gaussian"
 
 
 def _check_memory(windows: Windows, device: torch.device, config: ModelConfig, kept_bytes: int) -> None:
@@ -79,7 +90,7 @@ def _check_memory(windows: Windows, device: torch.device, config: ModelConfig, k
         TooLarge: what it needs and what is free.
     """
     classes = len(config.labels) + 1
-    needed = windows.bytes(config.channels, classes, config.inference.blend) + math.prod(windows.shape) * kept_bytes
+    needed = windows.bytes(config.channels, classes, _blend(config)) + math.prod(windows.shape) * kept_bytes
     free = free_bytes(device)
     if needed > free:
         shape = " x ".join(str(side) for side in windows.shape)

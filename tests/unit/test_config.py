@@ -76,7 +76,7 @@ FAULTS = {
     "an unknown option of the network": (changed(network__width=3), ["network: width", "channels, strides, kernels"]),
     "an unknown network": (
         changed(network__name="unt"),
-        ["network: name 'unt'", "attention_unet, segresnet, unet, vnet"],
+        ["network: name 'unt'", "attention_unet, residual_unet, segresnet, unet, vnet"],
     ),
     "a network without a name": (changed(network__name=KeyError), ["network.name: is missing"]),
     "a network that is a word": (changed(network="unet"), ["network: ", "'unet'"]),
@@ -136,7 +136,14 @@ FAULTS = {
     "a patch that the network can't halve": (changed(patch_size=[16, 18, 16]), ["[16, 18, 16]", "[4, 4, 4]"]),
     "a patch of one voxel at the lowest level": (changed(patch_size=[4, 4, 4]), ["[4, 4, 4]", "larger"]),
     "an overlap of one": (changed(inference={"overlap": 1.0}), ["inference.overlap", "1.0"]),
-    "an unknown blend": (changed(inference={"blend": "mean"}), ["inference.blend", "'mean'", "'gaussian' or 'owner'"]),
+    "an unknown blend": (
+        changed(inference={"blend": "mean"}),
+        ["inference.blend", "'mean'", "'gaussian', 'owner' or 'whole'"],
+    ),
+    "the whole image for a network that normalises over it": (
+        changed(inference={"blend": "whole"}),
+        ["inference: blend 'whole' needs", "unet normalises over all it sees"],
+    ),
     "an unknown key of the inference": (
         changed(inference={"step": 0.5}),
         ["inference.step: unknown key", "blend, overlap"],

@@ -1,4 +1,4 @@
-"""What a training step is said to cost is what real steps of the real networks take."""
+"""What a training step and an answer are said to cost is what the real networks take."""
 
 import json
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from labelrounds.footprint import footprint_of
+from labelrounds.footprint import answering_bytes, footprint_of
 
 # Two steps in a process of its own, since memory that another test has used once counts as taken ever after.
 STEPS = """
@@ -31,6 +31,22 @@ for _ in range(2):
     optimizer.step()
 print(peak() - before)
 """
+ANSWER = """
+import re, sys, torch
+from pathlib import Path
+from labelrounds.config import ModelConfig
+from labelrounds.devices import autocast
+from labelrounds.networks import build_network
+from labelrounds.networks.serving import for_inference
+config, cpu = ModelConfig.model_validate_json(sys.argv[1]), torch.device("cpu")
+network, image = for_inference(build_network(config), cpu, 3), torch.randn(1, 1, *map(int, sys.argv[2:]))
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+before = peak()
+with torch.inference_mode(), autocast(cpu):
+    network(image)
+print(peak() - before)
+"""
 FLAT = {"kernels": [[3, 3, 1], [3, 3, 3], [3, 3, 3]], "strides": [[2, 2, 1], [2, 2, 2]]}
 
 
@@ -47,6 +63,14 @@ def test_memory_is_enough_for_real_steps_and_not_far_above(make_config, network,
     command = [sys.executable, "-c", STEPS, config.model_dump_json()]
     measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     assert measured < footprint_of(config).bytes < 3 * measured
+
+
+@pytest.mark.parametrize("network", ["residual_unet", "unet"])
+def test_memory_is_enough_for_a_real_answer_and_not_far_above(make_config, network):
+    config = make_config(network={"name": network, "channels": [16, 32, 64, 128]}, patch_size=[32, 32, 32])
+    command = [sys.executable, "-c", ANSWER, config.model_dump_json(), "160", "160", "128"]
+    measured = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert measured < answering_bytes(config, (160, 160, 128)) < 2 * measured
 
 
 def test_cost_grows_with_batch_and_patch(make_config):

@@ -44,6 +44,51 @@ def test_probabilities_are_what_the_label_map_is_the_largest_of(config):
     assert chances.argmax(dim=0).equal(predict(BySign(), image, config).long())
 
 
+WHOLE = {
+    "network": {"name": "residual_unet", "channels": [4, 6, 8]},
+    "patch_size": [16, 16, 16],
+    "inference": {"blend": "whole"},
+}
+
+
+class Seen(torch.nn.Module):
+    """A network that notes the shapes that it was given."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network, self.shapes = network.eval(), []
+
+    def forward(self, images):
+        self.shapes.append(tuple(images.shape))
+        return self.network(images)
+
+
+@pytest.mark.parametrize("function", [predict, probabilities])
+def test_a_network_that_sees_locally_may_see_the_image_as_a_whole(make_config, function):
+    config = make_config(**WHOLE)
+    seen, image = Seen(build_network(config)), torch.randn(1, 33, 17, 20)
+    answer = function(seen, image, config)
+    assert seen.shapes == [(1, 1, 36, 20, 20)]
+    assert answer.shape[-3:] == (33, 17, 20)
+
+
+def test_without_the_memory_for_the_whole_image_it_is_seen_in_windows(make_config, monkeypatch):
+    config = make_config(**WHOLE)
+    monkeypatch.setattr(inference, "answering_bytes", lambda config, shape: 2**62)
+    seen = Seen(build_network(config))
+    assert predict(seen, torch.randn(1, 33, 17, 20), config).shape == (33, 17, 20)
+    assert {shape[2:] for shape in seen.shapes} == {(16, 16, 16)}
+
+
+def test_of_the_whole_image_a_voxel_gets_what_it_gets_of_a_window_far_larger_than_its_surroundings(make_config):
+    torch.manual_seed(0)
+    config, large = make_config(**WHOLE), make_config(**WHOLE | {"patch_size": [96, 96, 96], "inference": {}})
+    network, image = build_network(config).eval(), torch.randn(1, 104, 96, 96)
+    whole, windows = (predict(network, image, model) for model in (config, large))
+    # Of those far from a window's border, all but such as two labels share, up to the last bits.
+    assert (whole != windows)[40:64, 40:56, 40:56].float().mean() < 0.001
+
+
 def test_a_client_that_has_gone_is_computed_for_no_longer(config):
     with pytest.raises(Cancelled, match="stopped after 0 of 2 windows"):
         segment(BySign(), Image(np.zeros((1, 20, 8, 8), np.float32), np.eye(4), "nifti"), config, CPU, lambda: True)

@@ -7,8 +7,8 @@ from torch import nn
 from labelrounds.config import ModelConfig
 from labelrounds.networks import build_network, networks
 
-NAMES = ["attention_unet", "segresnet", "unet", "vnet"]
-WITH_CHANNELS = ["attention_unet", "unet", "vnet"]
+NAMES = ["attention_unet", "residual_unet", "segresnet", "unet", "vnet"]
+WITH_CHANNELS = ["attention_unet", "residual_unet", "unet", "vnet"]
 
 
 def options_of(name: str, channels: list[int], **more) -> dict:
@@ -78,6 +78,13 @@ def test_all_levels_but_the_two_lowest_are_supervised(name: str, dimensions: int
     sides = images.shape[2:]
     for logits, step in ((half, 2), (quarter, 4)):
         assert logits.shape == (2, 3, *(side // step if axis < dimensions else 1 for axis, side in enumerate(sides)))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_sees_locally_that_normalises_by_what_its_training_saw(name: str):
+    network, _ = make(name, 3)
+    over_all = [module for module in network.modules() if isinstance(module, nn.InstanceNorm3d | nn.GroupNorm)]
+    assert networks.get(name).sees_locally(**options_of(name, [4, 6, 8])) is not bool(over_all)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -397,7 +397,7 @@ def test_nothing_is_overwritten_unless_forced(studies):
         ({"name": "Mine"}, "must match"),
         ({"labels": "a,a"}, "each label must be named once"),
         ({"labels": "a,"}, "must not be empty"),
-        ({"network": "resnet"}, "'resnet' is not one of attention_unet, segresnet, unet, vnet"),
+        ({"network": "resnet"}, "'resnet' is not one of attention_unet, residual_unet, segresnet, unet, vnet"),
         ({"network": "segresnet"}, "'segresnet' can't be planned, only attention_unet, unet, vnet"),
         ({"configs": Path("/proc/nowhere")}, "can't be written to"),
     ],

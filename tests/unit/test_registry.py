@@ -91,7 +91,8 @@ def test_a_network_file_and_a_yaml_file_make_a_model_that_trains(own_network, ow
 
 def test_the_registry_is_as_before_without_the_file(own_model):
     with pytest.raises(
-        BadInput, match=r"mine\.yaml: network: name 'plain' is not one of attention_unet, segresnet, unet, vnet"
+        BadInput,
+        match=r"mine\.yaml: network: name 'plain' is not one of attention_unet, residual_unet, segresnet, unet, vnet",
     ):
         load_configs([own_model])
 
@@ -106,7 +107,9 @@ def test_a_name_is_taken_once():
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(BadInput, match="network 'unt' is not one of attention_unet, segresnet, unet, vnet"):
+    with pytest.raises(
+        BadInput, match="network 'unt' is not one of attention_unet, residual_unet, segresnet, unet, vnet"
+    ):
         networks.get("unt")
 
 

@@ -47,6 +47,14 @@ class SegmentationNetwork(nn.Module, ABC):
             ValueError: the options do not go together.
         """
 
+    @classmethod
+    def sees_locally(cls, **options: Any) -> bool:
+        """Tell whether a voxel's logits follow from its surroundings alone, however large the image around them is.
+
+        Not so where features are normalised over all of what the network sees at once.
+        """
+        return False
+
     def segment_levels(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the logits at full resolution and those of lower ones that training supervises too.
 

@@ -4,7 +4,9 @@ import copy
 from typing import Any
 
 import torch
+from monai.networks.blocks.convolutions import Convolution
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from labelrounds.devices import low_precision, place
 from labelrounds.networks.base import SegmentationNetwork
@@ -17,18 +19,32 @@ def for_inference(network: SegmentationNetwork, device: torch.device, dimensions
     function, but torch computes it on channels-last memory as it lies there, not by way of two copies; its backward
     pass is the slower one. Where bfloat16 is in hardware the weights are kept in it, and so are the logits.
 
+    A batch normalisation is a multiplication by then, which the weights of the convolution before it take over.
+
     Args:
         network: a trained network; it is not changed.
         device: where it will answer.
         dimensions: 2 or 3.
     """
     served = copy.deepcopy(network).eval()
+    _fold_batch_normalisations(served)
     if device.type == "cpu":
         _normalise_in_place(served)
         if low_precision(device.type):
             served.bfloat16()
             served.register_forward_pre_hook(_in_bfloat16)
     return place(served, device, dimensions)
+
+
+def _fold_batch_normalisations(network: nn.Module) -> None:
+    """Multiply the weights of MONAI's convolution blocks by what the batch normalisation behind them does."""
+    for block in network.modules():
+        if not isinstance(block, Convolution) or not hasattr(block, "adn"):
+            continue
+        name, first = next(block.adn.named_children())
+        if isinstance(first, nn.BatchNorm2d | nn.BatchNorm3d):
+            block.conv = fuse_conv_bn_eval(block.conv, first, block.is_transposed)
+            setattr(block.adn, name, nn.Identity())
 
 
 def _normalise_in_place(module: nn.Module) -> None:
