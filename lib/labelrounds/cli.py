@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from labelrounds import heap
 from labelrounds.errors import LabelRoundsError
 
 app = typer.Typer(
@@ -155,6 +156,7 @@ def rollback(
 def main() -> None:
     """Run the command line; an error meant for the user is one line, not a traceback."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads starve the server's own
+    heap.keep_freed()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app(standalone_mode=True)

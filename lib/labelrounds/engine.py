@@ -40,6 +40,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from labelrounds import heap
 from labelrounds.errors import Cancelled, Overloaded
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ logger = logging.getLogger(__name__)
 MOST_WAITING = 16
 _POLL_S = 0.25  # how often a waiting request looks whether its client is still there
 _CLOSING_S = 10.0
+_IDLE_S = 2.0  # after which the memory that is kept for the next computation is given back
 
 Made = TypeVar("Made")
 
@@ -246,15 +248,7 @@ class DeviceWorker:
             raise Cancelled("a user asks for something else of the same image")
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._closed and self._next_ready() is None:
-                    self._changed.wait()
-                place = self._next_ready()
-                if self._closed or place is None:
-                    return
-                place.started, place.stage = time.perf_counter(), _Stage.RUNNING
-                self._admit()
+        while (place := self._next(_IDLE_S) or self._next_after_tidying()) is not None:
             try:
                 place.outcome.set_result(place.task())
             except BaseException as error:  # whatever it is, it is the request's, and the next one is served
@@ -263,6 +257,22 @@ class DeviceWorker:
                 place.stage = _Stage.DONE
                 self._admit()
             del place  # an image must not stay in memory until the next request
+
+    def _next_after_tidying(self) -> Place | None:
+        """Give back the memory that is kept for the next one, as none comes, and wait for it."""
+        heap.give_back()
+        return self._next(None)
+
+    def _next(self, patience_s: float | None) -> Place | None:
+        """Return the next to compute, waiting for it no longer than so; None then, and at the end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._next_ready() is not None, patience_s)
+            place = self._next_ready()
+            if self._closed or place is None:
+                return None
+            place.started, place.stage = time.perf_counter(), _Stage.RUNNING
+            self._admit()
+            return place
 
     def _admit(self) -> None:
         """Let the next ones read their images, and wake whoever waits for a change."""

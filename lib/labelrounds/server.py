@@ -43,7 +43,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
-from labelrounds import folders, jobs
+from labelrounds import folders, heap, jobs
 from labelrounds.devices import available_devices
 from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
@@ -294,6 +294,7 @@ def _pairs(route: Any) -> set[tuple[str, str]]:
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Build the app before the first request; end the child processes with the server."""
+    heap.keep_freed()  # also where MONAI Label's own command serves
     folders.claim_home()
     instance = app_instance()
     jobs.install(instance.check_training, instance.training_figures)

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import distributed
+from labelrounds import distributed, heap
 from labelrounds.errors import LabelRoundsError
 
 _stop = threading.Event()
@@ -33,6 +33,7 @@ _STOPPED = "LABELROUNDS_STOPPED"
 def main() -> int:
     """Run the training that the command line describes; return the exit status."""
     request = json.loads(sys.argv[1])
+    heap.keep_freed()
     signal.signal(signal.SIGTERM, lambda number, frame: _stop.set())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which then ends this process
     if _STOPPED in os.environ:
