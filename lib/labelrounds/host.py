@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 
 _PYDICOM_SHIM = "pydicom._storage_sopclass_uids"
-UNUSED = frozenset({"ignite", "matplotlib", "mlflow", "pandas", "scipy", "skimage", "sklearn", "torchvision"})
+UNUSED = frozenset({"gdown", "ignite", "matplotlib", "mlflow", "pandas", "scipy", "skimage", "sklearn", "torchvision"})
 
 
 def supply_pydicom_module() -> None:
