@@ -106,12 +106,14 @@ def train(
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
 ) -> None:
     """Train a model on the labels that were submitted, here in the terminal. Ctrl-C keeps the best so far."""
+    from labelrounds import distributed
     from labelrounds.starting import train_here
 
     request = {"model": model, "policy": policy, "device": device, "epochs": epochs or 0}
     result = train_here(studies, configs, request)
     if result:  # of several processes the first has one
         print(json.dumps(result, indent=2))
+    distributed.end()
 
 
 @app.command()

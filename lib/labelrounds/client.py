@@ -129,7 +129,7 @@ def _wait_until_ready(client: Client, process: "subprocess.Popen[bytes]", log: P
             client.call("GET", "/info/")
             return
         except requests.ConnectionError:
-            time.sleep(0.3)
+            time.sleep(0.05)
     raise LabelRoundsError(f"the server did not answer within {_START_TIMEOUT_S} s; see {log}")
 
 

@@ -13,6 +13,7 @@ import logging
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
@@ -72,6 +73,7 @@ class Output(str, Enum):
 
 
 own = APIRouter()
+_choosing = threading.Lock()  # a case is noted as handed out only after it was chosen
 
 
 @own.get("/", include_in_schema=False)
@@ -110,6 +112,14 @@ def segment(
     else:
         raise BadInput("neither image, file nor session_id was sent; one of them is needed")
     return infer.send_response(app.datastore(), result, output, background)
+
+
+@own.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Hand out the next case to label")
+def next_sample(who: Caller, strategy: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Choose by a strategy; in a thread, so that no other request waits while a long list is gone through."""
+    with _choosing:
+        chosen: dict[str, Any] = activelearning.sample(strategy, params, who.username)
+    return chosen
 
 
 @own.put("/datastore/", include_in_schema=False)

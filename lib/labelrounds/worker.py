@@ -61,11 +61,12 @@ def main() -> int:
 
 
 def _ended(status: int) -> int:
-    """Return a status, or where others have been launched with this process, leave it to the one that launched them."""
+    """Return a status, or end as one of several and leave the status to the process that launched them."""
     if not distributed.launched():
         return status
     if os.environ["RANK"] == "0":
         Path(os.environ[_VERDICT]).write_text(str(status))
+    distributed.end()
     return 0
 
 

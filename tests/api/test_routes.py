@@ -6,6 +6,7 @@ import json
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -220,10 +221,11 @@ def test_a_label_on_another_grid_is_refused_and_the_old_one_stays(server, truths
 
 
 def test_next_sample_hands_out_each_case_once_and_then_none(server, truths):
-    seen = []
-    for client in ("ann", "bob", "ann", "bob"):
-        seen.append(ask(server, "POST", "/activelearning/random", json={"client_id": client}).json()["id"])
-    assert sorted(seen) == sorted(truths)
+    def handed_out(client: str) -> str:
+        return ask(server, "POST", "/activelearning/random", json={"client_id": client}).json()["id"]
+
+    with ThreadPoolExecutor(len(truths)) as clients:  # all at once
+        assert sorted(clients.map(handed_out, ["ann", "bob"] * (len(truths) // 2))) == sorted(truths)
     for image, label in truths.items():
         server.submit(image, label, LABELS)
     assert ask(server, "POST", "/activelearning/random", json={}).json() == {}

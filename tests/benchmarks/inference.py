@@ -11,11 +11,13 @@ for four images, and one client for the same four in turn.
 
     python -m tests.benchmarks.inference [--networks unet,segresnet] [--spacings 3,1.5,1] [--device cuda]
     python -m tests.benchmarks.inference --requests 1000    whether memory and temporary files grow with the requests
+    python -m tests.benchmarks.inference --starts 5         from the command to the first answer, and the idle memory
 """
 
 import argparse
 import json
 import os
+import statistics
 import tempfile
 import threading
 import time
@@ -66,6 +68,9 @@ network: {{name: segresnet, filters: 32}}
 """,
 }
 GOALS = {"first_to_bare": 1.35, "second_to_bare": 1.10, "ahead_s": 0.150, "info_p95_ms": 50.0, "four_to_serial": 1.1}
+# What a server serves that is started for its time: nothing trained, or the two shipped models for patients.
+STARTS = {"untrained": ["unet_timed"], "two models": ["unet_hippocampus", "vnet_hippocampus"]}
+READY_GOALS_S = {"untrained": 4.0, "two models": 8.0}
 TIMES_FASTER = {"unet": 10.0, "segresnet": 4.0}
 console = Console()
 
@@ -79,6 +84,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=peers.CORES)
     parser.add_argument("--repetitions", type=int, default=2, help="of each contender")
     parser.add_argument("--requests", type=int, help="segment so many small images instead, and watch the memory")
+    parser.add_argument("--starts", type=int, help="start a server so many times instead")
     peers.end_children_too()
     wanted = parser.parse_args()
     if wanted.device == "cuda" and not torch.cuda.is_available():
@@ -92,6 +98,9 @@ def main() -> None:
         if wanted.requests:
             report |= many_requests(Path(folder), wanted)
             result = RESULTS / "inference_many_requests.json"
+        elif wanted.starts:
+            report |= starts(Path(folder), wanted.starts)
+            result = RESULTS / "inference_start.json"
         else:
             result = RESULTS / f"inference_{wanted.device}.json"
             report["networks"] = {}
@@ -309,6 +318,27 @@ def many_requests(folder: Path, wanted: argparse.Namespace) -> dict[str, Any]:
                 memory[number] = round(server.memory_info().rss / 2**20)
         left = sorted(path.name for path in temporary.rglob("*"))
     return {"requests": wanted.requests, "resident_mb": memory, "files_left": left}
+
+
+def starts(folder: Path, repetitions: int) -> dict[str, Any]:
+    """Return the seconds from `labelrounds start` to the first answer of `GET /info/`, and the idle memory."""
+    studies, configs = folder / "studies", folder / "configs"
+    studies.mkdir()
+    configs.mkdir()
+    write_studies(studies, 6)
+    (configs / "unet_timed.yaml").write_text(NETWORKS["unet"].lstrip())
+    figures: dict[str, Any] = {"goals_s": READY_GOALS_S, "ready_s": {}, "idle_mb": {}}
+    for _ in range(repetitions):
+        for name, models in STARTS.items():
+            started = time.perf_counter()
+            with running_server(studies, folder / "home", 0, models, configs) as client:
+                figures["ready_s"].setdefault(name, []).append(round(time.perf_counter() - started, 2))
+                time.sleep(5.0)  # what it does by itself after its start is done by then
+                figures["idle_mb"].setdefault(name, []).append(round(server_of(client).memory_info().rss / 2**20))
+    for name in STARTS:
+        ready, idle = (statistics.median(figures[figure][name]) for figure in ("ready_s", "idle_mb"))
+        console.print(f"{name}: ready after {ready:.1f} s (goal {READY_GOALS_S[name]:g}), idle {idle:.0f} MB")
+    return figures
 
 
 def table(networks: dict[str, Any]) -> Table:

@@ -137,6 +137,17 @@ def test_torchrun_is_known_by_its_number_of_processes(monkeypatch, size, expecte
     assert distributed.launched() is expected
 
 
+def test_one_of_several_ends_before_the_interpreter_is_taken_down_and_loses_no_output(monkeypatch):
+    program = "import atexit; from labelrounds import distributed; atexit.register(print, 'taken down')\n"
+    program += "print('all is said'); distributed.end(); print('goes on')"
+    said = {}
+    for size in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        said[size] = done.stdout.splitlines()
+    assert said == {"1": ["all is said", "goes on", "taken down"], "2": ["all is said"]}
+
+
 def test_a_machine_with_another_case_does_not_train_along(monkeypatch):
     case = replace(training_together.case_of(0), key="as process 0 has it")
     wanted = SharedRun([("case_0", "as process 0 has it")], [], Schedule(1, 1, 0.1), None)

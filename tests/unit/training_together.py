@@ -132,6 +132,7 @@ def main(folder: Path) -> None:
     figures = {"states": states, **all_figures(folder)}
     (folder / f"figures_{distributed.rank()}.json").write_text(json.dumps(figures))
     distributed.leave()
+    distributed.end()
 
 
 if __name__ == "__main__":
