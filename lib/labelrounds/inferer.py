@@ -31,9 +31,10 @@ from labelrounds.engine import Engine, Place
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.geometry import Affine
 from labelrounds.history import checksum
-from labelrounds.inference import ServedNetworks, predict
+from labelrounds.inference import predict
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.reading import Image, read_image
+from labelrounds.served import ServedNetworks
 from labelrounds.transforms import Grid, clean, prepare, restore
 from labelrounds.writing import write_label
 

@@ -20,9 +20,10 @@ from labelrounds.checkpoints import Checkpoints
 from labelrounds.client import free_port
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
-from labelrounds.inference import ServedNetworks, segment
+from labelrounds.inference import segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
+from labelrounds.served import ServedNetworks
 from labelrounds.writing import write_label
 
 PHANTOM_STUDIES, PHANTOM_MODEL = 12, "unet_phantom"

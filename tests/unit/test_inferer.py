@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import engine, inference, inferer, memory_cache, sliding
+from labelrounds import engine, inferer, memory_cache, served, sliding
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
@@ -236,7 +236,7 @@ def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
     expected, params = made(image)
     assert params["device"] == "cpu" and "note" not in params
     expected = read_label(expected).array
-    gpu, form, predict = torch.device("cuda:0"), inference.for_inference, inferer.predict
+    gpu, form, predict = torch.device("cuda:0"), served.for_inference, inferer.predict
     # Without a GPU it is one by name alone: what runs in its thread.
     monkeypatch.setattr(inferer, "choose_device", lambda wanted: gpu)
     monkeypatch.setattr(memory_cache, "free_bytes", lambda device: 10**9)
@@ -248,7 +248,7 @@ def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
         return whole(*args)
 
     monkeypatch.setattr(
-        inference,
+        served,
         "for_inference",
         lambda network, _, dimensions: limited(form, "for_inference", network, CPU, dimensions),
     )
@@ -502,7 +502,7 @@ def slow(monkeypatch) -> Slow:
     monkeypatch.setattr(sliding, "_VOXELS_AT_ONCE", 1)
     network = Slow()
     monkeypatch.setattr(
-        inference.ServedNetworks, "get", lambda self, device: (self.checkpoints.current(), network), raising=True
+        served.ServedNetworks, "get", lambda self, device: (self.checkpoints.current(), network), raising=True
     )
     yield network
     network.go.release(1000)
