@@ -37,6 +37,7 @@ from labelrounds.store import StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.training import SegmentationTrainer
 from labelrounds.training_request import TrainingRequest
+from labelrounds.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class LabelRoundsApp(MONAILabelApp):
         self.configs = configured_models(conf or {})
         self.engine = Engine()
         self.memory = Memory()
+        self.tuning = Tuning(self.engine)
         self.ahead = Ahead(self._segment_as_usual)
         self._habit: dict[str, Any] = {}  # how a user has last asked for a segmentation
         settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(folders.home() / "sessions")
@@ -93,7 +95,8 @@ class LabelRoundsApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """Make an inferer for each configured model."""
-        return {name: SegmentationInferer(config, self.engine, self.memory) for name, config in self.configs.items()}
+        shared = self.engine, self.memory, self.tuning
+        return {name: SegmentationInferer(config, *shared) for name, config in self.configs.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Make a trainer for each configured model."""
@@ -186,6 +189,7 @@ class LabelRoundsApp(MONAILabelApp):
         """End what computes in this process; what waits is refused."""
         self.engine.close()
         self.ahead.close()
+        self.tuning.close()
 
     def inferer(self, model: str) -> InferTask:
         """Return a model that can be served.

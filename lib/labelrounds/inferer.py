@@ -34,8 +34,9 @@ from labelrounds.history import checksum
 from labelrounds.inference import predict
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.reading import Image, read_image
-from labelrounds.served import ServedNetworks
+from labelrounds.served import ServedNetwork, ServedNetworks
 from labelrounds.transforms import Grid, clean, prepare, restore
+from labelrounds.tuning import Tuning
 from labelrounds.writing import write_label
 
 logger = logging.getLogger(__name__)
@@ -64,10 +65,11 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class Answer:
-    """A written label map, and the number of the version that it is by."""
+    """A written label map, the number of the version that it is by, and the runtime that ran it."""
 
     content: bytes
     version: int
+    runtime: str
 
 
 @dataclass(frozen=True)
@@ -128,9 +130,10 @@ class SegmentationInferer(InferTask):
         config: the model.
         engine: the devices, shared by all models of a process.
         memory: what is kept between requests, shared likewise.
+        tuning: chooses the versions' runtimes, shared likewise; without it they run as they are loaded.
     """
 
-    def __init__(self, config: ModelConfig, engine: Engine, memory: Memory) -> None:
+    def __init__(self, config: ModelConfig, engine: Engine, memory: Memory, tuning: Tuning | None = None) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=list(config.labels),
@@ -142,6 +145,7 @@ class SegmentationInferer(InferTask):
         self._networks = ServedNetworks(config)
         self._engine = engine
         self._memory = memory
+        self._tuning = tuning
         # As texts, since some parts of a configuration are no keys.
         self._preparation = (config.model_dump_json(include=_PREPARATION), config.dimensions)
         self._configuration = config.model_dump_json()
@@ -157,6 +161,15 @@ class SegmentationInferer(InferTask):
             logger.warning("Model %s: %s", self._model.name, error)
             return True
 
+    def info(self) -> dict[str, Any]:
+        """Return what a client shows; beside what the host defines, the ``runtime`` on the best device."""
+        described: dict[str, Any] = super().info()
+        try:
+            return {**described, "runtime": self._networks.summary(choose_device())}
+        except LabelRoundsError as error:  # told to who asks for a segmentation
+            logger.warning("Model %s: %s", self._model.name, error)
+            return described
+
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment ``request["image"]`` (a path) and write the result beside nothing else, in a temporary file.
 
@@ -167,9 +180,9 @@ class SegmentationInferer(InferTask):
 
         Returns:
             the written file, and what the client reads: ``label_names`` (name to voxel value), ``version``,
-            ``device`` that it was computed on, ``note`` where that is not the one asked for, ``cached`` (what was
-            there already: ``nothing``, the prepared ``image`` or the whole ``result``), ``latencies`` in seconds, and
-            the ``request_id`` that the log has.
+            ``runtime`` and ``device`` that it was computed by and on, ``note`` where that is not the device asked for,
+            ``cached`` (what was there already: ``nothing``, the prepared ``image`` or the whole ``result``),
+            ``latencies`` in seconds, and the ``request_id`` that the log has.
 
         Raises:
             LabelRoundsError: a device, extension or image that can't be used; no trained version; too little memory;
@@ -185,11 +198,12 @@ class SegmentationInferer(InferTask):
         latencies = {stage: round(value, 4) for stage, value in seconds.items()}
         request_id = uuid.uuid4().hex[:12]
         logger.info(
-            "%s %s: %s version %d on %s, %s; cached: %s; %s",
+            "%s %s: %s version %d by %s on %s, %s; cached: %s; %s",
             "background" if asked.background else "request",
             request_id,
             self._model.name,
             answer.version,
+            answer.runtime,
             device,
             asked.extension,
             cached,
@@ -198,6 +212,7 @@ class SegmentationInferer(InferTask):
         return file, {
             "label_names": self._model.label_values,
             "version": answer.version,
+            "runtime": answer.runtime,
             "device": str(device),
             **({"note": _moved(wanted)} if device != wanted else {}),
             "cached": cached,
@@ -247,7 +262,7 @@ class SegmentationInferer(InferTask):
             with asked.timed("read"):
                 source = read_image(asked.image, channels=self._model.channels)
         try:
-            version, prepared, label = place.compute(partial(self._predict, asked, device, source))
+            network, prepared, label = place.compute(partial(self._predict, asked, device, source))
             with asked.timed("restore"):
                 restored = restore(torch.from_numpy(clean(label, self._model)), prepared.grid)
         except Exception as error:
@@ -255,26 +270,31 @@ class SegmentationInferer(InferTask):
                 raise _LacksMemory(" x ".join(str(side) for side in source.shape)) from error
             raise
         with asked.timed("write"):
-            answer = Answer(_encoded(restored, prepared.affine, asked.extension, self._model.labels), version.number)
-        self._memory.answers.put(self._answer_key(asked, device, version), answer, len(answer.content))
+            content = _encoded(restored, prepared.affine, asked.extension, self._model.labels)
+        answer = Answer(content, network.version.number, network.runtime)
+        self._memory.answers.put(
+            self._answer_key(asked, device, network.version, network.runtime), answer, len(content)
+        )
+        if self._tuning is not None:
+            self._tuning.add(self._networks, network.version, device, prepared.voxels, torch.from_numpy(label))
         return answer, cached
 
     def _predict(
         self, asked: Request, device: torch.device, source: Image | PreparedImage, stopped: Callable[[], bool]
-    ) -> tuple[Version, PreparedImage, np.ndarray]:
+    ) -> tuple[ServedNetwork, PreparedImage, np.ndarray]:
         """Return the label map on the network's grid; computed in the device's thread."""
         with asked.timed("load"):
-            version, network = self._networks.get(device)
+            network = self._networks.get(device)
         prepared = source if isinstance(source, PreparedImage) else self._prepare(asked, device, source)
         with asked.timed("segment"):
             try:
-                return version, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
+                return network, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
             except Exception as error:
                 lacking = isinstance(error, TooLarge) or is_out_of_memory(error)
                 if not lacking or not self._memory.images(device).clear(but=self._image_key(asked)):
                     raise
             # The other images gave up their place, and the error what it held.
-            return version, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
+            return network, prepared, predict(network, prepared.voxels, self._model, stopped).cpu().numpy()
 
     def _prepare(self, asked: Request, device: torch.device, image: Image) -> PreparedImage:
         """Prepare an image, and keep it on the device."""
@@ -288,10 +308,14 @@ class SegmentationInferer(InferTask):
     def _image_key(self, asked: Request) -> Hashable:
         return asked.content, self._preparation
 
-    def _answer_key(self, asked: Request, device: torch.device, version: Version | None) -> Hashable:
-        # Where there are no weights, loading them says so.
-        weights = identity_of(version.weights) if version is not None and version.weights.is_file() else None
-        return asked.content, self._configuration, weights, str(device), asked.extension
+    def _answer_key(
+        self, asked: Request, device: torch.device, version: Version | None, runtime: str | None = None
+    ) -> Hashable:
+        """Return what an answer is known by; the runtime is what serves the version now where none is named."""
+        weights = None
+        if version is not None and version.weights.is_file():  # where there are none, loading them says so
+            runtime, weights = runtime or self._networks.runtime(version, device), identity_of(version.weights)
+        return asked.content, self._configuration, weights, runtime, str(device), asked.extension
 
 
 class _LacksMemory(Exception):

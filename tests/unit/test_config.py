@@ -139,8 +139,13 @@ FAULTS = {
     "an unknown blend": (changed(inference={"blend": "mean"}), ["inference.blend", "'mean'", "'gaussian' or 'owner'"]),
     "an unknown key of the inference": (
         changed(inference={"step": 0.5}),
-        ["inference.step: unknown key", "blend, overlap"],
+        ["inference.step: unknown key", "blend, overlap, runtime"],
     ),
+    "an unknown runtime": (
+        changed(inference={"runtime": "tensorrt"}),
+        ["inference.runtime", "'tensorrt'", "auto, bfloat16, bfloat16_weights, compiled, eager, openvino"],
+    ),
+    "a runtime that is no name": (changed(inference={"runtime": 1}), ["inference.runtime", "got 1"]),
     "an unknown mirror": (changed(mirror=["up_down"]), ["mirror.0", "up_down", "left_right"]),
     "the background as a label": (changed(labels=["background", "liver"]), ["labels", "'background'"]),
     "a label twice": (changed(labels=["liver", "liver"]), ["labels", "once"]),

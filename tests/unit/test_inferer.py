@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import engine, inferer, memory_cache, served, sliding
+from labelrounds import engine, inferer, memory_cache, runtime_choice, served, sliding
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
@@ -22,7 +22,12 @@ from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.networks import build_network
 from labelrounds.phantoms import make_phantom
 from labelrounds.reading import read_image, read_label
+from labelrounds.runtime_choice import Figures, Measurement, settings_of
+from labelrounds.runtimes import default_runtime, runtimes
+from labelrounds.runtimes.pytorch import Eager
+from labelrounds.served import ServedNetworks
 from labelrounds.transforms import prepare
+from labelrounds.tuning import Tuning
 
 CPU = torch.device("cpu")
 
@@ -228,7 +233,7 @@ def test_a_gpu_gives_nearly_the_same_answer(made, serve, image):
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), TooLarge("needs 90 GB")])
-@pytest.mark.parametrize("part", ["for_inference", "predict"])
+@pytest.mark.parametrize("part", ["load", "predict"])
 def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
     made, image, serve, monkeypatch, error, part
 ):
@@ -236,7 +241,7 @@ def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
     expected, params = made(image)
     assert params["device"] == "cpu" and "note" not in params
     expected = read_label(expected).array
-    gpu, form, predict = torch.device("cuda:0"), served.for_inference, inferer.predict
+    gpu, load, predict = torch.device("cuda:0"), ServedNetworks.get, inferer.predict
     # Without a GPU it is one by name alone: what runs in its thread.
     monkeypatch.setattr(inferer, "choose_device", lambda wanted: gpu)
     monkeypatch.setattr(memory_cache, "free_bytes", lambda device: 10**9)
@@ -247,11 +252,8 @@ def test_what_a_gpu_has_not_the_memory_for_is_segmented_on_the_cpu_and_said_so(
             raise error
         return whole(*args)
 
-    monkeypatch.setattr(
-        served,
-        "for_inference",
-        lambda network, _, dimensions: limited(form, "for_inference", network, CPU, dimensions),
-    )
+    monkeypatch.setattr(ServedNetworks, "get", lambda networks, device: limited(load, "load", networks, CPU))
+    monkeypatch.setattr(ServedNetworks, "runtime", lambda networks, version, device: default_runtime(CPU))
     monkeypatch.setattr(inferer, "predict", lambda *args: limited(predict, "predict", *args))
     for cached in ("result", "image"):
         file, params = made(image, device="cuda:0", result_extension=".nrrd" if cached == "result" else ".nii.gz")
@@ -380,6 +382,56 @@ def test_a_new_version_answers_anew_and_a_rollback_as_before(made, image, serve,
     assert len(predictions) == 2
 
 
+class OtherEager(Eager):
+    """Registered for the test below, the same function under another name."""
+
+
+def test_another_runtime_answers_anew_and_is_told(
+    inferer_of_tiny, made, image, serve, config, monkeypatch, predictions
+):
+    runtimes.names()
+    monkeypatch.setattr(runtimes, "_members", {**runtimes._members, "other": OtherEager})
+    serve()
+    first = made(image)[1]
+    assert (first["runtime"], first["cached"]) == (default_runtime(CPU), "nothing")
+    assert inferer_of_tiny.info()["runtime"] == {"runtime": default_runtime(CPU)}
+    found = Figures(milliseconds=1, speedup=2.0, dice={"near": 1.0})
+    names = {default_runtime(CPU), "eager", "other"}
+    measurement = Measurement(
+        chosen="other", measured="", settings=settings_of(config), runtimes=dict.fromkeys(names, found), failed={}
+    )
+    monkeypatch.setattr(served, "measure", lambda *_: (measurement, {}))
+    monkeypatch.setattr(runtime_choice, "available", lambda device: names)
+    inferer_of_tiny._networks.settle(Checkpoints(config).current(), CPU, [])
+    second, third = made(image)[1], made(image)[1]
+    assert (second["runtime"], second["cached"]) == ("other", "image")
+    assert (third["runtime"], third["cached"]) == ("other", "result")
+    assert inferer_of_tiny.info()["runtime"] == {"runtime": "other", "speedup": 2.0, "lowest_dice": 1.0}
+    assert len(predictions) == 2
+
+
+def test_what_was_segmented_is_handed_to_who_chooses_the_runtime(config, image, serve, ask):
+    handed = []
+
+    class Noted(Tuning):
+        def add(self, networks, version, device, image, label) -> None:
+            handed.append((version.number, str(device), image.shape[1:], label.shape))
+
+    shared = Engine()
+    tuned = SegmentationInferer(config, shared, Memory(), Noted(shared))
+    serve()
+    for _ in range(2):
+        ask(tuned, image)
+    shared.close()
+    assert handed == [(1, "cpu", (18, 20, 17), (18, 20, 17))]  # the second was answered from memory
+
+
+def test_a_damaged_version_is_in_a_clients_list_without_a_runtime(inferer_of_tiny, serve, config, caplog):
+    serve()
+    (Checkpoints(config).folder / "current.json").write_text("{")
+    assert "runtime" not in inferer_of_tiny.info() and "current.json is damaged" in caplog.text
+
+
 def test_a_version_published_while_a_request_waits_is_what_it_gets(config, make_inferer, image, serve, ask):
     serve(1)
     tiny = make_inferer(config)
@@ -501,9 +553,7 @@ def slow(monkeypatch) -> Slow:
     monkeypatch.setattr(engine, "_POLL_S", 0.01)
     monkeypatch.setattr(sliding, "_VOXELS_AT_ONCE", 1)
     network = Slow()
-    monkeypatch.setattr(
-        served.ServedNetworks, "get", lambda self, device: (self.checkpoints.current(), network), raising=True
-    )
+    monkeypatch.setattr(Eager, "__call__", lambda runtime, windows: network(windows))  # and of those derived from it
     yield network
     network.go.release(1000)
 
