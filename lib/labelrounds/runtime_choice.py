@@ -38,6 +38,8 @@ LEAST_GAIN = 1.05
 # Of fewer voxels, those that differ by rounding would decide.
 _FEWEST_VOXELS = 200
 _MOST_CASES, _MOST_WINDOWS = 16, 64
+# Of voxels beyond a patch; of a 2-D model, which has one slice in a patch, so many slices.
+_LEAST_MARGIN = 4
 _MOST_ROUNDS = 7
 # For the images, then for the rounds; building comes on top. A slow network takes one image and one round, whatever.
 _BUDGET_S = 10.0
@@ -175,15 +177,20 @@ def excerpt(image: torch.Tensor, label: torch.Tensor, config: ModelConfig) -> to
         label: ``(X, Y, Z)``, its label map; the middle of the image is taken where it is empty.
         config: the model.
     """
-    found = torch.nonzero(label)
-    middle = found.float().mean(dim=0).tolist() if len(found) else [side / 2 for side in label.shape]
     block = []
-    for centre, side, patch in zip(middle, label.shape, config.patch_size, strict=True):
-        size = min(side, patch + max(patch // 2, 4))
-        start = min(max(0, round(centre - size / 2)), side - size)
+    for axis, (side, patch) in enumerate(zip(label.shape, config.patch_size, strict=True)):
+        size = min(side, patch + max(patch // 2, _LEAST_MARGIN))
+        start = min(max(0, round(_middle(label, axis) - size / 2)), side - size)
         block.append(slice(start, start + size))
     x, y, z = block
     return image[:, x, y, z].clone()
+
+
+def _middle(label: torch.Tensor, axis: int) -> float:
+    """Return the mean place along an axis of what is labelled, the middle of the image where nothing is."""
+    planes = (label > 0).sum(dim=[other for other in range(3) if other != axis]).double()
+    total = float(planes.sum())
+    return float(planes @ torch.arange(len(planes)).double()) / total if total else len(planes) / 2
 
 
 def excerpts(cases: Sequence[PreparedCase], config: ModelConfig) -> list[torch.Tensor]:

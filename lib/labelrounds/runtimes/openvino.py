@@ -4,6 +4,7 @@ One window at a time: a shape that is fixed is compiled once and best, and a win
 """
 
 import contextlib
+import copy
 import importlib
 import io
 import logging
@@ -50,7 +51,7 @@ class OpenVINO(Runtime):
         """Return the network as OpenVINO's model for one window."""
         window = torch.zeros(1, subject.config.channels, *subject.config.patch_size)
         with torch.inference_mode():
-            traced = torch.jit.trace(subject.network.eval(), window, check_trace=False)
+            traced = torch.jit.trace(copy.deepcopy(subject.network).eval(), window, check_trace=False)
         # What `openvino.convert_model` does, but for setting the level of all logs of the process meanwhile.
         frontend = _imported("openvino.frontend").FrontEndManager().load_by_framework("pytorch")
         decoding = _imported("openvino.frontend.pytorch.ts_decoder").TorchScriptPythonDecoder
