@@ -128,7 +128,7 @@ class ServedNetworks:
         if measured is None:
             measured, running = measure(subject, images, do)
             write_measurement(subject.folder, device, measured)
-            logger.info("%s runs by %s on %s", version, measured, device)
+        logger.info("%s runs on %s by %s", version, device, measured)
         if measured.chosen == self.runtime(version, device):
             return
         served = ServedNetwork(version, subject, measured.chosen, running.get(measured.chosen))

@@ -8,7 +8,7 @@ import torch
 
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
-from labelrounds.errors import Conflict
+from labelrounds.errors import Cancelled, Conflict
 from labelrounds.networks import build_network
 from labelrounds.served import ServedNetworks
 from labelrounds.tuning import Tuning
@@ -115,6 +115,26 @@ def test_a_user_waits_for_no_more_than_the_step_under_way(config, version, tunin
         place.compute(lambda stopped: order.append("user"))
     networks.wait()
     assert order == ["step", "user", "step", "step"]
+
+
+def test_a_step_that_a_user_stops_is_begun_anew(config, version, tuning, engine):
+    networks, began, served = Networks(config), threading.Event(), threading.Event()
+
+    def step(stopped) -> str:
+        began.set()
+        while not served.is_set():
+            if stopped():
+                raise Cancelled("others wait")
+            time.sleep(0.01)
+        return "done"
+
+    networks.step = step
+    tuning.add(networks, version, CPU, IMAGE, LABEL)
+    assert began.wait(30)
+    with engine.worker(CPU).place("image", "answer", client="user") as place:
+        place.compute(lambda stopped: served.set())
+    networks.wait()
+    assert networks.steps == ["done"] * 3
 
 
 def test_the_servers_end_ends_it(config, version, tuning, engine):
