@@ -27,7 +27,7 @@ test-long: $(VENV)/installed-test
 BENCH ?= hippocampus
 ARGS ?=
 bench: $(VENV)/installed-test
-	@echo "Benchmarks: BENCH=hippocampus (half an hour), training_speed, nnunet (ARGS=\"--minutes N\"), membrane, inference"
+	@echo "Benchmarks: BENCH=hippocampus (half an hour), training_speed, nnunet (ARGS=\"--minutes N\"), membrane, inference, runtimes"
 	$(BIN)/python -m tests.benchmarks.$(BENCH) $(ARGS)
 
 lint: $(VENV)/installed-test

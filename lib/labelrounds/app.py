@@ -38,6 +38,7 @@ from labelrounds.store import StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.training import SegmentationTrainer
 from labelrounds.training_request import TrainingRequest
+from labelrounds.tuning import Tuning
 from labelrounds.warming import WarmUp
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class LabelRoundsApp(MONAILabelApp):
         self.configs = configured_models(conf or {})
         self.engine = Engine()
         self.memory = Memory()
+        self.tuning = Tuning(self.engine)
         self.ahead = Ahead(self._segment_as_usual, at_once=len(choose_devices()))
         self._habit: dict[str, Any] = {}  # how a user has last asked for a segmentation
         settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(folders.home() / "sessions")
@@ -96,7 +98,8 @@ class LabelRoundsApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         """Make an inferer for each configured model."""
-        return {name: SegmentationInferer(config, self.engine, self.memory) for name, config in self.configs.items()}
+        shared = self.engine, self.memory, self.tuning
+        return {name: SegmentationInferer(config, *shared) for name, config in self.configs.items()}
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Make a trainer for each configured model."""
@@ -191,6 +194,7 @@ class LabelRoundsApp(MONAILabelApp):
         self.engine.close()
         self.ahead.close()
         self.warm_up.close()
+        self.tuning.close()
 
     def inferer(self, model: str) -> InferTask:
         """Return a model that can be served.

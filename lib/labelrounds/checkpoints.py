@@ -4,6 +4,8 @@ Layout below ``home()/models/<model>``::
 
     versions/0001/weights.safetensors   the network's tensors
     versions/0001/version.json          labels, scores, cases and their hashes, parent, seed, package versions
+    versions/0001/runtime.json          which runtime answers fastest on which machine (runtime_choice.py)
+    shipped/<hash>/runtime.json         the same of the shipped weights, by the hash of their record
     current.json                        {"version": 1}: what is served
     served.jsonl                        a line for each change of what is served: when, what, instead of what, why
 
@@ -18,11 +20,13 @@ named ``.new-*`` behind, which the next publication removes. Concurrency: one tr
 the pointer with each request, so a rollback needs no restart.
 """
 
+import hashlib
 import json
 import logging
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -97,8 +101,27 @@ class Checkpoints:
             raise NotFound(f"model {self.config.name} has no version {number}")
         return Version(self.config.name, number, self._folder_of(number) / _WEIGHTS, record)
 
-    def publish(self, network: nn.Module, record: dict[str, Any], serve: bool = True) -> Version:
+    def runtimes_folder(self, version: Version) -> Path:
+        """Return where is kept what this home's machines know of a version's runtimes; it need not be there yet."""
+        if version.number:
+            return version.weights.parent
+        card = json.dumps(version.record, sort_keys=True).encode()
+        return self.folder / "shipped" / hashlib.sha256(card).hexdigest()[:16]
+
+    def publish(
+        self,
+        network: nn.Module,
+        record: dict[str, Any],
+        serve: bool = True,
+        complete: Callable[[Path], dict[str, Any]] = lambda folder: {},
+    ) -> Version:
         """Write the network as the next version and, unless told otherwise, serve it.
+
+        Args:
+            network: with the version's weights.
+            record: what is to be known of it.
+            serve: from now on.
+            complete: adds files to the version's folder, and returns what the record is to say of them.
 
         Raises:
             OutOfSpace: the disk could not take it; the version served before stays.
@@ -111,7 +134,7 @@ class Checkpoints:
             for leftover in versions.glob(".new-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             written = Path(tempfile.mkdtemp(prefix=".new-", dir=versions))
-            self._write(written, network, {"served_before": self.served_number(), **record})
+            self._write(written, network, {"served_before": self.served_number(), **record}, complete)
             written = written.rename(self._folder_of(number))
             flush(versions)
             if serve:
@@ -124,9 +147,11 @@ class Checkpoints:
             raise
         return self.version(number)
 
-    def _write(self, folder: Path, network: nn.Module, record: dict[str, Any]) -> None:
+    def _write(
+        self, folder: Path, network: nn.Module, record: dict[str, Any], complete: Callable[[Path], dict[str, Any]]
+    ) -> None:
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / _WEIGHTS)
-        write_json(folder / _RECORD, {**self.describe(), **record})
+        write_json(folder / _RECORD, {**self.describe(), **record, **complete(folder)})
         flush(folder / _WEIGHTS)
         folder.chmod(0o755)
 

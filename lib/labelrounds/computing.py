@@ -24,9 +24,10 @@ from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, complete, is_out_of_memory, settle, to_host
 from labelrounds.errors import TooLarge
 from labelrounds.geometry import Affine
-from labelrounds.inference import ServedNetworks, predict
+from labelrounds.inference import predict
 from labelrounds.memory_cache import Memory
 from labelrounds.reading import Image
+from labelrounds.served import ServedNetworks
 from labelrounds.sliding import Run, Stopped
 from labelrounds.transforms import Grid, clean, prepare, restore
 
@@ -59,6 +60,9 @@ class Computed:
 
     Attributes:
         version: that has answered.
+        runtime: that ran it.
+        prepared: ``(C, X, Y, Z)`` float32, what the network saw.
+        predicted: ``(X, Y, Z)`` uint8, what it made of that, on the same device.
         label: ``(X, Y, Z)`` uint8 on the image's own grid, or on the network's where the model cleans its labels.
         grid: between the two.
         affine: ``(4, 4)``, the image's own.
@@ -66,6 +70,9 @@ class Computed:
     """
 
     version: Version
+    runtime: str
+    prepared: torch.Tensor
+    predicted: torch.Tensor
     label: np.ndarray
     grid: Grid
     affine: Affine
@@ -158,7 +165,7 @@ class Computing:
             LabelRoundsError: there are no weights, or they do not fit.
         """
         settle(device)
-        _, network = self._networks.get(device)
+        network = self._networks.get(device)
         shapes = [self._model.patch_size]
         if device.type == "cuda":  # cuDNN chooses for each shape
             x, y, z = self._model.patch_size
@@ -196,7 +203,7 @@ class Computing:
         stopped: Stopped,
     ) -> Computed:
         with timed("load"):
-            version, network = self._networks.get(device)
+            network = self._networks.get(device)
         if isinstance(source, PreparedImage):
             prepared = source
         else:
@@ -213,7 +220,7 @@ class Computing:
                 restored = restore(label, grid, self._model.inference.restore)
             else:
                 restored = to_host(label).numpy()
-        return Computed(version, restored, grid, prepared.affine, way.note)
+        return Computed(network.version, network.runtime, voxels, label, restored, grid, prepared.affine, way.note)
 
     def _prepared(self, image: Image, grid: Grid, device: torch.device, key: Hashable, timed: Timed) -> PreparedImage:
         """Return an image prepared on a device, where it is kept."""

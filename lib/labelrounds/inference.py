@@ -1,23 +1,16 @@
-"""From an image to its label map: prepare, sliding window, argmax, clean, restore; and the networks that do it.
-
-The weights are loaded by the first request and again when another version has been published in between.
-"""
+"""From an image to its label map: prepare, sliding window, argmax, clean, restore."""
 
 import math
-import threading
 
 import numpy as np
 import torch
 
 from labelrounds import sliding
-from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, free_bytes
-from labelrounds.errors import Conflict, TooLarge
+from labelrounds.errors import TooLarge
 from labelrounds.footprint import answering_bytes
-from labelrounds.networks import SegmentationNetwork, build_network
 from labelrounds.networks.base import divisor_of
-from labelrounds.networks.serving import for_inference
 from labelrounds.reading import Image
 from labelrounds.sliding import Blend, Run, Stopped, Windows
 from labelrounds.transforms import Grid, clean, prepare, restore
@@ -114,34 +107,3 @@ def segment(
     if config.cleaning:
         label = torch.from_numpy(clean(label.cpu().numpy(), config)).to(device)
     return restore(label, grid, config.inference.restore)
-
-
-class ServedNetworks:
-    """The networks of one model in memory, one a device, always of the version that is served."""
-
-    def __init__(self, config: ModelConfig) -> None:
-        self.config = config
-        self.checkpoints = Checkpoints(config)
-        self._loading = threading.Lock()
-        self._loaded: dict[str, tuple[Version, SegmentationNetwork]] = {}
-
-    def get(self, device: torch.device) -> tuple[Version, SegmentationNetwork]:
-        """Return the served version and its network, loading it where it is not in memory yet.
-
-        Raises:
-            Conflict: there is no trained version yet.
-        """
-        with self._loading:
-            version = self.checkpoints.current()
-            if version is None:
-                raise Conflict(
-                    f"model {self.config.name} has no trained version yet: submit labels, then start a training"
-                )
-            known = self._loaded.get(str(device))
-            if known is not None and known[0].weights == version.weights:
-                return known
-            network = build_network(self.config)
-            self.checkpoints.load(version, network)
-            served = for_inference(network, device, self.config.dimensions)
-            self._loaded[str(device)] = (version, served)
-            return version, served

@@ -27,14 +27,15 @@ from labelrounds.atomic import disk_errors
 from labelrounds.checkpoints import Version
 from labelrounds.computing import CPU, Computing, LacksMemory, PreparedImage
 from labelrounds.config import ModelConfig
-from labelrounds.devices import choose_devices, is_out_of_memory, offered_devices
+from labelrounds.devices import choose_device, choose_devices, is_out_of_memory, offered_devices
 from labelrounds.engine import Engine, Place
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.geometry import Affine
 from labelrounds.history import checksum
-from labelrounds.inference import ServedNetworks
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.reading import Image, read_image
+from labelrounds.served import ServedNetworks
+from labelrounds.tuning import Tuning
 from labelrounds.writing import write_label
 
 logger = logging.getLogger(__name__)
@@ -51,12 +52,14 @@ class Answer:
     Attributes:
         content: of the file.
         version: that it is by.
+        runtime: that ran it.
         device: that computed it.
         note: what is to be said of how, or nothing.
     """
 
     content: bytes
     version: Version
+    runtime: str
     device: torch.device
     note: str
 
@@ -119,9 +122,10 @@ class SegmentationInferer(InferTask):
         config: the model.
         engine: the devices, shared by all models of a process.
         memory: what is kept between requests, shared likewise.
+        tuning: chooses the versions' runtimes, shared likewise; without it they run as they are loaded.
     """
 
-    def __init__(self, config: ModelConfig, engine: Engine, memory: Memory) -> None:
+    def __init__(self, config: ModelConfig, engine: Engine, memory: Memory, tuning: Tuning | None = None) -> None:
         super().__init__(
             type=InferType.SEGMENTATION,
             labels=list(config.labels),
@@ -134,6 +138,7 @@ class SegmentationInferer(InferTask):
         self._computing = Computing(config, self._networks, memory)
         self._engine = engine
         self._memory = memory
+        self._tuning = tuning
         # As texts, since some parts of a configuration are no keys.
         self._preparation = (config.model_dump_json(include=_PREPARATION), config.dimensions)
         self._configuration = config.model_dump_json()
@@ -169,6 +174,15 @@ class SegmentationInferer(InferTask):
         with self._engine.worker(device).place(of, of, background=True) as place:
             place.compute(partial(self._computing.warm_up, device))
 
+    def info(self) -> dict[str, Any]:
+        """Return what a client shows; beside what the host defines, the ``runtime`` on the best device."""
+        described: dict[str, Any] = super().info()
+        try:
+            return {**described, "runtime": self._networks.summary(choose_device())}
+        except LabelRoundsError as error:  # told to who asks for a segmentation
+            logger.warning("Model %s: %s", self._model.name, error)
+            return described
+
     def __call__(self, request: dict[str, Any]) -> tuple[str, dict[str, Any]]:
         """Segment ``request["image"]`` (a path) and write the result beside nothing else, in a temporary file.
 
@@ -180,9 +194,9 @@ class SegmentationInferer(InferTask):
 
         Returns:
             the written file, and what the client reads: ``label_names`` (name to voxel value), ``version``,
-            ``device`` that it was computed on, ``note`` where the memory of the one asked for did not suffice for the
-            usual way, ``cached`` (what was there already: ``nothing``, the prepared ``image`` or the whole ``result``),
-            ``latencies`` in seconds, and the ``request_id`` that the log has.
+            ``runtime`` and ``device`` that it was computed by and on, ``note`` where the memory of the one asked for
+            did not suffice for the usual way, ``cached`` (what was there already: ``nothing``, the prepared ``image``
+            or the whole ``result``), ``latencies`` in seconds, and the ``request_id`` that the log has.
 
         Raises:
             LabelRoundsError: a device, extension or image that can't be used; no trained version; too little memory;
@@ -198,11 +212,12 @@ class SegmentationInferer(InferTask):
         latencies = {stage: round(value, 4) for stage, value in seconds.items()}
         request_id = uuid.uuid4().hex[:12]
         logger.info(
-            "%s %s: %s version %d on %s, %s; cached: %s; %s",
+            "%s %s: %s version %d by %s on %s, %s; cached: %s; %s",
             "background" if asked.background else "request",
             request_id,
             self._model.name,
             answer.version.number,
+            answer.runtime,
             answer.device,
             asked.extension,
             cached,
@@ -211,6 +226,7 @@ class SegmentationInferer(InferTask):
         return file, {
             "label_names": self._model.label_values,
             "version": answer.version.number,
+            "runtime": answer.runtime,
             "device": str(answer.device),
             **({"note": answer.note} if answer.note else {}),
             "cached": cached,
@@ -282,21 +298,27 @@ class SegmentationInferer(InferTask):
             raise LacksMemory(CPU, source.shape, str(error)) from None
         with asked.timed("write"):
             content = _encoded(label, computed.affine, asked.extension, self._model.labels)
-        answer = Answer(content, computed.version, place.device, computed.note)
+        answer = Answer(content, computed.version, computed.runtime, place.device, computed.note)
         self._keep(asked, place.device, answer)
+        if self._tuning is not None and not computed.note:
+            self._tuning.add(self._networks, computed.version, place.device, computed.prepared, computed.predicted)
         return answer, cached
 
     def _keep(self, asked: Request, device: torch.device, answer: Answer) -> None:
-        key = self._answer_key(asked, device, answer.version)
+        key = self._answer_key(asked, device, answer.version, answer.runtime)
         self._memory.answers.put(key, answer, len(answer.content))
 
     def _image_key(self, asked: Request) -> Hashable:
         return asked.content, self._preparation
 
-    def _answer_key(self, asked: Request, device: torch.device, version: Version | None) -> Hashable:
-        # Where there are no weights, loading them says so.
-        weights = identity_of(version.weights) if version is not None and version.weights.is_file() else None
-        return asked.content, self._configuration, weights, str(device), asked.extension
+    def _answer_key(
+        self, asked: Request, device: torch.device, version: Version | None, runtime: str | None = None
+    ) -> Hashable:
+        """Return what an answer is known by; the runtime is what serves the version now where none is named."""
+        weights = None
+        if version is not None and version.weights.is_file():  # where there are none, loading them says so
+            runtime, weights = runtime or self._networks.runtime(version, device), identity_of(version.weights)
+        return asked.content, self._configuration, weights, runtime, str(device), asked.extension
 
 
 def _encoded(label: np.ndarray, affine: Affine, extension: str, labels: Sequence[str]) -> bytes:

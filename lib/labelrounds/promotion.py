@@ -1,17 +1,23 @@
 """Whether a training's result is served: judged, compared with what is served, published with its lineage, or not.
 
 What is judged on says most about new cases: validation cases, else cross-validation, else, with nothing claimed, the
-training cases. Test cases are reported, and decide nothing.
+training cases. Test cases are reported, and decide nothing. What is published knows which runtime is the quickest for
+it on this machine.
 """
 
+import copy
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.devices import device_of
+from labelrounds.config import ModelConfig
+from labelrounds.devices import choose_device, device_of
 from labelrounds.errors import TooLarge
 from labelrounds.evaluation import Scores, mean_dice, mean_of, scores_as_json
 from labelrounds.judging import Comparison, compare
@@ -19,8 +25,12 @@ from labelrounds.learning import Outcome
 from labelrounds.networks import SegmentationNetwork
 from labelrounds.policies import labels_at_full, learnt_from, unseen
 from labelrounds.progress import rounded
+from labelrounds.runtime_choice import calibration_windows, excerpts, machine, measure, write_measurement
+from labelrounds.runtimes import Subject
 from labelrounds.splits import RULE, TEST, TRAIN, VALIDATION
 from labelrounds.training_plan import TrainingPlan, named_few, network_of
+
+logger = logging.getLogger(__name__)
 
 _FEWEST_FOR_A_CLAIM = 5
 
@@ -86,7 +96,8 @@ def promote(
     serve = checkpoints.served_number() == plan.served_number
     lineage = _lineage(plan, outcome, checkpoints.config.training.seed, elapsed_s())
     record = {**result, **lineage, "scores": scores_as_json(judgement.scores)}
-    version = checkpoints.publish(outcome.network, record, serve)
+    choose = partial(_choose_runtime, plan, outcome, checkpoints.config)
+    version = checkpoints.publish(outcome.network, record, serve, choose)
     what = f"Published version {version.number}."
     if not serve:
         what = (
@@ -190,6 +201,27 @@ def _lineage(plan: TrainingPlan, outcome: Outcome, seed: int, wall_time_s: float
         "device": str(device_of(outcome.network)),
         "wall_time_s": wall_time_s,
     }
+
+
+def _choose_runtime(plan: TrainingPlan, outcome: Outcome, config: ModelConfig, folder: Path) -> dict[str, Any]:
+    """Measure the runtimes of a version that is being written, and return what its record says of them.
+
+    Nothing where that fails, or who has stopped the training waits: a server then measures them.
+    """
+    if outcome.stopped:
+        return {}
+    device = choose_device()
+    training = plan.parts[TRAIN]
+    try:
+        network = copy.deepcopy(outcome.network).cpu()
+        subject = Subject(network, config, device, folder, calibration_windows(training, config))
+        measured, _ = measure(subject, excerpts(plan.parts[VALIDATION] or training, config))
+    except Exception as error:  # whatever it is, what was trained is published
+        logger.warning("The runtimes of %s are not measured: %s", config.name, error)
+        return {}
+    write_measurement(folder, device, measured)
+    known = {"chosen": measured.chosen, **measured.summary(measured.chosen)}
+    return {"runtime": {"machine": machine(device), **known}}
 
 
 def _sentence(note: str) -> str:

@@ -218,27 +218,36 @@ def _answers(
         done += len(corners)
 
 
+def gather(image: torch.Tensor, windows: Windows, corners: Sequence[Shape]) -> torch.Tensor:
+    """Return the windows ``(B, C, *patch)`` at some corners of an image ``(C, X, Y, Z)``, padded if it is shorter."""
+    reach = windows.reach
+    blocks = ([slice(start, start + size) for start, size in zip(corner, reach, strict=True)] for corner in corners)
+    batch = torch.stack([_cut(image, block) for block in blocks])
+    if reach == windows.patch_size:
+        return batch
+    sides = zip(_margin(windows), windows.patch_size, reach, strict=True)
+    amounts = [amount for front, patch, size in sides for amount in (patch - size - front, front)]
+    return functional.pad(batch, amounts[::-1], mode="replicate")
+
+
+def _margin(windows: Windows) -> list[int]:
+    """Return how many voxels are padded before an image along each axis.
+
+    By whole voxels, more behind than before, as training places a patch on a shorter case.
+    """
+    return [(patch - size) // 2 for patch, size in zip(windows.patch_size, windows.reach, strict=True)]
+
+
 def _run(run: Run, image: torch.Tensor, windows: Windows, corners: list[Shape]) -> torch.Tensor:
     """Return the logits ``(B, K, *reach)`` of the windows at some corners."""
-    reach = windows.reach
     repeated = corners[-1:] * (windows.at_once - len(corners)) if windows.filled else []
-    blocks = (
-        [slice(start, start + size) for start, size in zip(corner, reach, strict=True)]
-        for corner in [*corners, *repeated]
-    )
-    batch = torch.stack([_cut(image, block) for block in blocks])
-    # By whole voxels, more behind than before, as training places a patch on a shorter case.
-    before = [(patch - size) // 2 for patch, size in zip(windows.patch_size, reach, strict=True)]
-    if reach != windows.patch_size:
-        sides = zip(before, windows.patch_size, reach, strict=True)
-        amounts = [amount for front, patch, size in sides for amount in (patch - size - front, front)]
-        batch = functional.pad(batch, amounts[::-1], mode="replicate")
+    batch = gather(image, windows, [*corners, *repeated])
     logits = run(batch)
     expected = (len(batch), *windows.patch_size)
     if not isinstance(logits, torch.Tensor) or (len(logits), *logits.shape[2:]) != expected:
         shape = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise TypeError(f"the network returned {shape} for windows {list(batch.shape)}, expected logits of each voxel")
-    inside = (slice(front, front + size) for front, size in zip(before, reach, strict=True))
+    inside = (slice(front, front + size) for front, size in zip(_margin(windows), windows.reach, strict=True))
     return _cut(logits[: len(corners)], inside)
 
 

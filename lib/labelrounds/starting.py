@@ -18,11 +18,14 @@ from labelrounds import folders
 from labelrounds.app import LabelRoundsApp, configured_models
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.client import free_port
+from labelrounds.config import AUTO, ModelConfig
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
-from labelrounds.inference import ServedNetworks, segment
+from labelrounds.inference import segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
+from labelrounds.runtime_choice import Measurement, read_measurement
+from labelrounds.served import ServedNetworks
 from labelrounds.writing import write_label
 
 PHANTOM_STUDIES, PHANTOM_MODEL = 12, "unet_phantom"
@@ -131,18 +134,19 @@ def predict_file(model: str, image: Path, output: Path, configs: Path | None, de
     if not output.expanduser().resolve().parent.is_dir() or output.is_dir():
         raise BadInput(f"output {str(output)!r}: the folder does not exist, or it is a folder itself")
     where = choose_device(device)
-    version, network = ServedNetworks(config).get(where)
+    network = ServedNetworks(config).get(where)
     read = read_image(image, channels=config.channels)
     label = segment(network, read, config, where)
     write_label(label, read.affine, output, config.labels)
     counts = ", ".join(f"{name} {int((label == value).sum())}" for name, value in config.label_values.items())
-    return f"{version} wrote {output}: voxels of {counts}"
+    return f"{network.version} wrote {output}: voxels of {counts}"
 
 
 def models_table(configs: Path | None) -> Table:
     """Return a table of the models with their versions, where each comes from, and its scores."""
     columns = ("model", "network", "labels", "version", "trained", "how", "cases", "Dice", "judged on", "test Dice")
-    table = Table(*columns, title="Models")
+    device = choose_device()
+    table = Table(*columns, "runtime", title="Models", caption=f"runtime: on {device} of this machine, to float32")
     table.columns[0].no_wrap = True
     for name, config in configured_models(conf_of("", configs)).items():
         checkpoints = Checkpoints(config)
@@ -151,7 +155,9 @@ def models_table(configs: Path | None) -> Table:
         for version in checkpoints.versions():
             mark = " (served)" if served == version.number else ""
             number = "shipped" if version.number == 0 else str(version.number)
-            table.add_row(*first, number + mark, *_history(version.record), *_scores(version.record))
+            measured = read_measurement(checkpoints.runtimes_folder(version), config, device)
+            known = (*_history(version.record), *_scores(version.record), _runtime(config, measured))
+            table.add_row(*first, number + mark, *known)
             first = ("", "", "")
         if served is None:
             table.add_row(*first, "none yet")
@@ -191,6 +197,16 @@ def _scores(record: dict[str, Any]) -> tuple[str, str, str]:
         "" if dice is None else f"{count} {kind}",
         f"{sum(test) / len(test):.3f} ({cases.get('test', 0)})" if test else "",
     )
+
+
+def _runtime(config: ModelConfig, measured: Measurement | None) -> str:
+    """Return what runs a version, how many times as fast as float32 it is, and the lowest Dice to it, if known."""
+    forced = config.inference.runtime
+    if measured is None:
+        return "not measured" if forced == AUTO else forced
+    runtime = measured.chosen if forced == AUTO else forced
+    known = measured.summary(runtime)
+    return f"{runtime}, x{known['speedup']:.1f}, Dice {known['lowest_dice']:.4f}" if known else runtime
 
 
 def _log_config() -> dict[str, Any]:

@@ -24,7 +24,8 @@ from labelrounds.phantoms import LABELS, write_studies
 
 IMAGES = [f"phantom_{number:03}" for number in range(6)]
 QUICK, SLOW, ENDLESS = "quick", "slow", "endless"
-# A tiny network; the second model asks it some hundred times an image, the third some thousand times.
+# A tiny network; the second model asks it some hundred times an image, the third some thousand times. The runtime
+# is given, as choosing one would compute meanwhile, and answer anew.
 MODELS = {QUICK: (12.0, 0.0), SLOW: (4.0, 0.5), ENDLESS: (4.0, 0.8)}
 CONFIG = f"""
 description: five organs of the invented patients, by a network that has learnt nothing
@@ -32,7 +33,7 @@ labels: [{", ".join(LABELS)}]
 spacing_mm: [{{0}}, {{0}}, {{0}}]
 intensity: {{{{kind: window, low: -160, high: 240}}}}
 patch_size: [16, 16, 16]
-inference: {{{{overlap: {{1}}}}}}
+inference: {{{{overlap: {{1}}, runtime: eager}}}}
 network: {{{{name: unet, channels: [4, 8, 8]}}}}
 """
 

@@ -13,6 +13,8 @@ import pytest
 import requests
 
 from labelrounds.phantoms import LABELS, make_phantom
+from labelrounds.runtime_choice import LEAST_DICE
+from labelrounds.runtimes import runtimes
 from tests.api.conftest import MODEL
 
 
@@ -35,6 +37,7 @@ def test_info_is_what_slicer_reads(server):
     assert info["models"][MODEL]["type"] == "segmentation"
     assert info["models"][MODEL]["labels"] == list(LABELS)
     assert info["models"][MODEL]["config"]["device"][-1] == "cpu"
+    assert info["models"][MODEL]["runtime"]["runtime"]
     assert "random" in info["strategies"]
     assert {"total", "completed"} <= set(info["datastore"])
 
@@ -50,6 +53,17 @@ def test_infer_answers_with_the_label_and_its_names(server):
     label = server.segment(MODEL, image="phantom_000")
     assert label.shape == make_phantom(0).label.shape
     assert set(np.unique(label)) <= set(range(len(LABELS) + 1))
+
+
+def test_behind_an_answer_the_runtimes_are_measured_and_info_tells_what_was_chosen(server):
+    assert ask(server, "POST", f"/infer/{MODEL}?image=phantom_001&output=json", data={"params": "{}"}).ok
+    until = time.monotonic() + 120
+    while "speedup" not in (told := ask(server, "GET", "/info/").json()["models"][MODEL]["runtime"]):
+        assert time.monotonic() < until, told
+        time.sleep(0.2)
+    assert told["runtime"] in runtimes.names() and told["lowest_dice"] >= LEAST_DICE
+    answer = ask(server, "POST", f"/infer/{MODEL}?image=phantom_001&output=json", data={"params": "{}"})
+    assert answer.json()["runtime"] == told["runtime"]
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,8 @@ from labelrounds.config import ModelConfig, load_config
 from labelrounds.devices import choose_device
 from labelrounds.inference import segment
 from labelrounds.networks import SegmentationNetwork, build_network
-from labelrounds.networks.serving import for_inference
 from labelrounds.reading import read_image
+from labelrounds.runtimes import Runtime, Subject, default_runtime, runtimes
 from tests.benchmarks import peers
 
 CONTENDERS = ("bare", "monailabel")
@@ -32,7 +32,7 @@ CONTENDERS = ("bare", "monailabel")
 class Timed(torch.nn.Module):
     """A network that adds up the time it takes."""
 
-    def __init__(self, network: SegmentationNetwork, device: torch.device) -> None:
+    def __init__(self, network: Runtime, device: torch.device) -> None:
         super().__init__()
         self.network, self._device, self.seconds = network, device, 0.0
 
@@ -72,7 +72,8 @@ def bare(
     network: SegmentationNetwork, config: ModelConfig, device: torch.device, wanted: argparse.Namespace
 ) -> list[list[float]]:
     """Return the seconds that the network alone takes of each segmentation of each image."""
-    timed = Timed(for_inference(network, device, config.dimensions), device)
+    runtime = runtimes.get(default_runtime(device))
+    timed = Timed(runtime(Subject(network, config, device, wanted.output.parent)), device)
     seconds = []
     for path in wanted.images:
         image = read_image(path, channels=config.channels)

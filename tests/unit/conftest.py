@@ -12,11 +12,12 @@ import torch
 from training_runs import NAMES, Recorder, labelled
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import folders
+from labelrounds import folders, runtime_choice
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig
 from labelrounds.networks import build_network
+from labelrounds.runtimes import runtimes
 from labelrounds.store import LabelledCase
 
 
@@ -34,6 +35,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _instant_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure no runtime that takes seconds to build, as a training of milliseconds would; `test_runtimes.py` does."""
+    names = runtime_choice.available
+    monkeypatch.setattr(
+        runtime_choice, "available", lambda *of: [name for name in names(*of) if runtimes.get(name).instant]
+    )
 
 
 @pytest.fixture

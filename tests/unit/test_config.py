@@ -136,6 +136,10 @@ FAULTS = {
     "a patch that the network can't halve": (changed(patch_size=[16, 18, 16]), ["[16, 18, 16]", "[4, 4, 4]"]),
     "a patch of one voxel at the lowest level": (changed(patch_size=[4, 4, 4]), ["[4, 4, 4]", "larger"]),
     "an overlap of one": (changed(inference={"overlap": 1.0}), ["inference.overlap", "1.0"]),
+    "the whole image for a runtime of windows": (
+        changed(inference={"blend": "whole", "runtime": "openvino"}),
+        ["inference: runtime 'openvino' takes windows of one size"],
+    ),
     "an unknown blend": (
         changed(inference={"blend": "mean"}),
         ["inference.blend", "'mean'", "'gaussian', 'owner' or 'whole'"],
@@ -146,8 +150,13 @@ FAULTS = {
     ),
     "an unknown key of the inference": (
         changed(inference={"step": 0.5}),
-        ["inference.step: unknown key", "blend, overlap"],
+        ["inference.step: unknown key", "blend, overlap, restore, runtime"],
     ),
+    "an unknown runtime": (
+        changed(inference={"runtime": "tensorrt"}),
+        ["inference.runtime", "'tensorrt'", "auto, bfloat16, bfloat16_weights, compiled, eager, openvino"],
+    ),
+    "a runtime that is no name": (changed(inference={"runtime": 1}), ["inference.runtime", "got 1"]),
     "an unknown mirror": (changed(mirror=["up_down"]), ["mirror.0", "up_down", "left_right"]),
     "the background as a label": (changed(labels=["background", "liver"]), ["labels", "'background'"]),
     "a label twice": (changed(labels=["liver", "liver"]), ["labels", "once"]),

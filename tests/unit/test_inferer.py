@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import computing, devices, engine, inference, inferer, memory_cache, sliding
+from labelrounds import computing, devices, engine, inferer, memory_cache, runtime_choice, served, sliding
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
@@ -23,7 +23,12 @@ from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.networks import build_network
 from labelrounds.phantoms import make_phantom
 from labelrounds.reading import read_image, read_label
+from labelrounds.runtime_choice import Figures, Measurement, settings_of
+from labelrounds.runtimes import default_runtime, pytorch, runtimes
+from labelrounds.runtimes.pytorch import Eager
+from labelrounds.served import ServedNetworks
 from labelrounds.transforms import prepare
+from labelrounds.tuning import Tuning
 
 CPU = torch.device("cpu")
 
@@ -249,16 +254,16 @@ def test_a_gpu_gives_nearly_the_same_answer_in_any_way(
 def gpus(monkeypatch) -> list[torch.device]:
     """Two GPUs by name alone, for machines that have none: what is theirs is computed on the CPU, in their threads."""
     named = [torch.device("cuda:0"), torch.device("cuda:1")]
-    form, on = inference.for_inference, computing._on
+    subject, on = ServedNetworks._subject, computing._on
     monkeypatch.setattr(devices, "available_devices", lambda: [*map(str, named), "cpu"])
     monkeypatch.setattr(memory_cache, "free_bytes", lambda device: 10**9)
     monkeypatch.setattr(computing, "settle", lambda device: None)
     monkeypatch.setattr(computing, "complete", lambda device: None)
     monkeypatch.setattr(computing, "prepare", lambda image, config, grid, device: prepare(image, config, grid))
     monkeypatch.setattr(computing, "_on", lambda device, network: on(CPU, network))
-    monkeypatch.setattr(
-        inference, "for_inference", lambda network, device, dimensions: form(network, CPU, dimensions), raising=True
-    )
+    monkeypatch.setattr(runtime_choice, "machine", str)
+    monkeypatch.setattr(ServedNetworks, "_first", lambda networks, version, device: default_runtime(CPU))
+    monkeypatch.setattr(ServedNetworks, "_subject", lambda networks, version, device: subject(networks, version, CPU))
     return named
 
 
@@ -316,7 +321,7 @@ def test_what_a_gpu_has_no_room_for_is_on_the_cpu_be_it_the_weights_or_the_image
     """The CPU stands in for the GPU; the image is prepared there already."""
     serve()
     expected = read_label(made(image, result_extension=".nii")[0]).array
-    module = inference if part == "for_inference" else computing
+    module = pytorch if part == "for_inference" else computing
     whole = getattr(module, part)
 
     def fails(*args):
@@ -539,6 +544,56 @@ def test_a_new_version_answers_anew_and_a_rollback_as_before(made, image, serve,
     assert len(predictions) == 2
 
 
+class OtherEager(Eager):
+    """Registered for the test below, the same function under another name."""
+
+
+def test_another_runtime_answers_anew_and_is_told(
+    inferer_of_tiny, made, image, serve, config, monkeypatch, predictions
+):
+    runtimes.names()
+    monkeypatch.setattr(runtimes, "_members", {**runtimes._members, "other": OtherEager})
+    serve()
+    first = made(image)[1]
+    assert (first["runtime"], first["cached"]) == (default_runtime(CPU), "nothing")
+    assert inferer_of_tiny.info()["runtime"] == {"runtime": default_runtime(CPU)}
+    found = Figures(milliseconds=1, speedup=2.0, dice={"near": 1.0})
+    names = {default_runtime(CPU), "eager", "other"}
+    measurement = Measurement(
+        chosen="other", measured="", settings=settings_of(config), runtimes=dict.fromkeys(names, found), failed={}
+    )
+    monkeypatch.setattr(served, "measure", lambda *_: (measurement, {}))
+    monkeypatch.setattr(runtime_choice, "available", lambda config, device: names)
+    inferer_of_tiny._networks.settle(Checkpoints(config).current(), CPU, [])
+    second, third = made(image)[1], made(image)[1]
+    assert (second["runtime"], second["cached"]) == ("other", "image")
+    assert (third["runtime"], third["cached"]) == ("other", "result")
+    assert inferer_of_tiny.info()["runtime"] == {"runtime": "other", "speedup": 2.0, "lowest_dice": 1.0}
+    assert len(predictions) == 2
+
+
+def test_what_was_segmented_is_handed_to_who_chooses_the_runtime(config, image, serve, ask):
+    handed = []
+
+    class Noted(Tuning):
+        def add(self, networks, version, device, image, label) -> None:
+            handed.append((version.number, str(device), image.shape[1:], label.shape))
+
+    shared = Engine()
+    tuned = SegmentationInferer(config, shared, Memory(), Noted(shared))
+    serve()
+    for _ in range(2):
+        ask(tuned, image)
+    shared.close()
+    assert handed == [(1, "cpu", (18, 20, 17), (18, 20, 17))]  # the second was answered from memory
+
+
+def test_a_damaged_version_is_in_a_clients_list_without_a_runtime(inferer_of_tiny, serve, config, caplog):
+    serve()
+    (Checkpoints(config).folder / "current.json").write_text("{")
+    assert "runtime" not in inferer_of_tiny.info() and "current.json is damaged" in caplog.text
+
+
 def test_a_version_published_while_a_request_waits_is_what_it_gets(config, make_inferer, image, serve, ask):
     serve(1)
     tiny = make_inferer(config)
@@ -660,9 +715,7 @@ def slow(monkeypatch) -> Slow:
     monkeypatch.setattr(engine, "_POLL_S", 0.01)
     monkeypatch.setattr(sliding, "_VOXELS_AT_ONCE", 1)
     network = Slow()
-    monkeypatch.setattr(
-        inference.ServedNetworks, "get", lambda self, device: (self.checkpoints.current(), network), raising=True
-    )
+    monkeypatch.setattr(Eager, "__call__", lambda runtime, windows: network(windows))  # and of those derived from it
     yield network
     network.go.release(1000)
 

@@ -7,11 +7,13 @@ from learners import never
 from training_runs import NAMES, bytes_of, full, labelled, progress_of, reported, wanted
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import evaluation, promotion, training
+from labelrounds import evaluation, promotion, runtime_choice, training
 from labelrounds.checkpoints import Checkpoints
+from labelrounds.devices import choose_device
 from labelrounds.errors import OutOfSpace, TooLarge
 from labelrounds.judging import compare
 from labelrounds.networks import build_network
+from labelrounds.runtime_choice import read_measurement
 from labelrounds.training import train_model
 
 
@@ -180,3 +182,33 @@ def test_when_a_version_can_not_be_written_the_old_one_serves_and_nothing_is_tra
     epochs = reported(monkeypatch)
     assert train_model(config, studies, wanted(2, "full"), never)["published"] == 2
     assert epochs == []
+
+
+def test_a_version_is_published_with_its_quickest_runtime_which_its_record_tells(config, studies, monkeypatch):
+    monkeypatch.setattr(runtime_choice, "_FEWEST_VOXELS", 1)  # whatever so short a training finds
+    train_model(config, studies, wanted(), never)
+    version = Checkpoints(config).current()
+    measured = read_measurement(version.weights.parent, config, choose_device())
+    assert measured is not None and set(measured.runtimes) == set(runtime_choice.available(config, choose_device()))
+    told = version.record["runtime"]
+    assert told["chosen"] == measured.chosen and told["machine"] == runtime_choice.machine(choose_device())
+    assert told["lowest_dice"] >= 0.995 and told["speedup"] == measured.runtimes[measured.chosen].speedup
+
+
+def test_a_measurement_that_fails_hinders_no_publication(config, studies, monkeypatch, caplog):
+    def measure(subject, images):
+        assert images and subject.windows
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(promotion, "measure", measure)
+    assert train_model(config, studies, wanted(), never)["published"] == 1
+    assert "The runtimes of tiny are not measured: a fault" in caplog.text
+    version = Checkpoints(config).current()
+    assert "runtime" not in version.record and not (version.weights.parent / "runtime.json").exists()
+
+
+def test_who_stops_a_training_waits_for_no_measurement(config, studies, monkeypatch):
+    monkeypatch.setattr(promotion, "measure", lambda *_: pytest.fail("measured"))
+    stops = iter([False] * 20)
+    result = train_model(config, studies, wanted(50), lambda: next(stops, True))
+    assert result["status"] == "stopped" and result["published"] == 1

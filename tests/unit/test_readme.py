@@ -9,6 +9,7 @@ import typer
 from labelrounds import config
 from labelrounds.cli import app
 from labelrounds.networks import networks
+from labelrounds.runtimes import runtimes
 from labelrounds.strategies import strategies
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,10 @@ def test_every_command_is_in_the_readme():
 def test_every_network_is_in_the_readme_and_every_strategy_explains_itself():
     assert [name for name in networks.names() if f"`{name}`" not in TEXT] == []
     assert all(strategies.get(name)().description for name in strategies.names())
+
+
+def test_every_runtime_is_in_the_readme():
+    assert [name for name in runtimes.names() if f"| `{name}` |" not in TEXT] == []
 
 
 def test_every_path_that_the_readme_links_to_is_there():

@@ -13,7 +13,7 @@ from labelrounds import folders
 from labelrounds.config import load_config
 from labelrounds.devices import autocast, low_precision
 from labelrounds.metrics import dice
-from labelrounds.networks import build_network, serving
+from labelrounds.networks import build_network
 from labelrounds.networks.serving import for_inference
 from labelrounds.reading import read_image
 from labelrounds.sliding import Windows, label_map
@@ -57,22 +57,20 @@ def kinds(network: nn.Module) -> set[type[nn.Module]]:
 
 
 @pytest.mark.parametrize("patch_size", [[16, 16, 16], [16, 16, 1]], ids=["3-D", "2-D"])
-def test_normalised_in_place_it_is_the_same_function(make_config, trained, options, patch_size, monkeypatch):
-    monkeypatch.setattr(serving, "low_precision", lambda kind: False)
-    config = make_config(network=options, patch_size=patch_size)
-    network, images = trained(config).double(), torch.randn(2, 1, *patch_size).double()
-    served = for_inference(network, CPU, config.dimensions)
-    assert not kinds(served) & {nn.InstanceNorm2d, nn.InstanceNorm3d}
-    with torch.inference_mode():
-        assert served(images).allclose(network(images), rtol=1e-8)
-
-
-@pytest.mark.parametrize("patch_size", [[16, 16, 16], [16, 16, 1]], ids=["3-D", "2-D"])
-def test_in_bfloat16_it_is_nearly_the_same_function(make_config, trained, options, patch_size, monkeypatch):
-    monkeypatch.setattr(serving, "low_precision", lambda kind: True)
+def test_normalised_in_place_it_is_the_same_function(make_config, trained, options, patch_size):
     config = make_config(network=options, patch_size=patch_size)
     network, images = trained(config), torch.randn(2, 1, *patch_size)
     served = for_inference(network, CPU, config.dimensions)
+    assert not kinds(served) & {nn.InstanceNorm2d, nn.InstanceNorm3d}
+    with torch.inference_mode():
+        assert served(images).allclose(network(images), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("patch_size", [[16, 16, 16], [16, 16, 1]], ids=["3-D", "2-D"])
+def test_in_bfloat16_it_is_nearly_the_same_function(make_config, trained, options, patch_size):
+    config = make_config(network=options, patch_size=patch_size)
+    network, images = trained(config), torch.randn(2, 1, *patch_size)
+    served = for_inference(network, CPU, config.dimensions, torch.bfloat16)
     assert {value.dtype for value in served.parameters()} == {torch.bfloat16}
     with torch.inference_mode():
         exact, found = network(images), served(images)
@@ -105,7 +103,7 @@ def test_shipped_weights_label_real_images_as_in_float32(model):
     config = load_config(folders.shipped_configs() / f"{model}.yaml")
     network = build_network(config).eval()
     network.load_state_dict(load_file(folders.shipped_weights() / f"{model}.safetensors"))
-    served = for_inference(network, CPU, config.dimensions)
+    served = for_inference(network, CPU, config.dimensions, torch.bfloat16)
     for name in json.loads((DATA / "split.json").read_text())["training"][:3]:
         image = read_image(DATA / "images" / name, channels=config.channels)
         prepared = prepare(image, config, Grid.of(image, config))

@@ -8,16 +8,18 @@ from monai.networks.blocks.convolutions import Convolution
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from labelrounds.devices import low_precision, place
+from labelrounds.devices import place
 from labelrounds.networks.base import SegmentationNetwork
 
 
-def for_inference(network: SegmentationNetwork, device: torch.device, dimensions: int) -> SegmentationNetwork:
+def for_inference(
+    network: SegmentationNetwork, device: torch.device, dimensions: int, weights: torch.dtype = torch.float32
+) -> SegmentationNetwork:
     """Return a copy of a network for inference alone, on a device; it takes float32 images as the network does.
 
     On a CPU each instance normalisation becomes a group normalisation of one channel a group. That is the same
     function, but torch computes it on channels-last memory as it lies there, not by way of two copies; its backward
-    pass is the slower one. Where bfloat16 is in hardware the weights are kept in it, and so are the logits.
+    pass is the slower one.
 
     A batch normalisation is a multiplication by then, which the weights of the convolution before it take over.
 
@@ -25,14 +27,15 @@ def for_inference(network: SegmentationNetwork, device: torch.device, dimensions
         network: a trained network; it is not changed.
         device: where it will answer.
         dimensions: 2 or 3.
+        weights: float32, or bfloat16, in which it then computes, and answers, whatever the mixed precision.
     """
     served = copy.deepcopy(network).eval()
     _fold_batch_normalisations(served)
     if device.type == "cpu":
         _normalise_in_place(served)
-        if low_precision(device.type):
-            served.bfloat16()
-            served.register_forward_pre_hook(_in_bfloat16)
+    if weights is torch.bfloat16:
+        served.bfloat16()
+        served.register_forward_pre_hook(_in_bfloat16)
     return place(served, device, dimensions)
 
 
