@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from labelrounds import heap
 from labelrounds.config import ModelConfig, load_config
 from labelrounds.devices import choose_device
 from labelrounds.inference import segment
@@ -72,6 +73,7 @@ def bare(
     network: SegmentationNetwork, config: ModelConfig, device: torch.device, wanted: argparse.Namespace
 ) -> list[list[float]]:
     """Return the seconds that the network alone takes of each segmentation of each image."""
+    heap.keep_freed()  # as a server does
     runtime = runtimes.get(default_runtime(device))
     timed = Timed(runtime(Subject(network, config, device, wanted.output.parent)), device)
     seconds = []
