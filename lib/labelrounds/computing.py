@@ -4,7 +4,8 @@ On the way of inference, between ``inferer.py``, which reads and writes, and ``i
 
 Memory: where a device's does not suffice, the other images that are kept there give up their place; then one window is
 computed at a time; then, on a GPU, the image and all that is summed lie in the machine's memory, and the GPU holds no
-more than the network and a window. None of this changes the answer. What does not fit even then is for the CPU.
+more than the network and a window. None of this changes the answer, but that of a model that sees the image as a
+whole while the memory suffices. What does not fit even then is for the CPU.
 
 A label map is restored where it was computed, so that one byte a voxel is all that leaves a GPU. One that is cleaned is
 restored on the CPU, in the request's own thread: components are found there anyway, and the device has the next image
@@ -30,6 +31,7 @@ from labelrounds.reading import Image
 from labelrounds.served import ServedNetworks
 from labelrounds.sliding import Run, Stopped
 from labelrounds.transforms import Grid, clean, prepare, restore
+from labelrounds.tuning import Tuning
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +63,6 @@ class Computed:
     Attributes:
         version: that has answered.
         runtime: that ran it.
-        prepared: ``(C, X, Y, Z)`` float32, what the network saw.
-        predicted: ``(X, Y, Z)`` uint8, what it made of that, on the same device.
         label: ``(X, Y, Z)`` uint8 on the image's own grid, or on the network's where the model cleans its labels.
         grid: between the two.
         affine: ``(4, 4)``, the image's own.
@@ -71,8 +71,6 @@ class Computed:
 
     version: Version
     runtime: str
-    prepared: torch.Tensor
-    predicted: torch.Tensor
     label: np.ndarray
     grid: Grid
     affine: Affine
@@ -116,12 +114,16 @@ class Computing:
         config: the model.
         networks: its networks.
         memory: where prepared images are kept.
+        tuning: chooses the versions' runtimes by what is computed; without it they run as they are loaded.
     """
 
-    def __init__(self, config: ModelConfig, networks: ServedNetworks, memory: Memory) -> None:
+    def __init__(
+        self, config: ModelConfig, networks: ServedNetworks, memory: Memory, tuning: Tuning | None = None
+    ) -> None:
         self._model = config
         self._networks = networks
         self._memory = memory
+        self._tuning = tuning
 
     def compute(
         self, device: torch.device, source: Image | PreparedImage, key: Hashable, timed: Timed, stopped: Stopped
@@ -220,7 +222,9 @@ class Computing:
                 restored = restore(label, grid, self._model.inference.restore)
             else:
                 restored = to_host(label).numpy()
-        return Computed(network.version, network.runtime, voxels, label, restored, grid, prepared.affine, way.note)
+        if self._tuning is not None and not way.note:
+            self._tuning.add(self._networks, network.version, device, voxels, label)
+        return Computed(network.version, network.runtime, restored, grid, prepared.affine, way.note)
 
     def _prepared(self, image: Image, grid: Grid, device: torch.device, key: Hashable, timed: Timed) -> PreparedImage:
         """Return an image prepared on a device, where it is kept."""

@@ -2,7 +2,7 @@
 
 Everything here also works in a process of its own, where there is nobody to agree with. Each step's batch is
 shared out among the processes and the gradients are averaged, so the weights are those that one process would get,
-up to rounding.
+up to rounding; but for batch normalisation, for which each process knows its own share alone.
 """
 
 import logging

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import torch
 
-from labelrounds import sliding
+from labelrounds import heap, sliding
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, free_bytes
 from labelrounds.errors import TooLarge
@@ -61,8 +61,11 @@ def _windows(image: torch.Tensor, config: ModelConfig, most_at_once: int | None 
     shape, filled = image.shape[1:], image.device.type == "cuda"
     if config.inference.blend == "whole" and most_at_once is None:
         x, y, z = (step * math.ceil(side / step) for side, step in zip(shape, divisor_of(config), strict=True))
-        if answering_bytes(config, (x, y, z)) <= free_bytes(image.device):
-            return Windows.over(shape, (x, y, z), 0.0, 1)
+        # A 2-D network sees each slice as a whole.
+        windows = Windows.over(shape, (x, y, z if config.dimensions == 3 else 1), 0.0, 1)
+        needed = answering_bytes(config, windows.patch_size)
+        if needed <= _free_bytes(image.device, needed):
+            return windows
     return Windows.over(shape, config.patch_size, config.inference.overlap, most_at_once, filled)
 
 
@@ -84,13 +87,22 @@ def _check_memory(windows: Windows, device: torch.device, config: ModelConfig, k
     """
     classes = len(config.labels) + 1
     needed = windows.bytes(config.channels, classes, _blend(config)) + math.prod(windows.shape) * kept_bytes
-    free = free_bytes(device)
+    free = _free_bytes(device, needed)
     if needed > free:
         shape = " x ".join(str(side) for side in windows.shape)
         raise TooLarge(
             f"at the model's spacing the image has {shape} voxels, which needs {needed / 1e9:.1f} GB for"
             f" {len(config.labels)} labels; {free / 1e9:.1f} GB are free"
         )
+
+
+def _free_bytes(device: torch.device, needed: int) -> int:
+    """Return how much memory is free on a device, after what is kept was given back where it would not suffice."""
+    free = free_bytes(device)
+    if free < needed and device.type == "cpu":
+        heap.give_back()
+        free = free_bytes(device)
+    return free
 
 
 def segment(

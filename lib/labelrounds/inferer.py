@@ -135,10 +135,9 @@ class SegmentationInferer(InferTask):
         )
         self._model = config
         self._networks = ServedNetworks(config)
-        self._computing = Computing(config, self._networks, memory)
+        self._computing = Computing(config, self._networks, memory, tuning)
         self._engine = engine
         self._memory = memory
-        self._tuning = tuning
         # As texts, since some parts of a configuration are no keys.
         self._preparation = (config.model_dump_json(include=_PREPARATION), config.dimensions)
         self._configuration = config.model_dump_json()
@@ -254,7 +253,8 @@ class SegmentationInferer(InferTask):
         answer, cached = self._answer_from(asked, [CPU])
         moved = replace(answer, note=_said(f"out of memory on {lacking}: segmented on the CPU", answer.note))
         logger.warning("Model %s: %s", self._model.name, moved.note)
-        self._keep(asked, lacking, moved)  # so that it is not tried in vain again
+        # Under what is looked for, so that it is not tried in vain again.
+        self._keep(self._answer_key(asked, lacking, moved.version), moved)
         return moved, cached
 
     def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
@@ -299,13 +299,10 @@ class SegmentationInferer(InferTask):
         with asked.timed("write"):
             content = _encoded(label, computed.affine, asked.extension, self._model.labels)
         answer = Answer(content, computed.version, computed.runtime, place.device, computed.note)
-        self._keep(asked, place.device, answer)
-        if self._tuning is not None and not computed.note:
-            self._tuning.add(self._networks, computed.version, place.device, computed.prepared, computed.predicted)
+        self._keep(self._answer_key(asked, place.device, answer.version, answer.runtime), answer)
         return answer, cached
 
-    def _keep(self, asked: Request, device: torch.device, answer: Answer) -> None:
-        key = self._answer_key(asked, device, answer.version, answer.runtime)
+    def _keep(self, key: Hashable, answer: Answer) -> None:
         self._memory.answers.put(key, answer, len(answer.content))
 
     def _image_key(self, asked: Request) -> Hashable:

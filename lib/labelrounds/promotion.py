@@ -14,9 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from labelrounds import distributed
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.config import ModelConfig
+from labelrounds.config import AUTO, ModelConfig
 from labelrounds.devices import choose_device, device_of
 from labelrounds.errors import TooLarge
 from labelrounds.evaluation import Scores, mean_dice, mean_of, scores_as_json
@@ -26,7 +27,7 @@ from labelrounds.networks import SegmentationNetwork
 from labelrounds.policies import labels_at_full, learnt_from, unseen
 from labelrounds.progress import rounded
 from labelrounds.runtime_choice import calibration_windows, excerpts, machine, measure, write_measurement
-from labelrounds.runtimes import Subject
+from labelrounds.runtimes import Subject, runtimes
 from labelrounds.splits import RULE, TEST, TRAIN, VALIDATION
 from labelrounds.training_plan import TrainingPlan, named_few, network_of
 
@@ -206,15 +207,19 @@ def _lineage(plan: TrainingPlan, outcome: Outcome, seed: int, wall_time_s: float
 def _choose_runtime(plan: TrainingPlan, outcome: Outcome, config: ModelConfig, folder: Path) -> dict[str, Any]:
     """Measure the runtimes of a version that is being written, and return what its record says of them.
 
-    Nothing where that fails, or who has stopped the training waits: a server then measures them.
+    Nothing where that fails, or who has stopped the training waits, or the processes of a training share the cores: a
+    server then measures them. One that is forced is only built, for what it keeps beside the version.
     """
-    if outcome.stopped:
+    if outcome.stopped or distributed.launched():
         return {}
     device = choose_device()
     training = plan.parts[TRAIN]
     try:
         network = copy.deepcopy(outcome.network).cpu()
         subject = Subject(network, config, device, folder, calibration_windows(training, config))
+        if config.inference.runtime != AUTO:
+            runtimes.get(config.inference.runtime)(subject)
+            return {}
         measured, _ = measure(subject, excerpts(plan.parts[VALIDATION] or training, config))
     except Exception as error:  # whatever it is, what was trained is published
         logger.warning("The runtimes of %s are not measured: %s", config.name, error)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import read_json, write_json
 from labelrounds.config import ModelConfig
-from labelrounds.devices import is_out_of_memory
+from labelrounds.devices import autocast, complete, is_out_of_memory
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, Overloaded, TooLarge
 from labelrounds.inference import predict
 from labelrounds.runtimes import REFERENCE, Runtime, Subject, default_runtime, runtimes
@@ -129,13 +129,14 @@ def available(config: ModelConfig, device: torch.device) -> list[str]:
 
 def settings_of(config: ModelConfig) -> dict[str, Any]:
     """Return what of a model decides, beside its weights, which runtime is quickest and how alike its labels are."""
-    return {"patch_size": list(config.patch_size), **config.inference.model_dump(exclude={"runtime"})}
+    return {"patch_size": list(config.patch_size), **config.inference.model_dump(include={"blend", "overlap"})}
 
 
 def machine(device: torch.device) -> str:
-    """Return what a measurement holds for: the processor's or GPU's name, PyTorch's version and its threads."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    """Return what a measurement holds for: the GPU's name or the processor's and its threads, and PyTorch's version."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{_processor()}, torch {torch.__version__}, {torch.get_num_threads()} threads"
 
 
 def _processor() -> str:
@@ -170,8 +171,8 @@ def _entries(folder: Path) -> dict[str, Measurement]:
         return {}
 
 
-def excerpt(image: torch.Tensor, label: torch.Tensor, config: ModelConfig) -> torch.Tensor:
-    """Return of an image ``(C, X, Y, Z)`` as much round what is labelled as takes a few windows.
+def excerpt(image: torch.Tensor, label: torch.Tensor, config: ModelConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return of an image ``(C, X, Y, Z)``, and of its label map, as much round what is labelled as takes a few windows.
 
     Args:
         image: prepared for the model.
@@ -184,19 +185,25 @@ def excerpt(image: torch.Tensor, label: torch.Tensor, config: ModelConfig) -> to
         start = min(max(0, round(_middle(label, axis) - size / 2)), side - size)
         block.append(slice(start, start + size))
     x, y, z = block
-    return image[:, x, y, z].clone()
+    return image[:, x, y, z].clone(), label[x, y, z]
+
+
+def shows_enough(label: torch.Tensor) -> bool:
+    """Tell whether there is a label of which a Dice says something."""
+    return bool((torch.bincount(label.flatten().long())[1:] >= _FEWEST_VOXELS).any())
 
 
 def _middle(label: torch.Tensor, axis: int) -> float:
     """Return the mean place along an axis of what is labelled, the middle of the image where nothing is."""
     planes = (label > 0).sum(dim=[other for other in range(3) if other != axis]).double()
     total = float(planes.sum())
-    return float(planes @ torch.arange(len(planes)).double()) / total if total else len(planes) / 2
+    places = torch.arange(len(planes), device=planes.device, dtype=planes.dtype)
+    return float(planes @ places) / total if total else len(planes) / 2
 
 
 def excerpts(cases: Sequence[PreparedCase], config: ModelConfig) -> list[torch.Tensor]:
-    """Return the excerpts of a few cases."""
-    return [excerpt(case.image, case.label, config) for case in cases[:_MOST_CASES]]
+    """Return the excerpts of a few cases' images."""
+    return [excerpt(case.image, case.label, config)[0] for case in cases[:_MOST_CASES]]
 
 
 def calibration_windows(cases: Sequence[PreparedCase], config: ModelConfig) -> list[torch.Tensor]:
@@ -257,8 +264,16 @@ def measure(
 
 
 def choose(figures: Mapping[str, Figures], default: str) -> str:
-    """Return the quickest runtime that labels as float32 does; the default, if it does, where none is much quicker."""
-    alike = {name: found for name, found in figures.items() if found.lowest_dice >= LEAST_DICE}
+    """Return the quickest runtime that labels as float32 does; the default, if it does, where none is much quicker.
+
+    Another than the default and the reference is only taken where every label was compared.
+    """
+    trusted = {default, REFERENCE}
+    alike = {
+        name: found
+        for name, found in figures.items()
+        if found.lowest_dice >= LEAST_DICE and (name in trusted or None not in found.dice.values())
+    }
     quickest = min(alike, key=lambda name: alike[name].milliseconds)
     if default in alike and alike[default].milliseconds < LEAST_GAIN * alike[quickest].milliseconds:
         return default
@@ -274,8 +289,9 @@ class _Contest:
         self.failed: dict[str, str] = {}
 
     def build(self) -> None:
-        """Build the runtimes, here and not by ``do``, as it may take long and needs nobody to wait."""
+        """Build the runtimes, each from when nobody computes, but not in the device's thread, as it takes long."""
         for name in available(self._subject.config, self._subject.device):
+            self._do(lambda stopped: None)
             try:
                 self.running[name] = runtimes.get(name)(self._subject)
             except Exception as error:
@@ -304,7 +320,7 @@ class _Contest:
         return dice
 
     def time(self, image: torch.Tensor) -> dict[str, float]:
-        """Return the milliseconds that a window takes each runtime, in batches as they serve: the median."""
+        """Return the milliseconds that a window of the model's patch takes each runtime, in a batch: the median."""
         config = self._subject.config
         windows = Windows.over(image.shape[1:], config.patch_size, config.inference.overlap)
         batch = gather(image, windows, windows.batches()[0]).to(self._subject.device)
@@ -345,9 +361,9 @@ class _Contest:
 @torch.inference_mode()
 def _seconds(run: Runtime, batch: torch.Tensor) -> float:
     since = time.perf_counter()
-    run(batch)
-    if batch.device.type == "cuda":
-        torch.cuda.synchronize(batch.device)
+    with autocast(batch.device):  # as `predict` calls it
+        run(batch)
+    complete(batch.device)
     return time.perf_counter() - since
 
 

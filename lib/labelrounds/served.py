@@ -91,13 +91,16 @@ class ServedNetworks:
             known = self._known(version, device)
             if known is None:
                 subject = self._subject(version, device)
-                known = self._loaded[str(device)] = ServedNetwork(version, subject, self._first(version, device))
+                known = self._loaded[str(device)] = ServedNetwork(version, subject, self._wanted(version, device))
             return known
 
     def runtime(self, version: Version, device: torch.device) -> str:
         """Return the name of what runs a version, or will when it is loaded."""
         known = self._known(version, device)
-        return known.runtime if known is not None else self._first(version, device)
+        if known is not None:
+            return known.runtime
+        wanted = self._wanted(version, device)
+        return wanted if runtimes.get(wanted).obstacle(device) is None else default_runtime(device)
 
     def summary(self, device: torch.device) -> dict[str, Any]:
         """Return what runs the served version, how much faster than float32 it is, and how alike, as far as known."""
@@ -140,7 +143,7 @@ class ServedNetworks:
         known = self._loaded.get(str(device))
         return known if known is not None and known.version.weights == version.weights else None
 
-    def _first(self, version: Version, device: torch.device) -> str:
+    def _wanted(self, version: Version, device: torch.device) -> str:
         """Return what runs a version when it is loaded; what takes long to build is left to `settle`."""
         if self.config.inference.runtime != AUTO:
             return self.config.inference.runtime

@@ -25,6 +25,7 @@ from labelrounds.inference import segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.runtime_choice import Measurement, read_measurement
+from labelrounds.runtimes import default_runtime, runtimes
 from labelrounds.served import ServedNetworks
 from labelrounds.writing import write_label
 
@@ -202,6 +203,8 @@ def _scores(record: dict[str, Any]) -> tuple[str, str, str]:
 def _runtime(config: ModelConfig, measured: Measurement | None) -> str:
     """Return what runs a version, how many times as fast as float32 it is, and the lowest Dice to it, if known."""
     forced = config.inference.runtime
+    if forced != AUTO and (obstacle := runtimes.get(forced).obstacle(choose_device())):
+        return f"{default_runtime(choose_device())}, as {forced} can't be used: {obstacle}"
     if measured is None:
         return "not measured" if forced == AUTO else forced
     runtime = measured.chosen if forced == AUTO else forced

@@ -81,6 +81,7 @@ class TrainingSteps:
         Raises:
             LabelRoundsError: not even a batch of one fits into the memory of the CPU.
         """
+        buffers = [buffer.clone() for buffer in self._network.buffers()]  # what batch normalisation learns on its way
         while True:
             try:
                 loss = self._compute_gradients(step)
@@ -88,8 +89,11 @@ class TrainingSteps:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
+                self._restore(buffers)
                 self._make_smaller(error)
-        if math.isfinite(loss):
+        if not math.isfinite(loss):
+            self._restore(buffers)
+        else:
             for group in self._optimizer.param_groups:
                 group["lr"] = rate
             self._optimizer.step()
@@ -158,6 +162,11 @@ class TrainingSteps:
         self._sound = sound_gradients(self._network, lowest_shape(self._config)[0], device)
         self._sampler = PatchSampler(self._cases, self._config, device, self._weights)
         self._supervised = distributed.synchronised(_Supervised(self._network), device)
+
+    @torch.no_grad()
+    def _restore(self, buffers: list[torch.Tensor]) -> None:
+        for buffer, before in zip(self._network.buffers(), buffers, strict=True):
+            buffer.copy_(before)
 
     def _make_smaller(self, error: Exception) -> None:
         """Give up half of the batch, or the GPU.

@@ -17,7 +17,7 @@ from labelrounds.checkpoints import Version
 from labelrounds.config import AUTO
 from labelrounds.engine import DeviceWorker, Engine
 from labelrounds.errors import Cancelled, LabelRoundsError, Overloaded
-from labelrounds.runtime_choice import Task, excerpt
+from labelrounds.runtime_choice import Task, excerpt, shows_enough
 from labelrounds.served import ServedNetworks
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class _Job:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        return self.version.model, str(self.version.weights), str(self.device)
+        return _key(self.version, self.device)
 
 
 class Tuning:
@@ -65,10 +65,17 @@ class Tuning:
             image: ``(C, X, Y, Z)``, prepared.
             label: ``(X, Y, Z)``, what was found in it.
         """
-        job = _Job(networks, version, device, image)
-        if networks.config.inference.runtime != AUTO or job.key in self._seen or not label.any():
+        key = _key(version, device)
+        if networks.config.inference.runtime != AUTO or key in self._seen:
             return
-        job = _Job(networks, version, device, excerpt(image, label, networks.config))
+        try:
+            shown, labelled = excerpt(image, label, networks.config)
+            if not shows_enough(labelled):  # another image may do
+                return
+        except Exception:  # whatever it is, the answer is made
+            logger.exception("%s keeps its runtime", version)
+            return
+        job = _Job(networks, version, device, shown)
         with self._changed:
             self._seen.add(job.key)
             self._pending.append(job)
@@ -94,7 +101,6 @@ class Tuning:
                 return
             except LabelRoundsError as error:
                 logger.info("%s keeps its runtime: %s", job.version, error)
-                self._seen.discard(job.key)  # another image may do
             except Exception:
                 logger.exception("%s keeps its runtime", job.version)
 
@@ -103,6 +109,10 @@ class Tuning:
             while not self._pending and not self._closed:
                 self._changed.wait()
             return None if self._closed else self._pending.pop(0)
+
+
+def _key(version: Version, device: torch.device) -> tuple[str, str, str]:
+    return version.model, str(version.weights), str(device)
 
 
 def _in_background(worker: DeviceWorker, key: tuple[str, str, str], task: Task[Any]) -> Any:

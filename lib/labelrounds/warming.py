@@ -23,6 +23,7 @@ from labelrounds.itk_loading import load_itk
 logger = logging.getLogger(__name__)
 
 _SHARE_OF_FREE = 0.1
+_AFTER_S = 1.0  # of the server's start, whose end would wait for ITK
 _CLOSING_S = 5.0
 
 
@@ -49,7 +50,7 @@ class WarmUp:
         self._thread = threading.Thread(target=self._work, name="warm-up", daemon=True)
 
     def start(self) -> None:
-        """Begin; returns at once."""
+        """Begin in a moment; returns at once."""
         self._thread.start()
 
     def close(self) -> None:
@@ -59,6 +60,8 @@ class WarmUp:
             self._thread.join(_CLOSING_S)
 
     def _work(self) -> None:
+        if self._closed.wait(_AFTER_S):
+            return
         self._attempt("reading", load_itk)
         for device in choose_devices():
             room = free_bytes(device) * _SHARE_OF_FREE

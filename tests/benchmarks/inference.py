@@ -113,7 +113,8 @@ def main() -> None:
             report |= starts(Path(folder), wanted.starts)
             result = RESULTS / "inference_start.json"
         else:
-            result = RESULTS / f"inference_{wanted.device}.json"
+            part = "" if wanted.networks == ",".join(NETWORKS) else f"_{wanted.networks.replace(',', '_')}"
+            result = RESULTS / f"inference_{wanted.device}{part}.json"
             report["networks"] = {}
             for name in wanted.networks.split(","):
                 report["networks"][name] = compare(name, Path(folder) / name, wanted)

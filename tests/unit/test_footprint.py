@@ -35,7 +35,6 @@ ANSWER = """
 import re, sys, torch
 from pathlib import Path
 from labelrounds.config import ModelConfig
-from labelrounds.devices import autocast
 from labelrounds.networks import build_network
 from labelrounds.networks.serving import for_inference
 config, cpu = ModelConfig.model_validate_json(sys.argv[1]), torch.device("cpu")
@@ -43,7 +42,7 @@ network, image = for_inference(build_network(config), cpu, 3), torch.randn(1, 1,
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 before = peak()
-with torch.inference_mode(), autocast(cpu):
+with torch.inference_mode():
     network(image)
 print(peak() - before)
 """

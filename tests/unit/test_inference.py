@@ -72,6 +72,15 @@ def test_a_network_that_sees_locally_may_see_the_image_as_a_whole(make_config, f
     assert answer.shape[-3:] == (33, 17, 20)
 
 
+def test_a_2d_network_sees_each_slice_as_a_whole(make_config):
+    config = make_config(**WHOLE | {"patch_size": [16, 16, 1]})
+    seen, image = Seen(build_network(config)), torch.randn(1, 33, 17, 3)
+    label = predict(seen, image, config)
+    assert seen.shapes == [(1, 1, 36, 20, 1)] * 3
+    each = [predict(seen, image[..., index : index + 1], config) for index in range(3)]
+    assert label.equal(torch.cat(each, dim=2))
+
+
 def test_without_the_memory_for_the_whole_image_it_is_seen_in_windows(make_config, monkeypatch):
     config = make_config(**WHOLE)
     monkeypatch.setattr(inference, "answering_bytes", lambda config, shape: 2**62)

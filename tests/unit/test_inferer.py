@@ -262,7 +262,7 @@ def gpus(monkeypatch) -> list[torch.device]:
     monkeypatch.setattr(computing, "prepare", lambda image, config, grid, device: prepare(image, config, grid))
     monkeypatch.setattr(computing, "_on", lambda device, network: on(CPU, network))
     monkeypatch.setattr(runtime_choice, "machine", str)
-    monkeypatch.setattr(ServedNetworks, "_first", lambda networks, version, device: default_runtime(CPU))
+    monkeypatch.setattr(ServedNetworks, "_wanted", lambda networks, version, device: default_runtime(CPU))
     monkeypatch.setattr(ServedNetworks, "_subject", lambda networks, version, device: subject(networks, version, CPU))
     return named
 
@@ -303,6 +303,8 @@ def test_a_gpu_short_of_memory_gives_the_same_answer_another_way_and_says_so(
         return whole(run, voxels, config, stopped, most_at_once)
 
     monkeypatch.setattr(computing, "predict", limited)
+    if room == "nothing":  # a GPU is not run by the CPU's runtime
+        monkeypatch.setattr(ServedNetworks, "runtime", lambda networks, version, device: f"of {device}")
     device, note = WAYS[room]
     file, params = ask(of, image, device="cuda:0")
     assert (params["device"], params.get("note", "")) == (device, note)
@@ -312,6 +314,7 @@ def test_a_gpu_short_of_memory_gives_the_same_answer_another_way_and_says_so(
     assert note in caplog.text
     _, again = ask(of, image, device="cuda:0")
     assert (again["cached"], again["device"], again.get("note", "")) == ("result", device, note)
+    assert tried == [12, 11, 1][: list(WAYS).index(room) + 1]
 
 
 @pytest.mark.parametrize(("part", "device"), [("for_inference", "cpu"), ("prepare", "cuda:0")])

@@ -18,6 +18,7 @@ from labelrounds.runtime_choice import (
     machine,
     measure,
     read_measurement,
+    shows_enough,
     write_measurement,
 )
 from labelrounds.runtimes import Subject, runtimes
@@ -100,9 +101,18 @@ def figures(milliseconds: float, *dice: float | None) -> Figures:
         ({"eager": figures(9, 1), "usual": figures(3, 0.999), "other": figures(2.9, 0.999)}, "usual"),
         ({"eager": figures(9, 1), "usual": figures(3, 0.9), "other": figures(4, 0.995)}, "other"),
         ({"eager": figures(9, 1), "usual": figures(3, 0.9), "other": figures(1, 0.9)}, "eager"),
-        ({"eager": figures(9, 1), "usual": figures(3, 1, None), "other": figures(1, None, 1)}, "other"),
+        ({"eager": figures(9, 1), "usual": figures(3, 1, None), "other": figures(1, 1, None)}, "usual"),
+        ({"eager": figures(1, 1, None), "usual": figures(3, 1, None)}, "eager"),
     ],
-    ids=["quickest", "unlike in one label", "hardly quicker", "default unlike", "all unlike", "labels not compared"],
+    ids=[
+        "quickest",
+        "a label unlike",
+        "hardly quicker",
+        "default unlike",
+        "all unlike",
+        "not all compared",
+        "float32",
+    ],
 )
 def test_the_quickest_that_labels_alike_is_chosen_and_the_default_where_none_is_much_quicker(found, expected):
     assert choose(found, "usual") == expected
@@ -185,8 +195,9 @@ def test_each_call_waits_for_a_turn_of_its_own_and_the_runtimes_take_turns(subje
         return found
 
     measure(subject, [IMAGE], do)
-    assert rounds[2:] == [["Bands"], ["Quick"]] * runtime_choice._MOST_ROUNDS
-    assert set(rounds[0]) == {"Bands"} and set(rounds[1]) == {"Quick"}  # a label map of each before
+    assert rounds[:2] == [[], []]  # a turn before each is built
+    assert set(rounds[2]) == {"Bands"} and set(rounds[3]) == {"Quick"}  # a label map of each
+    assert rounds[4:] == [["Bands"], ["Quick"]] * runtime_choice._MOST_ROUNDS
 
 
 def test_slow_networks_are_measured_on_what_the_time_allows(subject, offer, calls, monkeypatch):
@@ -200,10 +211,19 @@ def test_slow_networks_are_measured_on_what_the_time_allows(subject, offer, call
 
 def test_an_excerpt_lies_round_the_labels_and_takes_few_windows(config):
     image, label = torch.arange(30.0**3).reshape(1, 30, 30, 30), torch.zeros(30, 30, 30, dtype=torch.uint8)
-    assert excerpt(image, label, config).equal(image[:, 9:21, 9:21, 9:21])
+    assert excerpt(image, label, config)[0].equal(image[:, 9:21, 9:21, 9:21])
     label[20:29, 0:2, 14:17] = 1
-    assert excerpt(image, label, config).equal(image[:, 18:30, 0:12, 9:21])
-    assert excerpt(image[:, :5], label[:5], config).shape == (1, 5, 12, 12)
+    shown, labelled = excerpt(image, label, config)
+    assert shown.equal(image[:, 18:30, 0:12, 9:21]) and labelled.equal(label[18:30, 0:12, 9:21])
+    assert excerpt(image[:, :5], label[:5], config)[0].shape == (1, 5, 12, 12)
+
+
+@pytest.mark.parametrize(("voxels", "expected"), [([0, 0], False), ([199, 199], False), ([10, 200], True)], ids=str)
+def test_a_label_map_shows_enough_with_two_hundred_voxels_of_a_label(voxels, expected):
+    label = torch.zeros(10, 10, 10, dtype=torch.uint8)
+    label.view(-1)[: voxels[0]] = 1
+    label.view(-1)[500 : 500 + voxels[1]] = 2
+    assert shows_enough(label) is expected
 
 
 def test_calibration_windows_are_of_the_models_patch(config, cases):

@@ -12,6 +12,7 @@ from labelrounds.errors import LabelRoundsError
 from labelrounds.learning import Learner, Schedule
 from labelrounds.losses import supervised_loss
 from labelrounds.networks import build_network
+from labelrounds.training_steps import copy_weights
 
 
 @pytest.mark.parametrize("lowest", [1, 2, 3])
@@ -106,6 +107,18 @@ def test_a_step_that_may_have_changed_weights_is_not_taken_again(make_small, cas
     with pytest.raises(LabelRoundsError, match="batch_size 2 does not fit into the memory of cpu; choose a smaller"):
         epochs_of(run)
     assert len(taken) == 1 and run.notes == []
+
+
+def test_a_step_without_a_finite_loss_leaves_no_trace_in_the_batch_normalisation(make_small, cases, monkeypatch):
+    config = make_small(network={"name": "residual_unet", "channels": [4, 6, 8]})
+    steps = learner(config, cases)._steps
+    draw, before = steps._sampler.draw, copy_weights(steps._network)
+    monkeypatch.setattr(steps._sampler, "draw", lambda of: (draw(of)[0] * math.inf, draw(of)[1]))
+    assert math.isnan(steps.take(0, 1e-3))
+    assert all(torch.equal(value, before[name]) for name, value in copy_weights(steps._network).items())
+    monkeypatch.setattr(steps._sampler, "draw", draw)
+    assert math.isfinite(steps.take(0, 1e-3))
+    assert any(not torch.equal(value, before[name]) for name, value in steps._network.named_buffers())
 
 
 def test_an_error_of_another_kind_is_not_taken_for_one_of_memory(make_small, cases, monkeypatch):

@@ -6,9 +6,10 @@ import time
 import pytest
 import torch
 
+import labelrounds.tuning
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
-from labelrounds.errors import Cancelled, Conflict
+from labelrounds.errors import Cancelled, Conflict, TooLarge
 from labelrounds.networks import build_network
 from labelrounds.served import ServedNetworks
 from labelrounds.tuning import Tuning
@@ -81,12 +82,33 @@ def test_neither_an_empty_answer_nor_a_forced_runtime_starts_anything(make_small
 
 
 def test_where_an_image_shows_too_little_another_one_is_taken(config, version, tuning):
-    networks = Networks(config, Conflict("no label has 200 voxels"))
-    for _ in range(50):
+    networks, little = Networks(config), torch.zeros_like(LABEL)
+    little[0, 0, :20] = 1
+    tuning.add(networks, version, CPU, IMAGE + 9, little)
+    tuning.add(networks, version, CPU, IMAGE, LABEL)
+    networks.wait()
+    assert [float(image.max()) < 2 for image in networks.images[0]] == [True]
+
+
+@pytest.mark.parametrize("error", [Conflict("no label has 200 voxels"), TooLarge("needs 90 GB")], ids=repr)
+def test_what_could_not_be_chosen_is_not_tried_again_for_each_image(config, version, tuning, error):
+    networks = Networks(config, error)
+    for _ in range(3):
         tuning.add(networks, version, CPU, IMAGE, LABEL)
-        if networks.settled.acquire(timeout=0.1) and len(networks.images) == 2:
-            return
-    pytest.fail("the second image was not taken")
+    networks.wait()
+    other = Networks(config)
+    tuning.add(other, Checkpoints(config).publish(build_network(config).eval(), {}), CPU, IMAGE, LABEL)
+    other.wait()
+    assert len(networks.images) == 1
+
+
+def test_an_answer_does_not_fail_with_what_the_choice_needs_of_it(config, version, tuning, monkeypatch, caplog):
+    def lacking(*args):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(labelrounds.tuning, "excerpt", lacking)
+    tuning.add(Networks(config), version, CPU, IMAGE, LABEL)
+    assert "tiny version 1 keeps its runtime" in caplog.text and "out of memory" in caplog.text
 
 
 def test_a_fault_is_logged_and_the_next_version_has_its_turn(config, version, tuning, caplog):

@@ -32,6 +32,7 @@ class Model:
 def readings(monkeypatch) -> list[str]:
     """Two GPUs by name alone, of 10 GB each; nothing computes on them. Returns what has loaded ITK."""
     loaded = []
+    monkeypatch.setattr(warming, "_AFTER_S", 0.0)
     monkeypatch.setattr(warming, "load_itk", lambda: loaded.append(threading.current_thread().name))
     monkeypatch.setattr(warming, "choose_devices", lambda: [torch.device("cuda:0"), torch.device("cuda:1")])
     monkeypatch.setattr(warming, "free_bytes", lambda device: 10 * GB)
@@ -96,6 +97,16 @@ def test_nothing_more_is_begun_when_the_server_ends():
     closing.join(PATIENCE_S)
     assert not made._thread.is_alive()
     assert first.devices == ["cuda:0"] and second.devices == []
+
+
+def test_nothing_is_begun_while_the_server_starts(readings, monkeypatch):
+    monkeypatch.setattr(warming, "_AFTER_S", float(PATIENCE_S))
+    model = Model()
+    made = WarmUp({"model": model})
+    made.start()
+    made.close()
+    assert not made._thread.is_alive()
+    assert readings == model.devices == []
 
 
 def test_ending_what_never_began_is_no_error():

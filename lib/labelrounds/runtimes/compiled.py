@@ -3,10 +3,12 @@
 One window at a time, as a graph is of a fixed shape.
 """
 
+import os
 from importlib import util
 
 import torch
 
+from labelrounds import folders
 from labelrounds.devices import autocast
 from labelrounds.networks.serving import for_inference
 from labelrounds.runtimes.base import Runtime, Subject, runtimes
@@ -31,7 +33,10 @@ class Compiled(Runtime):
 
     def __init__(self, subject: Subject) -> None:
         config, device = subject.config, subject.device
-        forward = torch.compile(for_inference(subject.network, device, config.dimensions), dynamic=False)
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folders.home() / "inductor"))
+        # Kept, as the recording reads the weights where they lie.
+        self._network = for_inference(subject.network, device, config.dimensions)
+        forward = torch.compile(self._network, dynamic=False)
         self._window = torch.zeros(1, config.channels, *config.patch_size, device=device)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device), torch.inference_mode(), autocast(device):
