@@ -80,7 +80,7 @@ def plan(
     configs: Annotated[
         Path, typer.Option(help="The folder to write the model's YAML file to; made if need be.")
     ] = Path("my-models"),
-    network: Annotated[str, typer.Option(help="unet, vnet or attention_unet.")] = "unet",
+    network: Annotated[str, typer.Option(help="unet, vnet, attention_unet or residual_unet.")] = "unet",
     device: Annotated[str, typer.Option(help="Where it will be trained; the best there is when left out.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace a model of that name.")] = False,
 ) -> None:

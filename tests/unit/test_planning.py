@@ -134,6 +134,7 @@ def test_no_side_ends_under_four_voxels_unless_it_began_there(patch):
         (CPU, "unet", (280, 320, 22), (0.7, 0.7, 6.5), False),
         (CUDA, "vnet", (280, 320, 22), (0.7, 0.7, 6.5), False),
         (CPU, "attention_unet", (60, 50, 40), (1.0, 1.0, 1.0), False),
+        (CPU, "residual_unet", (60, 50, 40), (1.0, 1.0, 1.0), False),
         (CPU, "vnet", (9, 10, 11), (1.0, 1.0, 1.0), False),
         (CPU, "unet", (1, 200, 180), (5.0, 1.0, 1.0), False),
         (CUDA, "unet", (512, 512, 1), (1.0, 1.0, 1.0), True),
@@ -398,7 +399,7 @@ def test_nothing_is_overwritten_unless_forced(studies):
         ({"labels": "a,a"}, "each label must be named once"),
         ({"labels": "a,"}, "must not be empty"),
         ({"network": "resnet"}, "'resnet' is not one of attention_unet, residual_unet, segresnet, unet, vnet"),
-        ({"network": "segresnet"}, "'segresnet' can't be planned, only attention_unet, unet, vnet"),
+        ({"network": "segresnet"}, "'segresnet' can't be planned, only attention_unet, residual_unet, unet, vnet"),
         ({"configs": Path("/proc/nowhere")}, "can't be written to"),
     ],
 )
