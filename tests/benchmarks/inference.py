@@ -152,7 +152,7 @@ def compare(name: str, folder: Path, wanted: argparse.Namespace) -> dict[str, An
     try:
         theirs = measure("monailabel", configs / f"{model}.yaml", weights, [large], folder, wanted, 1)
     except SystemExit as error:  # killed where the machine's memory does not suffice
-        theirs = {"seconds": None, "peak_mb": None, "ended": str(error).partition(";")[0]}
+        theirs = {"seconds": None, "peak_mb": None, "ended": str(error).partition(";")[0].partition(" ")[2]}
     figures["large"]["monailabel"] = theirs
     console.print(f"{name}: {figures['large']}")
     return figures | {"ratios": ratios(name, figures)}
