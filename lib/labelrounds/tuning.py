@@ -32,10 +32,7 @@ class _Job:
     version: Version
     device: torch.device
     image: torch.Tensor
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return _key(self.version, self.device)
+    key: tuple[str, str, str]
 
 
 class Tuning:
@@ -65,7 +62,7 @@ class Tuning:
             image: ``(C, X, Y, Z)``, prepared.
             label: ``(X, Y, Z)``, what was found in it.
         """
-        key = _key(version, device)
+        key = version.model, str(version.weights), str(device)
         if networks.config.inference.runtime != AUTO or key in self._seen:
             return
         try:
@@ -75,10 +72,9 @@ class Tuning:
         except Exception:  # whatever it is, the answer is made
             logger.exception("%s keeps its runtime", version)
             return
-        job = _Job(networks, version, device, shown)
         with self._changed:
-            self._seen.add(job.key)
-            self._pending.append(job)
+            self._seen.add(key)
+            self._pending.append(_Job(networks, version, device, shown, key))
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="tuning", daemon=True)
                 self._thread.start()
@@ -109,10 +105,6 @@ class Tuning:
             while not self._pending and not self._closed:
                 self._changed.wait()
             return None if self._closed else self._pending.pop(0)
-
-
-def _key(version: Version, device: torch.device) -> tuple[str, str, str]:
-    return version.model, str(version.weights), str(device)
 
 
 def _in_background(worker: DeviceWorker, key: tuple[str, str, str], task: Task[Any]) -> Any:

@@ -59,14 +59,20 @@ def version(config):
     return Checkpoints(config).publish(build_network(config).eval(), {})
 
 
+def next_in_turn(config, tuning) -> Networks:
+    """Return the networks of another version once its runtime is settled; what was added before is done by then."""
+    networks = Networks(config)
+    tuning.add(networks, Checkpoints(config).publish(build_network(config).eval(), {}), CPU, IMAGE, LABEL)
+    networks.wait()
+    return networks
+
+
 def test_it_is_chosen_once_by_an_excerpt_of_the_image(config, version, tuning):
     networks = Networks(config)
     for _ in range(3):
         tuning.add(networks, version, CPU, IMAGE, LABEL)
     networks.wait()
-    other = Networks(config)
-    tuning.add(other, Checkpoints(config).publish(build_network(config).eval(), {}), CPU, IMAGE, LABEL)
-    other.wait()
+    other = next_in_turn(config, tuning)
     assert len(networks.images) == len(other.images) == 1
     assert [image.shape for image in networks.images[0]] == [(1, 12, 12, 12)]
 
@@ -96,9 +102,7 @@ def test_what_could_not_be_chosen_is_not_tried_again_for_each_image(config, vers
     for _ in range(3):
         tuning.add(networks, version, CPU, IMAGE, LABEL)
     networks.wait()
-    other = Networks(config)
-    tuning.add(other, Checkpoints(config).publish(build_network(config).eval(), {}), CPU, IMAGE, LABEL)
-    other.wait()
+    next_in_turn(config, tuning)
     assert len(networks.images) == 1
 
 
@@ -112,11 +116,9 @@ def test_an_answer_does_not_fail_with_what_the_choice_needs_of_it(config, versio
 
 
 def test_a_fault_is_logged_and_the_next_version_has_its_turn(config, version, tuning, caplog):
-    faulty, networks = Networks(config, RuntimeError("a fault")), Networks(config)
+    faulty = Networks(config, RuntimeError("a fault"))
     tuning.add(faulty, version, CPU, IMAGE, LABEL)
-    faulty.wait()
-    tuning.add(networks, Checkpoints(config).publish(build_network(config).eval(), {}), CPU, IMAGE, LABEL)
-    networks.wait()
+    next_in_turn(config, tuning)
     assert "tiny version 1 keeps its runtime" in caplog.text and "a fault" in caplog.text
 
 
