@@ -134,12 +134,17 @@ def test_a_client_with_many_requests_does_not_keep_the_others_waiting_to_the_end
         ended.append(client)
 
     with ThreadPoolExecutor(6) as pool:
-        for image in IMAGES[:3]:
-            pool.submit(timed, "greedy", image)
-            time.sleep(0.2)
-        others = [pool.submit(timed, name, image) for name, image in zip("abc", IMAGES[3:], strict=True)]
-        for other in others:
-            other.result(280)
+        # All of them wait while this one computes; otherwise a fast machine would have answered the first by then.
+        with request_that_can_be_left(server.client, ENDLESS, IMAGES[0]):
+            time.sleep(1)
+            asked = []
+            for image in IMAGES[:3]:
+                asked.append(pool.submit(timed, "greedy", image))
+                time.sleep(0.2)
+            asked += [pool.submit(timed, name, image) for name, image in zip("abc", IMAGES[3:], strict=True)]
+            time.sleep(0.5)
+        for one in asked:
+            one.result(280)
     assert sorted(ended) == ["a", "b", "c", *["greedy"] * 3]
     assert ended[-1] == "greedy"
 
