@@ -27,6 +27,9 @@ _TAGS = [
     "Rows",
     "Columns",
     "BitsAllocated",
+    "BitsStored",
+    "PixelRepresentation",
+    "PhotometricInterpretation",
     "SamplesPerPixel",
     "NumberOfFrames",
     "PixelSpacing",
@@ -42,7 +45,12 @@ _PROJECTIONS = ("CR", "DX", "MG", "RG")
 
 @dataclass(frozen=True)
 class Slice:
-    """The header of one file, checked; positions are LPS in mm."""
+    """The header of one file, checked; positions are LPS in mm.
+
+    Attributes:
+        stored_sum: The lowest and the highest value that the file can store, added, where the lowest is shown white
+            (MONOCHROME1); None where it is shown black.
+    """
 
     path: Path
     series: str
@@ -54,6 +62,7 @@ class Slice:
     orientation: tuple[float, ...] | None
     position: tuple[float, ...] | None
     rescale: tuple[float, float]
+    stored_sum: int | None = None
 
     @property
     def normal(self) -> NDArray[np.float64]:
@@ -111,6 +120,29 @@ def varying_rescale(slices: Sequence[Slice]) -> bool:
     return len(rescales) > 1 or any(not value.is_integer() for rescale in rescales for value in rescale)
 
 
+def with_air_dark(array: NDArray[Any], slices: Sequence[Slice]) -> NDArray[Any]:
+    """Invert the slices that are MONOCHROME1, each value within the range that its file can store.
+
+    So air is dark in every radiograph, whichever way its detector wrote it. GDCM inverts all bits that are allocated,
+    and so far beyond the range of 12 bits stored in 16; it is given MONOCHROME2 (`labelrounds.dicom_copies`).
+
+    Args:
+        array: ``(C, X, Y, Z)`` after rescaling, changed in place.
+        slices: its slices along Z.
+    """
+    for index, found in enumerate(slices):
+        if found.stored_sum is not None:
+            slope, intercept = found.rescale
+            whole = slope * found.stored_sum + 2 * intercept
+            plane = array[..., index]
+            if array.dtype.kind == "f":
+                np.subtract(whole, plane, out=plane)
+            else:  # bits beyond the stored ones may hold anything
+                limits = np.iinfo(array.dtype)
+                plane[...] = np.clip(int(whole) - plane.astype(np.int64), limits.min, limits.max)
+    return array
+
+
 def _dicom_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
@@ -155,6 +187,7 @@ def _slice_of(file: Path) -> Slice | None:
                 _number(dataset, "RescaleSlope", 1.0, file.name),
                 _number(dataset, "RescaleIntercept", 0.0, file.name),
             ),
+            stored_sum=_stored_sum(dataset),
         )
     except LabelRoundsError:
         raise
@@ -172,6 +205,15 @@ def _check_size(dataset: Any, file: Path) -> None:
     bits = int(dataset.get("BitsAllocated", 0) or 0)
     if bits not in (1, 8, 16, 32, 64):
         raise BadInput(f"{file.name}: BitsAllocated {bits} is not one of 1, 8, 16, 32, 64")
+
+
+def _stored_sum(dataset: Any) -> int | None:
+    if str(dataset.get("PhotometricInterpretation", "") or "").strip() != "MONOCHROME1":
+        return None
+    if int(dataset.get("PixelRepresentation", 0) or 0):
+        return -1
+    allocated = int(dataset.BitsAllocated)
+    return int(2 ** min(int(dataset.get("BitsStored") or allocated), allocated) - 1)
 
 
 def _spacing(dataset: Any, name: str) -> tuple[float, float] | None:

@@ -74,6 +74,8 @@ def _write_clean(file: Path, copy: Path) -> None:
     try:
         dataset = pydicom.dcmread(file, specific_tags=_TAGS)
         _check_pixels(dataset, file)
+        if str(dataset.get("PhotometricInterpretation", "")).strip() == "MONOCHROME1":
+            dataset.PhotometricInterpretation = "MONOCHROME2"  # the reader inverts, `labelrounds.dicom.with_air_dark`
         meta = pydicom.dataset.FileMetaDataset()
         meta.TransferSyntaxUID = dataset.file_meta.TransferSyntaxUID
         meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID") or pydicom.uid.SecondaryCaptureImageStorage

@@ -92,13 +92,16 @@ class Geometry:
 def read_image(path: Path, *, max_voxels: int = MAX_VOXELS, channels: int | None = None) -> Image:
     """Read NIfTI, NRRD, a DICOM folder or file, or a two-dimensional PNG, JPEG or TIFF.
 
-    Geometry is what ITK, and so 3D Slicer, makes of the file. A picture has voxels of 1 mm and a Z of 1.
+    Geometry is what ITK, and so 3D Slicer, makes of the file. A picture has voxels of 1 mm and a Z of 1. DICOM has the
+    values that its modality measured; a window stored beside them (WindowCenter, WindowWidth) says how to show them
+    and is ignored. MONOCHROME1, where the lowest value is shown white, is inverted.
 
     Args:
         path: A file, or a folder that holds one DICOM series.
         max_voxels: The most values, all channels counted; checked before anything is allocated.
         channels: How many channels the caller wants. None takes one channel or colours. With 1, colours become
-            luminance. A fourth axis is taken only if it is as long as this.
+            luminance. With 3, a picture's grey values are given three times, and its transparency is left out. A
+            fourth axis is taken only if it is as long as this.
 
     Raises:
         NotFound: no such file.
@@ -199,8 +202,15 @@ def _read_picture(path: Path, kind: str, max_voxels: int, channels: int | None) 
     check_plausible(path, int(io.GetImageSizeInBytes()))
     if len(sizes) > 2 and sizes[2] > 1:
         raise BadInput(f"{path.name}: {sizes[2]} pages; a picture has one")
-    _check_channels(components, components in (3, 4), channels, path.name)
-    array = _channels_first(_load(io, [path], components, dimensions=3, luminance=channels == 1))
+    grey = components <= 2  # the second is transparency
+    if not (grey and channels in (None, 1, 3)) and not (components == 4 and channels == 3):
+        _check_channels(components, not grey, channels, path.name)
+    luminance = channels == 1 and not grey
+    array = _channels_first(_load(io, [path], components, dimensions=3, luminance=luminance))
+    if grey and channels != 2:
+        array = array[:1]
+    if channels == 3:
+        array = np.repeat(array, 3, axis=0) if grey else array[:3]
     return array, np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -215,7 +225,7 @@ def _read_dicom(path: Path, max_voxels: int, channels: int | None) -> tuple[NDAr
             raise BadInput(f"{path.name}: ITK finds {size}, the header says {slices[0].columns} x {slices[0].rows}")
         floating = dicom.varying_rescale(slices)
         image = _load(io, files, samples, dimensions=3, luminance=channels == 1, floating=floating)
-    return _channels_first(image), affine_of(image)
+    return dicom.with_air_dark(_channels_first(image), slices), affine_of(image)
 
 
 def _dicom_geometry(path: Path, max_voxels: int) -> Geometry:

@@ -227,6 +227,60 @@ def test_a_colour_picture_keeps_its_colours_unless_one_channel_is_wanted(tmp_pat
     assert np.abs(grey.array[0, :, :, 0].T - luminance).max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_picture_gives_three_equal_channels_if_three_are_wanted(tmp_path: Path, mode: str):
+    pixels = voxels(np.uint8, (20, 30))
+    picture = Picture.fromarray(pixels).convert(mode)
+    if mode == "LA":
+        picture.putalpha(100)
+    picture.save(tmp_path / "xray.png")
+    for channels, found in ((None, 1), (1, 1), (3, 3)):
+        array = read_image(tmp_path / "xray.png", channels=channels).array
+        assert np.array_equal(array[..., 0], np.stack([pixels.T] * found))
+    with pytest.raises(BadInput, match="allowed: 4"):
+        read_image(tmp_path / "xray.png", channels=4)
+
+
+def test_three_wanted_channels_of_a_picture_are_its_colours_without_its_transparency(tmp_path: Path):
+    pixels = voxels(np.uint8, (20, 30, 4))
+    Picture.fromarray(pixels).save(tmp_path / "photo.png")
+    assert np.array_equal(read_image(tmp_path / "photo.png", channels=3).array[..., 0], pixels[..., :3].T)
+
+
+def test_a_volume_of_one_channel_is_not_taken_for_three(tmp_path: Path):
+    with pytest.raises(BadInput, match="allowed: 3"):
+        read_image(nifti(tmp_path / "scan.nii"), channels=3)
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_a_picture_of_16_bits_keeps_them(tmp_path: Path, ending: str, channels: int | None):
+    pixels = np.random.default_rng(2).integers(0, 65536, (20, 30)).astype(np.uint16)
+    Picture.fromarray(pixels).save(tmp_path / f"xray{ending}")
+    array = read_image(tmp_path / f"xray{ending}", channels=channels).array
+    assert array.dtype == np.uint16
+    assert all(np.array_equal(channel[..., 0], pixels.T) for channel in array)
+
+
+def test_jpegs_of_grey_and_of_colours_are_read(tmp_path: Path):
+    rows, columns = np.mgrid[:40, :60]
+    smooth = np.stack([rows * 6, columns * 4, 255 - rows * 3], axis=2).astype(np.uint8)
+    Picture.fromarray(smooth).save(tmp_path / "photo.jpg", quality=95)
+    Picture.fromarray(smooth[..., 0]).save(tmp_path / "xray.jpeg", quality=95)
+    colours = read_image(tmp_path / "photo.jpg", channels=3).array[..., 0].T.astype(int)
+    assert np.abs(colours - smooth).max() <= 12
+    grey = read_image(tmp_path / "photo.jpg", channels=1).array[0, ..., 0].T
+    assert np.abs(grey - smooth @ np.array([0.2125, 0.7154, 0.0721])).max() <= 6
+    single = read_image(tmp_path / "xray.jpeg").array[0, ..., 0].T.astype(int)
+    assert np.abs(single - smooth[..., 0]).max() <= 4
+
+
+def test_a_single_pixel_is_a_picture(tmp_path: Path):
+    for ending in (".png", ".jpg"):
+        Picture.fromarray(np.full((1, 1), 200, np.uint8)).save(tmp_path / f"dot{ending}")
+        assert read_image(tmp_path / f"dot{ending}").array.tolist() == [[[[200]]]]
+
+
 def test_real_jpegs_are_read():
     folder = real("mednist")
     for kind in sorted(folder.iterdir()):
@@ -543,6 +597,43 @@ def test_a_single_dicom_file_is_one_slice(tmp_path: Path):
     file = series(tmp_path / "series", 1)[0]
     assert read_image(file).shape == read_geometry(file).shape == (8, 6, 1)
     assert patient_of(file) == "P7"
+
+
+@pytest.mark.parametrize("storage", ["ComputedRadiographyImageStorage", "DigitalXRayImageStorageForPresentation"])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("slope", "intercept"), [("1", "0"), ("2", "-1024"), ("0.5", "3")])
+def test_a_radiograph_shown_white_on_black_is_inverted_within_its_stored_range(
+    tmp_path: Path, storage: str, signed: bool, slope: str, intercept: str
+):
+    changes = {"SOPClassUID": getattr(pydicom.uid, storage), "PhotometricInterpretation": "MONOCHROME1"}
+    bits = {"BitsStored": 12, "HighBit": 11, "PixelRepresentation": int(signed)}
+    file = series(tmp_path / "xray", 1, **changes, **bits, RescaleSlope=slope, RescaleIntercept=intercept)[0]
+    stored = np.arange(48).reshape(6, 8)
+    inverted = (-1 if signed else 4095) - stored
+    assert np.array_equal(read_image(file).array[0, :, :, 0].T, inverted * float(slope) + float(intercept))
+
+
+def test_a_compressed_radiograph_is_inverted_alike(tmp_path: Path):
+    file = series(tmp_path / "xray", 1, PhotometricInterpretation="MONOCHROME1")[0]
+    plain = read_image(file).array
+    data = pydicom.dcmread(file)
+    data.compress(pydicom.uid.RLELossless)
+    data.save_as(file)
+    assert np.array_equal(read_image(file).array, plain)
+    assert plain.max() == 65535
+
+
+def test_bits_beyond_the_stored_ones_do_not_turn_round(tmp_path: Path):
+    pixels = np.arange(48, dtype=np.uint16)
+    pixels[5] = 65535
+    bits = {"BitsStored": 12, "HighBit": 11, "PixelData": pixels.tobytes()}
+    file = series(tmp_path / "xray", 1, PhotometricInterpretation="MONOCHROME1", **bits)[0]
+    assert read_image(file).array.max() == 4095
+
+
+def test_a_window_for_showing_an_image_changes_no_value(tmp_path: Path):
+    file = series(tmp_path / "xray", 1, Modality="DX", WindowCenter="20", WindowWidth="10")[0]
+    assert np.array_equal(read_image(file).array[0, :, :, 0].T, np.arange(48).reshape(6, 8))
 
 
 @pytest.mark.parametrize(
