@@ -17,10 +17,11 @@ import torch
 from scipy import ndimage
 from torch.nn import functional
 
-from labelrounds.config import LabelCleaning, ModelConfig, WindowIntensity
+from labelrounds.config import LabelCleaning, ModelConfig
 from labelrounds.devices import to_host
 from labelrounds.errors import BadInput, TooLarge
 from labelrounds.reading import MAX_VOXELS, Image
+from labelrounds.sections import WindowIntensity, ZScoreIntensity
 
 Restoring = Literal["nearest", "linear"]
 
@@ -54,11 +55,9 @@ class Grid:
         Raises:
             TooLarge: at that spacing the image would have more voxels than are ever read.
         """
-        orientation = nibabel.orientations.io_orientation(image.affine)
-        axes = np.argsort(orientation[:, 0]).astype(int)
-        flips = orientation[axes, 1] < 0
-        source = np.array(image.shape)[axes]
-        spacing = np.array(image.spacing_mm)[axes]
+        axes, flips = closest_to_ras(image)
+        source = np.array(image.shape)[list(axes)]
+        spacing = np.array(image.spacing_mm)[list(axes)]
         target = source.astype(float)
         if config.spacing_mm is not None:
             target = np.maximum(1, np.round(source * spacing / np.array(config.spacing_mm)))
@@ -69,7 +68,7 @@ class Grid:
                 f"the image of {list(source)} voxels has {target.prod():.3g} at the {list(config.spacing_mm or ())} mm"
                 f" of model {config.name}, over {MAX_VOXELS}"
             )
-        return cls(_triple(axes), tuple(bool(flip) for flip in flips), _triple(source), _triple(target))
+        return cls(axes, flips, _triple(source), _triple(target))
 
     def forward(self, array: np.ndarray) -> np.ndarray:
         """Permute and flip the last three axes of an array from the image's grid to the network's orientation."""
@@ -83,6 +82,13 @@ class Grid:
         return turned.transpose(np.argsort(self.axes))
 
 
+def closest_to_ras(image: Image) -> tuple[tuple[int, int, int], tuple[bool, ...]]:
+    """Return which axis of an image runs nearest to each axis of RAS, and whether it runs the other way."""
+    orientation = nibabel.orientations.io_orientation(image.affine)
+    axes = np.argsort(orientation[:, 0]).astype(int)
+    return _triple(axes), tuple(bool(flip) for flip in orientation[axes, 1] < 0)
+
+
 def prepare(image: Image, config: ModelConfig, grid: Grid, device: torch.device | str = "cpu") -> torch.Tensor:
     """Return the image as the network sees it, ``(C, X, Y, Z)`` float32 in the network's orientation.
 
@@ -92,7 +98,7 @@ def prepare(image: Image, config: ModelConfig, grid: Grid, device: torch.device 
     channels = image.array.shape[0]
     if channels != config.channels:
         raise BadInput(f"{image.source}: has {channels} channels, model {config.name} takes {config.channels}")
-    tensor = _on_device(grid.forward(image.array), torch.device(device))
+    tensor = on_device(grid.forward(image.array), torch.device(device))
     if grid.shape != grid.oriented_shape:
         tensor = _trilinear(tensor, grid.shape)
     return normalise(tensor.contiguous(), config)
@@ -133,18 +139,36 @@ def restore(label: torch.Tensor, grid: Grid, method: Restoring = "nearest") -> n
 def normalise(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """Scale intensities as the model's configuration says, each channel ``(C, X, Y, Z)`` for itself."""
     intensity = config.intensity
-    if isinstance(intensity, WindowIntensity):
-        middle, half = (intensity.high + intensity.low) / 2, (intensity.high - intensity.low) / 2
-        return tensor.clamp(intensity.low, intensity.high).sub_(middle).div_(half)
+    return windowed(tensor, intensity) if isinstance(intensity, WindowIntensity) else standardised(tensor, intensity)
+
+
+def windowed(tensor: torch.Tensor, intensity: WindowIntensity) -> torch.Tensor:
+    """Clip to a window and scale it to -1..1."""
+    middle, half = (intensity.high + intensity.low) / 2, (intensity.high - intensity.low) / 2
+    return tensor.clamp(intensity.low, intensity.high).sub_(middle).div_(half)
+
+
+def standardised(tensor: torch.Tensor, intensity: ZScoreIntensity) -> torch.Tensor:
+    """Clip each channel ``(C, X, Y, Z)`` to its percentiles, to mean 0 and deviation 1; a constant one becomes 0."""
     scaled = torch.empty_like(tensor)
     for channel, clipped in zip(tensor, scaled, strict=True):
-        # Percentiles of a subsample: exact enough, and torch.quantile has an input limit.
-        sample = channel.flatten()[:: _stride(channel.numel())]
-        low, high = _percentiles(sample, intensity.low_percentile, intensity.high_percentile)
+        low, high = percentiles(channel, intensity.low_percentile, intensity.high_percentile)
         torch.clamp(channel, low, high, out=clipped)
         deviation, mean = torch.std_mean(clipped, correction=0)
-        clipped.sub_(mean).div_(deviation.clamp_min(1e-8))
+        # Of a constant channel the mean is off by a rounding, which a tiny deviation would make large.
+        clipped.sub_(mean).div_(deviation.clamp_min(1e-8).masked_fill(low >= high, math.inf))
     return scaled
+
+
+def percentiles(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Return two percentiles of the values, on their device.
+
+    Of a subsample, where there are many: exact enough, and torch.quantile has an input limit.
+    """
+    sample = values.flatten()[:: _stride(values.numel())]
+    if sample.device.type == "cpu":  # there a partition takes a sixth of the time of torch's sorting
+        return torch.from_numpy(np.percentile(sample.numpy(), [low, high]).astype(np.float32))
+    return torch.quantile(sample, torch.tensor([low / 100, high / 100], device=sample.device))
 
 
 def clean(label: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -165,7 +189,7 @@ def clean(label: np.ndarray, config: ModelConfig) -> np.ndarray:
     return result
 
 
-def _on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """Copy an array ``(C, X, Y, Z)`` to a device, as float32, its axes in the order in which they lie in memory.
 
     Turning its memory round takes longer than resampling, and is less after it. To a GPU it goes by way of pinned
@@ -178,13 +202,6 @@ def _on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     copy = torch.empty_strided(array.shape, strides, dtype=dtype, pin_memory=device.type == "cuda")
     np.copyto(copy.numpy(), array)
     return copy.to(device, non_blocking=True).float()
-
-
-def _percentiles(sample: torch.Tensor, low: float, high: float) -> torch.Tensor:
-    """Return two percentiles of some values, on their device."""
-    if sample.device.type == "cpu":  # there a partition takes a sixth of the time of torch's sorting
-        return torch.from_numpy(np.percentile(sample.numpy(), [low, high]).astype(np.float32))
-    return torch.quantile(sample, torch.tensor([low / 100, high / 100], device=sample.device))
 
 
 def _trilinear(tensor: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
