@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from labelrounds.config import MIRROR_AXES, ModelConfig
+from labelrounds.config import ModelConfig
+from labelrounds.sections import MIRROR_AXES
 
 _ROTATED, _SCALED = 0.2, 0.2
 _NOISY, _BLURRED, _BRIGHTENED, _CONTRASTED, _COARSENED, _GAMMA, _INVERTED_GAMMA = 0.1, 0.2, 0.15, 0.15, 0.25, 0.3, 0.1

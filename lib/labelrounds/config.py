@@ -12,95 +12,42 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from labelrounds.classification.config import ClassifierConfig
 from labelrounds.errors import BadInput
 from labelrounds.networks import networks
 from labelrounds.runtimes import runtimes
+from labelrounds.sections import (
+    CommonConfig,
+    Count,
+    NetworkSection,
+    RangeIntensity,
+    Section,
+    TrainingSection,
+    WindowIntensity,
+    ZScoreIntensity,
+)
 
 AUTO = "auto"
-MOST_EPOCHS = 100_000
+_INTENSITIES: dict[str, type[BaseModel]] = {
+    "window": WindowIntensity,
+    "zscore": ZScoreIntensity,
+    "range": RangeIntensity,
+}
 _EXPONENT = re.compile(r"[+-]?\d+[eE][+-]?\d+")
-NAME = re.compile(r"[a-z][a-z0-9_]{0,63}")
-MIRROR_AXES = {"left_right": 0, "posterior_anterior": 1, "inferior_superior": 2}
-MirrorAxis = Literal["left_right", "posterior_anterior", "inferior_superior"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 
 
-class Section(BaseModel):
-    """Base of every part of a configuration: no unknown keys, no conversions, no changes afterwards."""
+class NetworkConfig(NetworkSection):
+    """A segmentation network's registered name and its options."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class WindowIntensity(Section):
-    """Clip to a window (HU for CT) and scale it to -1..1."""
-
-    kind: Literal["window"]
-    low: Finite
-    high: Finite
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "WindowIntensity":
-        if self.low >= self.high:
-            raise ValueError(f"low ({self.low:g}) must be below high ({self.high:g})")
-        return self
+    registry = networks
 
 
-class ZScoreIntensity(Section):
-    """Clip to two percentiles of the image, then subtract its mean and divide by its standard deviation."""
+class TrainingConfig(TrainingSection):
+    """How a training of a segmentation model runs unless the request says otherwise."""
 
-    kind: Literal["zscore"]
-    low_percentile: Annotated[float, Field(ge=0, lt=50)] = 0.5
-    high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
-
-
-class NetworkConfig(Section):
-    """The network's registered name and its options, which are checked against its builder."""
-
-    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
-    name: str
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The options beside the name, as the builder takes them."""
-        return dict(self.model_extra or {})
-
-    @model_validator(mode="after")
-    def _known(self) -> "NetworkConfig":
-        if self.name not in networks.names():
-            raise ValueError(f"name {self.name!r} is not one of {', '.join(networks.names())}")
-        options = networks.options(self.name)
-        unknown = [option for option in self.options if option not in options.model_fields]
-        if unknown:
-            allowed = ", ".join(options.model_fields)
-            raise ValueError(f"{unknown[0]}: unknown key; {self.name} allows {allowed or 'no option'}")
-        options.model_validate_json(json.dumps(self.options))
-        return self
-
-
-class TrainingConfig(Section):
-    """How a training of this model runs unless the request says otherwise."""
-
-    epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 40
-    quick_epochs: Annotated[int, Field(ge=1, le=MOST_EPOCHS)] = 8
-    iterations_per_epoch: Count = 25
-    batch_size: Count = 2
-    learning_rate: Positive = 2e-3
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
     foreground_fraction: Annotated[float, Field(ge=0, le=1)] = 0.5
-    rotation_degrees: Annotated[float, Field(ge=0, le=180)] = 30.0
-    scale_range: tuple[Positive, Positive] = (0.7, 1.4)
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-
-    @field_validator("scale_range")
-    @classmethod
-    def _ordered(cls, scale_range: tuple[float, float]) -> tuple[float, float]:
-        if scale_range[0] > scale_range[1]:
-            raise ValueError("the first must not be above the second")
-        return scale_range
 
 
 class InferenceConfig(Section):
@@ -146,22 +93,16 @@ class LabelCleaning(Section):
     fill_holes: bool = False
 
 
-class ModelConfig(Section):
-    """One served model. Spatial triples are in the order left-right, posterior-anterior, inferior-superior."""
+class ModelConfig(CommonConfig):
+    """One served segmentation model."""
 
-    name: str
-    description: str
-    labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=255)]
-    modality: str = ""
-    channels: Count = 1
-    spacing_mm: tuple[Positive, Positive, Positive] | None = None
+    task = "segmentation"
     intensity: Annotated[WindowIntensity | ZScoreIntensity, Field(discriminator="kind")]
     network: NetworkConfig
     patch_size: tuple[Count, Count, Count]
-    mirror: tuple[MirrorAxis, ...] = ()
     inference: InferenceConfig = InferenceConfig()
     training: TrainingConfig = TrainingConfig()
-    cleaning: dict[str, LabelCleaning] = {}
+    cleaning: dict[str, LabelCleaning] = Field(default={})
 
     @property
     def dimensions(self) -> int:
@@ -169,26 +110,26 @@ class ModelConfig(Section):
         return 2 if self.patch_size[2] == 1 else 3
 
     @property
+    def outputs(self) -> int:
+        """Logits of each voxel: those of the labels and of the background."""
+        return len(self.labels) + 1
+
+    @property
+    def preparation(self) -> dict[str, Any]:
+        """What of the configuration the preparation of a case depends on, as JSON."""
+        chosen = self.model_dump(mode="json", include={"labels", "channels", "spacing_mm", "intensity"})
+        return {**chosen, "patch_size": self.dimensions}  # all of it that a preparation depends on
+
+    @property
     def label_values(self) -> dict[str, int]:
         """Label names to voxel values, gap-free from 1."""
         return {label: value for value, label in enumerate(self.labels, start=1)}
 
-    @field_validator("name")
-    @classmethod
-    def _usable_name(cls, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError(f"the file's stem {name!r} must match {NAME.pattern}")
-        return name
-
     @field_validator("labels")
     @classmethod
-    def _distinct_labels(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(labels)) != len(labels):
-            raise ValueError("each label must be named once")
+    def _without_background(cls, labels: tuple[str, ...]) -> tuple[str, ...]:
         if "background" in labels:
             raise ValueError("'background' is voxel value 0 and is never listed")
-        if not all(label.strip() == label and label for label in labels):
-            raise ValueError("a label must not be empty or begin or end with a space")
         return labels
 
     @model_validator(mode="after")
@@ -196,16 +137,15 @@ class ModelConfig(Section):
         unknown = sorted(set(self.cleaning) - set(self.labels))
         if unknown:
             raise ValueError(f"cleaning names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")
-        options = networks.options(self.network.name)
-        checked = options.model_validate_json(json.dumps(self.network.options))
+        network, options = self.network.builder, self.network.checked
         try:
-            divisor = networks.get(self.network.name).divisor(self.dimensions, **dict(checked))
+            divisor = network.divisor(self.dimensions, **options)
         except ValueError as error:
             raise ValueError(f"network: {error}") from error
         for size, step in zip(self.patch_size, divisor, strict=True):
             if size % step:
                 raise ValueError(f"patch_size {list(self.patch_size)} must be a multiple of {list(divisor)}")
-        if self.inference.blend == "whole" and not networks.get(self.network.name).sees_locally(**dict(checked)):
+        if self.inference.blend == "whole" and not network.sees_locally(**options):
             raise ValueError(
                 f"inference: blend 'whole' needs a network that sees locally alone; {self.network.name} normalises over"
                 " all it sees, and was trained on patches"
@@ -234,8 +174,15 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def load_config(path: Path) -> ModelConfig:
+AnyConfig = ModelConfig | ClassifierConfig
+_TASKS: dict[str, type[CommonConfig]] = {kind.task: kind for kind in (ModelConfig, ClassifierConfig)}
+
+
+def load_config(path: Path) -> Any:
     """Read one model's YAML file.
+
+    Returns:
+        a `ModelConfig`, or a `ClassifierConfig` where the file says ``task: classification``.
 
     Raises:
         BadInput: every fault of the file, a line each, with file, key, value and what is allowed.
@@ -248,16 +195,20 @@ def load_config(path: Path) -> ModelConfig:
         raise BadInput(f"{path.name}: holds {type(content).__name__}, expected a mapping of keys to values")
     if "name" in content:
         raise BadInput(f"{path.name}: name: unknown key; the model's name is the file's stem, {path.stem!r}")
+    task = content.pop("task", ModelConfig.task)
+    if not isinstance(task, str) or task not in _TASKS:
+        raise BadInput(f"{path.name}: task: must be one of {', '.join(_TASKS)}, got {_shortened(repr(task))}")
+    kind = _TASKS[task]
     try:
         document = json.dumps({**content, "name": path.stem}, default=_plain)
-        return ModelConfig.model_validate_json(document)
+        return kind.model_validate_json(document)
     except ValidationError as error:
-        raise BadInput("\n".join(_describe(path, fault) for fault in error.errors())) from error
+        raise BadInput("\n".join(_describe(path, fault, kind) for fault in error.errors())) from error
     except (TypeError, ValueError) as error:
         raise BadInput(f"{path.name}: {error}") from error
 
 
-def load_configs(folders: Iterable[Path], names: Iterable[str] | None = None) -> dict[str, ModelConfig]:
+def load_configs(folders: Iterable[Path], names: Iterable[str] | None = None) -> dict[str, Any]:
     """Read the models of several folders; a later folder's file replaces an earlier one's of the same name.
 
     Args:
@@ -288,11 +239,11 @@ def _plain(value: object) -> str:
     raise TypeError(f"value {value!r} of type {type(value).__name__} is not a number, a text, a list or a mapping")
 
 
-def _describe(path: Path, fault: Any) -> str:
+def _describe(path: Path, fault: Any, kind: type[CommonConfig]) -> str:
     """Turn one of pydantic's findings into ``file: key: what was wrong, got ...``."""
-    where = ".".join(str(part) for part in fault["loc"] if part not in ("window", "zscore")) or "(whole file)"
+    where = ".".join(str(part) for part in fault["loc"] if part not in _INTENSITIES) or "(whole file)"
     if fault["type"] == "extra_forbidden":
-        return f"{path.name}: {where}: unknown key; allowed beside it: {', '.join(_allowed(fault['loc']))}"
+        return f"{path.name}: {where}: unknown key; allowed beside it: {', '.join(_allowed(fault['loc'], kind))}"
     if fault["type"] == "missing":
         return f"{path.name}: {where}: is missing"
     if fault["type"] == "json_invalid":
@@ -309,14 +260,14 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _allowed(location: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = ModelConfig
+def _allowed(location: tuple[Any, ...], kind: type[CommonConfig]) -> list[str]:
+    """Return the keys of the section that a place in a file is in."""
+    section: type[BaseModel] = kind
     nested: dict[str, type[BaseModel]] = {
-        "training": TrainingConfig,
+        "training": getattr(kind.model_fields["training"], "annotation", kind),
         "inference": InferenceConfig,
-        "window": WindowIntensity,
-        "zscore": ZScoreIntensity,
+        **_INTENSITIES,
     }
     for part in location[:-1]:
         section = nested.get(str(part), LabelCleaning if location[0] == "cleaning" else section)
-    return sorted(set(section.model_fields) - {"name"})
+    return sorted(set(section.model_fields) - {"name"} | ({"task"} if section is kind else set()))

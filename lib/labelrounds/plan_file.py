@@ -17,12 +17,13 @@ from rich.text import Text
 import labelrounds
 from labelrounds import folders
 from labelrounds.atomic import replacing
-from labelrounds.config import NAME, load_config
+from labelrounds.config import load_config
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.fingerprint import take_fingerprint
 from labelrounds.networks import build_network, networks
 from labelrounds.planning import DEFAULT, Plan, make_plan
+from labelrounds.sections import NAME
 from labelrounds.store import StudyStore
 
 _WIDTH = 110

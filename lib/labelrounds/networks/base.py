@@ -12,6 +12,7 @@ from labelrounds.registry import Registry
 
 if TYPE_CHECKING:
     from labelrounds.config import ModelConfig
+    from labelrounds.sections import CommonConfig
 
 Count = Annotated[int, Field(ge=1)]
 Channels = Annotated[list[Count], Field(min_length=3)]
@@ -89,11 +90,9 @@ class SegmentationNetwork(nn.Module, ABC):
 networks: Registry[type[SegmentationNetwork]] = Registry("network", "labelrounds.networks")
 
 
-def build_network(config: "ModelConfig") -> SegmentationNetwork:
-    """Build the untrained network that a model's configuration describes."""
-    options = networks.options(config.network.name).model_validate(config.network.options, strict=False)
-    network = networks.get(config.network.name)
-    return network(config.dimensions, config.channels, len(config.labels) + 1, **dict(options))
+def build_network(config: "CommonConfig") -> Any:
+    """Build the untrained network that a model's configuration describes, of whichever kind it is."""
+    return config.network.builder(config.dimensions, config.channels, config.outputs, **config.network.checked)
 
 
 def divisor_of(config: "ModelConfig") -> Shape:
@@ -102,8 +101,8 @@ def divisor_of(config: "ModelConfig") -> Shape:
     Raises:
         ValueError: the network's options do not go together.
     """
-    options = networks.options(config.network.name).model_validate(config.network.options, strict=False)
-    return networks.get(config.network.name).divisor(config.dimensions, **dict(options))
+    divisor: Shape = config.network.builder.divisor(config.dimensions, **config.network.checked)
+    return divisor
 
 
 def lowest_shape(config: "ModelConfig") -> tuple[int, ...]:
