@@ -91,10 +91,10 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
             raise Conflict("dcmqi's itkimage2segimage is not installed; without it no DICOM SEG can be sent")
         return str(super().save_label(image_id, label_filename, tag, info))
 
-    def training_items(self) -> list[LabelledCase]:
+    def training_items(self, label_tag: str = FINAL) -> list[LabelledCase]:
         """Fetch what has a label on the server, and return the cases."""
         self._download_labeled_data()
-        return StudyStore.training_items(self)
+        return StudyStore.training_items(self, label_tag)
 
 
 def segment_names(folder: Path) -> list[str]:

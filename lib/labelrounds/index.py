@@ -28,6 +28,7 @@ __all__ = ["DataModel", "ImageLabelModel", "IndexedFolder", "host"]
 logger = logging.getLogger(__name__)
 
 _SEGMENTATION = ".seg.nrrd"
+_CLASSES = "classes"  # the tag of class labels, which are JSON
 
 
 class IndexedFolder(LocalDatastore):
@@ -205,7 +206,10 @@ class IndexedFolder(LocalDatastore):
 
     def _scanned(self) -> dict[str, ImageLabelModel]:
         images = self._files(Path(self._snapshot.image_path()), images=True)
-        labels = {tag: self._files(folder, images=False) for tag, folder in self._label_folders().items()}
+        labels = {
+            tag: self._files(folder, images=False, classes=tag == _CLASSES)
+            for tag, folder in self._label_folders().items()
+        }
         self._warn_of_strays(labels, {*self._snapshot.objects, *images})
         past: dict[tuple[str, str], dict[str, Any]] = {}
         new = any(name not in self._snapshot.objects for name in images) or any(
@@ -251,12 +255,13 @@ class IndexedFolder(LocalDatastore):
             info = {"ts": int(path.stat().st_mtime), "name": path.name}
         return DataModel(ext=ext, info=info)
 
-    def _files(self, folder: Path, *, images: bool) -> dict[str, str]:
+    def _files(self, folder: Path, *, images: bool, classes: bool = False) -> dict[str, str]:
         """Return id to ending of the files in a folder that can be images or labels."""
         found: dict[str, str] = {}
-        for file in sorted(self._list_files(folder, self._extensions if images else ["*.nii.gz", "*.nii", "*.nrrd"])):
-            name, ext = self._to_id(file)
-            if file.startswith(".") or not ending_of(file) or (images and ext == _SEGMENTATION):
+        patterns = self._extensions if images else ["*.json"] if classes else ["*.nii.gz", "*.nii", "*.nrrd"]
+        for file in sorted(self._list_files(folder, patterns)):
+            name, ext = (file[: -len(".json")], ".json") if classes else self._to_id(file)
+            if file.startswith(".") or not (classes or ending_of(file)) or (images and ext == _SEGMENTATION):
                 continue
             if not is_safe_id(name):
                 self._warn(f"{file!r} is left out: its name has characters that an image id must not have")

@@ -24,8 +24,9 @@ History
 import copy
 import json
 import logging
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,19 @@ from typing import Any
 from pydantic_core import to_json
 
 from labelrounds.atomic import copy_file, set_aside, staged
+from labelrounds.classification.labels import ClassLabel, check_known, class_label, named_in_slicer, read_class_label
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum, link_or_copy
 from labelrounds.index import DataModel, ImageLabelModel, IndexedFolder
-from labelrounds.labels import Meaning, by_position, check_label, check_prediction
+from labelrounds.labels import NOT_LABELS, Meaning, by_position, check_grid, check_label, check_prediction
 from labelrounds.names import check_id, check_tag
-from labelrounds.reading import patient_of, read_image
+from labelrounds.reading import patient_of, read_image, read_label
 
 logger = logging.getLogger(__name__)
 
 EXTENSIONS = ("*.nii.gz", "*.nii", "*.nrrd", "*.dcm", "*.png", "*.jpg", "*.jpeg", "*.tif", "*.tiff")
-FINAL = "final"
+FINAL, CLASSES = "final", "classes"
 _NO_PATIENT = ("", "UNK")
 
 
@@ -72,7 +74,10 @@ class StudyStore(IndexedFolder):
     """A studies folder that survives bad names, bad files, other writers, crashes and a full disk.
 
     Attributes:
-        known_labels: The labels of the app's models, in their order.
+        known_labels: The labels of the app's segmentation models, in their order.
+        known_classes: The classes of its classification models.
+        multilabel_classes: Those of which an image may have any number.
+        rounds_tag: The tag of the labels that its rounds of labelling are about: ``final``, or ``classes``.
     """
 
     def __init__(
@@ -82,6 +87,9 @@ class StudyStore(IndexedFolder):
         extensions: Sequence[str] = EXTENSIONS,
         auto_reload: bool = False,
         read_only: bool = False,
+        known_classes: Sequence[str] = (),
+        multilabel_classes: Sequence[str] = (),
+        rounds_tag: str = FINAL,
     ):
         """Open a studies folder, making it if need be.
 
@@ -91,8 +99,13 @@ class StudyStore(IndexedFolder):
             extensions: Patterns of the images' names.
             auto_reload: Watch the folder, and take up what is dropped into it.
             read_only: Refuse every change, and take up nothing that is not in the index.
+            known_classes: The classes of the app's classification models; empty accepts any name.
+            multilabel_classes: Those of which an image may have any number.
+            rounds_tag: What counts as labelled: images with a label map, or with classes.
         """
         self.known_labels = tuple(known_labels)
+        self.known_classes, self.multilabel_classes = tuple(known_classes), tuple(multilabel_classes)
+        self.rounds_tag = rounds_tag
         root = Path(datastore_path).expanduser().resolve()
         super().__init__(root, list(extensions), auto_reload=auto_reload, read_only=read_only)
 
@@ -110,13 +123,13 @@ class StudyStore(IndexedFolder):
         return sorted(self._datastore.objects)
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the ids of the images that have a label with the tag (by default ``final``), sorted."""
-        tag = check_tag(label_tag or FINAL)
+        """Return the ids of the images that have a label with the tag (by default ``rounds_tag``), sorted."""
+        tag = check_tag(label_tag or self.rounds_tag)
         return sorted(name for name, found in self._datastore.objects.items() if tag in found.labels)
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the ids of the images that have no label with the tag (by default ``final``), sorted."""
-        tag = check_tag(label_tag or FINAL)
+        """Return the ids of the images that have no label with the tag (by default ``rounds_tag``), sorted."""
+        tag = check_tag(label_tag or self.rounds_tag)
         return sorted(name for name, found in self._datastore.objects.items() if tag not in found.labels)
 
     def get_image_uri(self, image_id: str) -> str:
@@ -252,6 +265,81 @@ class StudyStore(IndexedFolder):
             self._save_checked(source, image_id, tag, DataModel(ext=ext, info=info))
         return image_id
 
+    def classes_in(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any] | None
+    ) -> ClassLabel | None:
+        """Return the classes that a submission names, for `save_classes`; None where it is a label map.
+
+        They come as a JSON file, also under the tag ``final`` that clients send by habit: a class must not replace a
+        label map. From Slicer, which submits nothing else, they come as a segmentation without a voxel whose segments
+        are named like classes.
+
+        Raises:
+            NotFound: no such image.
+            BadInput: a file that is no class label, a wrong tag, several classes where an image is of one.
+        """
+        tag, source = check_tag(label_tag), Path(label_filename)
+        image = Path(self._image_file(image_id))
+        if source.name.lower().endswith(".json"):
+            if tag not in (FINAL, CLASSES):
+                raise BadInput(f"{source.name}: classes go under the tag {CLASSES!r}, not {tag!r}")
+            return read_class_label(source)
+        if tag == CLASSES:
+            raise BadInput(
+                f"{source.name}: under the tag {tag!r} lie classes, a .json file; label maps go to {FINAL!r}"
+            )
+        return self._classes_of_segments(source, image, _plain(label_info or {})) if tag == FINAL else None
+
+    def save_classes(self, labels: Mapping[str, ClassLabel], label_info: dict[str, Any] | None = None) -> None:
+        """Save the classes of images, those of many as one change of the index.
+
+        Raises:
+            NotFound: no such image.
+            BadInput: a class that no model has, several where an image is of one. Nothing was saved then.
+            OutOfSpace: the disk is full; the index is as it was.
+        """
+        self._check_writable()
+        for image_id, label in labels.items():
+            self._object(image_id)
+            check_known(label, self.known_classes, self.multilabel_classes, image_id)
+        sent = _plain(label_info or {})
+        with tempfile.TemporaryDirectory() as folder, self._transaction():
+            source, objects = Path(folder) / "label.json", dict(self._snapshot.objects)
+            for image_id, label in labels.items():
+                source.write_text(label.as_json(), encoding="utf-8")
+                entry = DataModel(ext=".json", info=_classes_info(label, image_id, source, sent))
+                if len(labels) == 1:
+                    return self._save_checked(source, image_id, CLASSES, entry)
+                self._put_classes(source, image_id, entry)
+                old = objects[image_id]
+                objects[image_id] = ImageLabelModel(image=old.image, labels={**old.labels, CLASSES: entry})
+            self._commit(objects)
+
+    def _put_classes(self, source: Path, image_id: str, entry: DataModel) -> None:
+        """Put a class label in its place; the index, of which many share one change, follows."""
+        path = self._path(image_id, CLASSES, entry.ext)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        version = self._history.keep(source, image_id, CLASSES, entry.ext)
+        with staged(path) as new:
+            link_or_copy(version, new.file)
+            new.commit()
+        self._journal(image_id, CLASSES, entry)
+
+    def _classes_of_segments(self, source: Path, image: Path, sent: dict[str, Any]) -> ClassLabel | None:
+        entries = sent.get("label_info")
+        names = [str(one.get("name")) for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+        classes = named_in_slicer([name for name in names if name not in NOT_LABELS], self.known_classes)
+        if classes is None or set(classes) & set(self.known_labels):
+            return None
+        read = read_label(source)
+        check_grid(read, image, source.name)
+        if read.array.any():
+            return None
+        several = all(name in self.multilabel_classes for name in classes)
+        if len(classes) > 1 and not several:
+            raise BadInput(f"{', '.join(classes)}: an image is of one class; keep the segment of the right class alone")
+        return class_label(classes, several, source.name)
+
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Remove a label; its versions stay in the history.
 
@@ -283,18 +371,18 @@ class StudyStore(IndexedFolder):
             added = {key: value for key, value in _plain(info).items() if key not in ("labels", "sha256")}
             self._commit(self._entered(label_id, tag, DataModel(ext=entry.ext, info={**entry.info, **added})))
 
-    def training_items(self) -> list[LabelledCase]:
-        """Return the cases with a human's label, sorted by id; those whose files have gone are left out."""
+    def training_items(self, label_tag: str = FINAL) -> list[LabelledCase]:
+        """Return the cases with a human's label of a tag, sorted by id; those whose files have gone are left out."""
         cases = []
         model = self._datastore
         for image_id in sorted(model.objects):
             found = model.objects[image_id]
-            if FINAL not in found.labels:
+            if label_tag not in found.labels:
                 continue
             image = self._path(image_id, "", found.image.ext)
-            label = self._version_or_current(image_id, FINAL, found.labels[FINAL])
+            label = self._version_or_current(image_id, label_tag, found.labels[label_tag])
             if image.exists() and label.exists():
-                values = self._values(found.labels[FINAL].info)
+                values = self._values(found.labels[label_tag].info) if label_tag == FINAL else None
                 cases.append(LabelledCase(image_id, image, label, values, _patient(image_id, image, found.image.info)))
         return cases
 
@@ -376,6 +464,13 @@ class StudyStore(IndexedFolder):
         sent = info.get("label_info")
         names = [entry.get("name") for entry in sent if isinstance(entry, dict)] if isinstance(sent, list) else []
         return by_position([str(name) for name in names]) if names else None
+
+
+def _classes_info(label: ClassLabel, image_id: str, source: Path, sent: dict[str, Any]) -> dict[str, Any]:
+    info = _info(sent, f"{image_id}.json", checksum(source))
+    for key in ("labels", "unknown_labels", "label_info"):
+        info.pop(key, None)
+    return {**info, "classes": list(label.classes)}
 
 
 def _info(sent: dict[str, Any] | None, name: str, digest: str) -> dict[str, Any]:
