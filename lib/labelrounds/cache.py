@@ -21,8 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from labelrounds import folders
 from labelrounds.budgets import budget_bytes
-from labelrounds.config import ModelConfig
 from labelrounds.history import checksum
+from labelrounds.sections import CommonConfig
 from labelrounds.store import LabelledCase
 
 logger = logging.getLogger(__name__)
@@ -31,20 +31,17 @@ BUDGET = "LABELROUNDS_CACHE_GB"
 DEFAULT_BUDGET_GB = 20.0
 _KEPT_UNUSED_S = 90 * 24 * 3600
 _PREPARATION = 1  # to be raised whenever transforms.py or cases.py prepare a case otherwise
-_RELEVANT = ("labels", "channels", "spacing_mm", "intensity", "patch_size")
 
 
-def key_of(case: LabelledCase, config: ModelConfig) -> str:
+def key_of(case: LabelledCase, config: CommonConfig) -> str:
     """Return the hash of a case's content and preparation.
 
     Raises:
         OSError: a file can't be read.
     """
-    preparation = config.model_dump(mode="json", include=set(_RELEVANT))
-    preparation["patch_size"] = config.dimensions  # all of it that a preparation depends on
     content = [_content(Path(case.image)), _content(Path(case.label))]
     values = dict(sorted(case.values.items())) if case.values is not None else None
-    about = json.dumps([_PREPARATION, preparation, content, values], sort_keys=True)
+    about = json.dumps([_PREPARATION, config.preparation, content, values], sort_keys=True)
     return hashlib.sha256(about.encode()).hexdigest()
 
 

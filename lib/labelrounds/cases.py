@@ -2,9 +2,10 @@
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +27,18 @@ _VOXELS_A_LABEL = 2000
 _SHARE_OF_MEMORY = 0.5
 
 
+TensorsOf = Callable[[LabelledCase, Any], dict[str, torch.Tensor]]
+"""Reads a labelled case and prepares it; see `labelrounds.tasks.Task`."""
+
+
 @dataclass(frozen=True)
 class PreparedCase:
     """One labelled case on the network's grid.
 
     Attributes:
         image: ``(C, X, Y, Z)`` float32.
-        label: ``(X, Y, Z)`` uint8, values as in the model's configuration.
+        label: ``(X, Y, Z)`` uint8, values as in the model's configuration; of a classification model ``(K,)`` uint8,
+            1 for each class that the image is of.
         spacing_mm: voxel size of the grid.
         foreground: some voxels ``(N, 3)`` of each label that is present, to aim training patches at.
         key: hash of the image, the label and the way they were prepared.
@@ -47,7 +53,28 @@ class PreparedCase:
     key: str = ""
 
 
-def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache | None = None) -> PreparedCase:
+def segmentation_tensors(case: LabelledCase, config: ModelConfig) -> dict[str, torch.Tensor]:
+    """Read a labelled case; return what ``PreparedCase`` holds, as the cache keeps it.
+
+    Raises:
+        LabelRoundsError: a file can't be used, or a label of the model was not annotated in this case.
+    """
+    image = read_image(Path(case.image), channels=config.channels)
+    grid = Grid.of(image, config)
+    label = prepare_label(label_of(case, image, config), grid)
+    source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)
+    foreground = _foreground(label, len(config.labels))
+    return {
+        "image": prepare(image, config, grid),
+        "label": label,
+        "spacing_mm": torch.from_numpy(source.astype(np.float64)),
+        **{f"foreground_{value:03d}": voxels for value, voxels in foreground.items()},
+    }
+
+
+def prepare_case(
+    case: LabelledCase, config: Any, cache: PreparedCache | None = None, tensors_of: TensorsOf = segmentation_tensors
+) -> PreparedCase:
     """Read a labelled case and prepare it for the model, or take it from the cache.
 
     Raises:
@@ -56,7 +83,7 @@ def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache |
     key = key_of(case, config)
     tensors = cache.read(key) if cache is not None else None
     if tensors is None:
-        tensors = _tensors(case, config)
+        tensors = tensors_of(case, config)
         if cache is not None:
             cache.write(key, tensors)
             tensors = cache.read(key) or tensors  # mapped from the file, of which memory holds what it has room for
@@ -70,21 +97,6 @@ def prepare_case(case: LabelledCase, config: ModelConfig, cache: PreparedCache |
         foreground=tuple(tensors[name] for name in sorted(tensors) if name.startswith("foreground")),
         key=key,
     )
-
-
-def _tensors(case: LabelledCase, config: ModelConfig) -> dict[str, torch.Tensor]:
-    """Return what ``PreparedCase`` holds, as the cache keeps it."""
-    image = read_image(Path(case.image), channels=config.channels)
-    grid = Grid.of(image, config)
-    label = prepare_label(label_of(case, image, config), grid)
-    source = np.array(image.spacing_mm)[list(grid.axes)] * np.array(grid.oriented_shape) / np.array(grid.shape)
-    foreground = _foreground(label, len(config.labels))
-    return {
-        "image": prepare(image, config, grid),
-        "label": label,
-        "spacing_mm": torch.from_numpy(source.astype(np.float64)),
-        **{f"foreground_{value:03d}": voxels for value, voxels in foreground.items()},
-    }
 
 
 def label_of(case: LabelledCase, image: Image, config: ModelConfig) -> NDArray[np.uint8]:
@@ -112,14 +124,16 @@ def label_of(case: LabelledCase, image: Image, config: ModelConfig) -> NDArray[n
     return meaning[stored]
 
 
-def prepare_cases(cases: Iterable[LabelledCase], config: ModelConfig) -> tuple[list[PreparedCase], dict[str, str]]:
-    """Prepare every case that can be used, and return the others' ids with the reason."""
+def prepare_cases(
+    cases: Iterable[LabelledCase], config: Any, tensors_of: TensorsOf = segmentation_tensors
+) -> tuple[list[PreparedCase], dict[str, str]]:
+    """Prepare every case that can be used, as its task does, and return the others' ids with the reason."""
     prepared, skipped = [], {}
     cache = PreparedCache()
     cache.tidy()
     for case in cases:
         try:
-            prepared.append(prepare_case(case, config, cache))
+            prepared.append(prepare_case(case, config, cache, tensors_of))
         except (LabelRoundsError, OSError) as error:
             logger.warning("Skip %s: %s", case.image_id, error)
             skipped[case.image_id] = str(error)

@@ -40,12 +40,14 @@ from torch import nn
 
 from labelrounds import folders
 from labelrounds.atomic import flush, replacing
-from labelrounds.config import ModelConfig
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, OutOfSpace
-from labelrounds.networks import build_network, networks
+from labelrounds.networks import build_network
+from labelrounds.registry import Registry
+from labelrounds.sections import CommonConfig
 
 _WEIGHTS, _RECORD = "weights.safetensors", "version.json"
-_DECISIVE = ("labels", "channels", "spacing_mm", "intensity")  # with the dimensions and the network; see _decisive
+# With the task, the dimensions and the network; see _decisive.
+_DECISIVE = ("labels", "channels", "spacing_mm", "intensity", "multilabel", "input_size", "slices_of_volume")
 _PACKAGES = ("labelrounds", "monai", "monailabel", "numpy", "torch")
 
 logger = logging.getLogger(__name__)
@@ -67,7 +69,7 @@ class Version:
 class Checkpoints:
     """The versions of one model."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CommonConfig) -> None:
         self.config = config
         self.folder = folders.home() / "models" / config.name
 
@@ -112,7 +114,7 @@ class Checkpoints:
         self,
         network: nn.Module,
         record: dict[str, Any],
-        serve: bool = True,
+        serve: Callable[[], bool] = lambda: True,
         complete: Callable[[Path], dict[str, Any]] = lambda folder: {},
     ) -> Version:
         """Write the network as the next version and, unless told otherwise, serve it.
@@ -120,7 +122,7 @@ class Checkpoints:
         Args:
             network: with the version's weights.
             record: what is to be known of it.
-            serve: from now on.
+            serve: tells, once all is written, whether it is served from now on; what is served may change meanwhile.
             complete: adds files to the version's folder, and returns what the record is to say of them.
 
         Raises:
@@ -134,10 +136,10 @@ class Checkpoints:
             for leftover in versions.glob(".new-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
             written = Path(tempfile.mkdtemp(prefix=".new-", dir=versions))
-            self._write(written, network, {"served_before": self.served_number(), **record}, complete)
+            self._write(written, network, record, complete)
             written = written.rename(self._folder_of(number))
             flush(versions)
-            if serve:
+            if serve():
                 self.serve(number, "published")
         except BaseException as error:
             if written is not None and self.served_number() != number:
@@ -151,7 +153,9 @@ class Checkpoints:
         self, folder: Path, network: nn.Module, record: dict[str, Any], complete: Callable[[Path], dict[str, Any]]
     ) -> None:
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / _WEIGHTS)
-        write_json(folder / _RECORD, {**self.describe(), **record, **complete(folder)})
+        found = complete(folder)  # takes a while, in which another version may be chosen
+        before = {"served_before": self.served_number()}
+        write_json(folder / _RECORD, {**self.describe(), **before, **record, **found})
         flush(folder / _WEIGHTS)
         folder.chmod(0o755)
 
@@ -247,12 +251,13 @@ class Checkpoints:
             Conflict: the first key that differs, both values and what to do.
         """
         record = version.record
-        before = _decisive({**record, **(record.get("configuration") or {})})
-        now = _decisive(self.config.model_dump(mode="json"))
+        before = self._decisive({**record, **(record.get("configuration") or {})})
+        now = self._decisive(self._configuration())
         for key, value in before.items():
-            if _differ(value, now[key]):
+            wanted = now.get(key)
+            if _differ(value, wanted):
                 raise Conflict(
-                    f"{version} was trained for {key} {value}, the configuration has {now[key]}: train again, or put"
+                    f"{version} was trained for {key} {value}, the configuration has {wanted}: train again, or put"
                     f" the former {key} back into the model's YAML file"
                 )
 
@@ -261,10 +266,23 @@ class Checkpoints:
         return {
             "model": self.config.name,
             "labels": list(self.config.labels),
-            "configuration": self.config.model_dump(mode="json"),
+            "configuration": self._configuration(),
             "packages": {name: metadata.version(name) for name in _PACKAGES},
             "created": _now(),
         }
+
+    def _configuration(self) -> dict[str, Any]:
+        return {"task": self.config.task, **self.config.model_dump(mode="json")}
+
+    def _decisive(self, configuration: dict[str, Any]) -> dict[str, Any]:
+        """Return what of a configuration weights are only right for; a key that it lacks is left out."""
+        found = {key: configuration[key] for key in _DECISIVE if key in configuration}
+        found = {"task": configuration.get("task", "segmentation"), **found}  # records have it since there are two
+        if "patch_size" in configuration:
+            found["dimensions"] = 2 if configuration["patch_size"][2] == 1 else 3
+        if "network" in configuration:
+            found["network"] = _with_defaults(configuration["network"], self.config.network.registry)
+        return found
 
     def _pointer(self) -> dict[str, Any] | None:
         return read_json(self.folder / "current.json")
@@ -296,6 +314,26 @@ class Checkpoints:
         return Version(self.config.name, 0, weights, record)
 
 
+def tensors_of_served(model: str) -> dict[str, torch.Tensor]:
+    """Return the tensors of what is served of a model, whatever its configuration: for another one to start from.
+
+    Raises:
+        NotFound: nothing of that name is served.
+        BadInput: the weights are damaged.
+    """
+    pointer = read_json(folders.home() / "models" / model / "current.json") or {}
+    number = pointer.get("version") or 0
+    weights = folders.shipped_weights() / f"{model}.safetensors"
+    if number:
+        weights = folders.home() / "models" / model / "versions" / f"{int(number):04d}" / _WEIGHTS
+    if not weights.is_file():
+        raise NotFound(f"no version of a model {model!r} is served, so nothing can start from it: train it first")
+    try:
+        return load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise BadInput(f"the weights of {model} cannot be read: {error}") from error
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """Return a JSON file's object, or None where the file does not exist.
 
@@ -321,20 +359,10 @@ def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def _decisive(configuration: dict[str, Any]) -> dict[str, Any]:
-    """Return what of a configuration weights are only right for; a key that it lacks is left out."""
-    found = {key: configuration[key] for key in _DECISIVE if key in configuration}
-    if "patch_size" in configuration:
-        found["dimensions"] = 2 if configuration["patch_size"][2] == 1 else 3
-    if "network" in configuration:
-        found["network"] = _with_defaults(configuration["network"])
-    return found
-
-
-def _with_defaults(network: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(network: dict[str, Any], registry: Registry[Any]) -> dict[str, Any]:
     """Return a network's name and all of its options, those that are left out with their defaults."""
     try:
-        options = networks.options(network["name"]).model_validate(
+        options = registry.options(network["name"]).model_validate(
             {key: value for key, value in network.items() if key != "name"}, strict=False
         )
     except (LookupError, ValueError, LabelRoundsError):  # a network or an option that this release has no more

@@ -3,7 +3,8 @@
 import copy
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -23,23 +24,44 @@ Scores = dict[str, dict[str, float]]
 """Dice per label of cases, by image id; nan where a label is neither in the prediction nor in the truth."""
 
 
+def segment_cases(
+    network: SegmentationNetwork,
+    cases: Sequence[PreparedCase],
+    config: ModelConfig,
+    device: torch.device,
+    note: Callable[[str], None],
+) -> Iterator[tuple[dict[str, float], torch.Tensor] | TooLarge]:
+    """Yield each case's Dice per label and its prediction, or why the machine has not the memory for it."""
+    for case in cases:
+        try:
+            yield evaluate_case(network, case, config, device, note)
+        except TooLarge as error:
+            yield error
+
+
 def evaluate(
-    network: SegmentationNetwork, cases: list[PreparedCase], config: ModelConfig, note: Callable[[str], None]
+    network: Any,
+    cases: list[PreparedCase],
+    config: Any,
+    note: Callable[[str], None],
+    measured: Callable[..., Iterator[tuple[dict[str, float], torch.Tensor] | TooLarge]] = segment_cases,
 ) -> Scores:
-    """Return the Dice of cases, measured where the network is; one that no memory suffices for is left out, and noted.
+    """Return the scores of cases, measured where the network is; what no memory suffices for is left out, and noted.
 
     Args:
         network: the network to measure.
         cases: the cases to measure it on.
         config: the model.
         note: takes what a user should know of the cases that are left out.
+        measured: yields each case's scores, as its task measures them (`labelrounds.tasks`).
     """
     found: Scores = {}
-    for case in cases:
-        try:
-            found[case.image_id], _ = evaluate_case(network, case, config, device_of(network), logger.warning)
-        except TooLarge as error:
-            note(not_measured(error))
+    results = measured(network, cases, config, device_of(network), logger.warning)
+    for case, result in zip(cases, results, strict=True):
+        if isinstance(result, TooLarge):
+            note(not_measured(result))
+        else:
+            found[case.image_id] = result[0]
     return found
 
 

@@ -40,21 +40,21 @@ class Comparison:
     label_cases: dict[str, int]
     candidate: float
     served: float
+    measure: str = "Dice"
 
     @property
     def objection(self) -> str | None:
         """Why the candidate must not replace what is served; None when it may."""
         if self.difference < -TOLERATED_MEAN_LOSS - _ROUNDING:
             return (
-                f"mean Dice {self.candidate:.3f} is below the served version's {self.served:.3f} on the same"
+                f"mean {self.measure} {self.candidate:.3f} is below the served version's {self.served:.3f} on the same"
                 f" {self.cases} case(s), by {-self.difference:.3f} (allowed {TOLERATED_MEAN_LOSS})"
             )
         for label, change in self.per_label.items():
             if change < -TOLERATED_LABEL_LOSS - _ROUNDING:
                 return (
-                    f"Dice of {label} is {-change:.3f} below the served version's on the same {self.label_cases[label]}"
-                    f" case(s)"
-                    f" (allowed {TOLERATED_LABEL_LOSS})"
+                    f"{self.measure} of {label} is {-change:.3f} below the served version's on the same"
+                    f" {self.label_cases[label]} case(s) (allowed {TOLERATED_LABEL_LOSS})"
                 )
         return None
 
@@ -76,8 +76,8 @@ class Comparison:
         return f"Mean paired difference to the served version {self.difference:+.3f}{between}."
 
 
-def compare(candidate: Scores, served: Scores) -> Comparison:
-    """Compare the Dice of two versions on the same cases, in the same order.
+def compare(candidate: Scores, served: Scores, measure: str = "Dice") -> Comparison:
+    """Compare the scores of two versions, by a measure, on the same cases, in the same order.
 
     Where one finds a label that is not there and the other rightly finds none, the latter counts as 1; where both
     rightly find none, the label says nothing in that case.
@@ -98,6 +98,7 @@ def compare(candidate: Scores, served: Scores) -> Comparison:
         label_cases={label: len(of) for label, of in per_label.items()},
         candidate=of_candidate,
         served=of_served,
+        measure=measure,
     )
 
 

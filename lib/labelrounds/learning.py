@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from labelrounds import distributed
 from labelrounds.cases import PreparedCase
-from labelrounds.config import ModelConfig
 from labelrounds.devices import is_out_of_memory
 from labelrounds.errors import LabelRoundsError, TooLarge
-from labelrounds.evaluation import evaluate_case, mean_dice, mean_of, not_measured
+from labelrounds.evaluation import mean_dice, mean_of, not_measured
 from labelrounds.learning_state import LearningState, Standing, read_state, save_state
-from labelrounds.networks import SegmentationNetwork
+from labelrounds.sections import CommonConfig
+from labelrounds.tasks import task_of
 from labelrounds.training_steps import TrainingSteps, copy_weights
 
 logger = logging.getLogger(__name__)
@@ -66,9 +67,9 @@ class Epoch:
 
     Attributes:
         learning_rate: that of the epoch's last step.
-        dice: each label's mean over the validation cases; None where the epoch was not validated.
-        predictions: label maps ``(X, Y, Z)`` uint8 of the first validation cases, None for one that was left out; empty
-            where it was not validated.
+        dice: each label's mean of the task's measure over the validation cases; None where it was not validated.
+        predictions: of the first validation cases, label maps ``(X, Y, Z)`` uint8 or probabilities ``(K,)``, None for
+            one that was left out; empty where it was not validated.
     """
 
     number: int
@@ -84,7 +85,7 @@ class Epoch:
 class Outcome:
     """A finished or stopped training; ``network`` holds the best averaged weights, ``notes`` are ``Learner``'s."""
 
-    network: SegmentationNetwork
+    network: nn.Module
     epochs: int
     stopped: bool
     history: list[Epoch] = field(default_factory=list)
@@ -111,8 +112,8 @@ class Learner:
 
     def __init__(
         self,
-        config: ModelConfig,
-        network: SegmentationNetwork,
+        config: CommonConfig,
+        network: nn.Module,
         train: list[PreparedCase],
         validation: list[PreparedCase],
         device: torch.device,
@@ -222,13 +223,13 @@ class Learner:
         share = range(distributed.rank(), len(self._validation), distributed.processes())
         found: dict[int, tuple[dict[str, float], torch.Tensor | None]] = {}
         left_out: list[str] = []
-        for index in share:
-            case = self._validation[index]
-            try:
-                score, prediction = evaluate_case(self._network, case, self._config, self._steps.device, self._note)
-                found[index] = (score, prediction if index < _SHOWN_CASES else None)
-            except TooLarge as error:
-                left_out.append(not_measured(error))
+        cases = [self._validation[index] for index in share]
+        results = task_of(self._config).measured(self._network, cases, self._config, self._steps.device, self._note)
+        for index, result in zip(share, results, strict=True):
+            if isinstance(result, TooLarge):
+                left_out.append(not_measured(result))
+            else:
+                found[index] = (result[0], result[1] if index < _SHOWN_CASES else None)
         parts = distributed.gather((found, left_out))
         for note in (note for _, notes in parts for note in notes):
             self._note(note)

@@ -18,12 +18,12 @@ from labelrounds.checkpoints import Checkpoints, read_json, write_json
 from labelrounds.errors import BadInput, OutOfSpace
 from labelrounds.evaluation import mean_of
 from labelrounds.learning import Epoch
-from labelrounds.outlines import outlined_slices
+from labelrounds.tasks import Task
 
 logger = logging.getLogger(__name__)
 
 # What a training that goes on after a kill keeps showing.
-_CARRIED = ("run", "fingerprint", "history", "best_metric", "dice", "loss", "epoch", "total_epochs", "elapsed_s")
+_CARRIED = ("run", "fingerprint", "history", "best_metric", "loss", "epoch", "total_epochs", "elapsed_s")
 
 
 class Progress:
@@ -58,12 +58,12 @@ class Watch:
     validation Dice of the training whose result is published.
     """
 
-    def __init__(self, checkpoints: Checkpoints, resumable: bool) -> None:
+    def __init__(self, checkpoints: Checkpoints, resumable: bool, task: Task) -> None:
         self.progress = Progress(checkpoints)
-        self._folder = checkpoints.folder / "tensorboard"
+        self._folder, self._task = checkpoints.folder / "tensorboard", task
         self._started = time.time()
         earlier = self.progress.read() if resumable else {}
-        self.progress.content = {key: earlier[key] for key in _CARRIED if key in earlier}
+        self.progress.content = {key: earlier[key] for key in (*_CARRIED, task.key) if key in earlier}
         self._spent_before = 0.0
         self._seconds: deque[float] = deque(maxlen=10)
         self._before = 0  # epochs of the trainings that have ended
@@ -89,11 +89,11 @@ class Watch:
         if content.get("fingerprint") == fingerprint:
             self._spent_before = float(content.get("elapsed_s", 0.0))
         else:
-            for key in ("run", "history", "dice", "loss", "elapsed_s"):
+            for key in ("run", "history", self._task.key, "loss", "elapsed_s"):
                 content.pop(key, None)
             content |= {"epoch": 0, "best_metric": 0.0, "run": time.strftime("%Y%m%d-%H%M%S")}
         self.progress.write(fingerprint=fingerprint, status="training", stage="training", total_epochs=epochs, **about)
-        return Board(self._folder / content["run"])
+        return Board(self._folder / content["run"], self._task)
 
     def epoch(self, epoch: Epoch) -> None:
         """Take in an epoch of the training whose result is published."""
@@ -103,10 +103,10 @@ class Watch:
             mean = mean_of(epoch.dice)
             kept = [entry for entry in content.get("history", []) if entry[0] < epoch.number]
             measured = [] if math.isnan(mean) else [[epoch.number, round(mean, 4)]]
-            figures |= {"dice": rounded(epoch.dice), "history": [*kept, *measured]}
-            figures["best_metric"] = max((dice for _, dice in figures["history"]), default=0.0)
+            figures |= {self._task.key: rounded(epoch.dice), "history": [*kept, *measured]}
+            figures["best_metric"] = max((mean for _, mean in figures["history"]), default=0.0)
         self.progress.write(**figures)
-        shown = f", Dice {_as_text(mean_of(epoch.dice))}" if epoch.dice else ""
+        shown = f", {self._task.measure} {_as_text(mean_of(epoch.dice))}" if epoch.dice else ""
         print(
             f"epoch {epoch.number}/{epoch.total}: loss {epoch.loss:.3f}{shown}, {epoch.seconds:.1f} s,"
             f" {figures['eta_s']:.0f} s left",
@@ -141,13 +141,13 @@ class Watch:
 class Board:
     """A run's curves and pictures for TensorBoard; a resumed run goes on in the same folder."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, task: Task) -> None:
+        self._folder, self._task = folder, task
         self._writer: SummaryWriter | None = None
         self._try(self._open)
 
     def epoch(self, epoch: Epoch, validation: list[PreparedCase]) -> None:
-        """Add an epoch's loss, learning rate and Dice, and the outlines of what it predicts on validation cases."""
+        """Add an epoch's loss, learning rate and scores, and a picture of what it predicts on validation cases."""
         self._try(lambda: self._add(epoch, validation))
 
     def close(self) -> None:
@@ -165,13 +165,11 @@ class Board:
         shares = {**epoch.dice, "mean": mean_of(epoch.dice)} if epoch.dice else {}
         for name, dice in shares.items():
             if not math.isnan(dice):
-                self._writer.add_scalar(f"dice/{name}", dice, epoch.number)
+                self._writer.add_scalar(f"{self._task.key}/{name}", dice, epoch.number)
         if epoch.predictions:
-            shown = zip(validation, epoch.predictions, strict=False)
-            outlined = [(case.image[0], case.label, found) for case, found in shown if found is not None]
-            if outlined:
-                picture = torch.from_numpy(outlined_slices(outlined))
-                self._writer.add_image("validation", picture, epoch.number, dataformats="HWC")
+            picture = self._task.picture(validation, epoch.predictions)
+            if picture is not None:
+                self._writer.add_image("validation", torch.from_numpy(picture), epoch.number, dataformats="HWC")
 
     def _try(self, write: Any) -> None:
         try:

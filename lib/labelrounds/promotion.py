@@ -5,37 +5,33 @@ training cases. Test cases are reported, and decide nothing. What is published k
 it on this machine.
 """
 
-import copy
 import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from labelrounds import distributed
+from torch import nn
+
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.config import AUTO, ModelConfig
-from labelrounds.devices import choose_device, device_of
+from labelrounds.devices import device_of
 from labelrounds.errors import TooLarge
 from labelrounds.evaluation import Scores, mean_dice, mean_of, scores_as_json
 from labelrounds.judging import Comparison, compare
 from labelrounds.learning import Outcome
-from labelrounds.networks import SegmentationNetwork
 from labelrounds.policies import labels_at_full, learnt_from, unseen
 from labelrounds.progress import rounded
-from labelrounds.runtime_choice import calibration_windows, excerpts, machine, measure, write_measurement
-from labelrounds.runtimes import Subject, runtimes
 from labelrounds.splits import RULE, TEST, TRAIN, VALIDATION
+from labelrounds.tasks import task_of
 from labelrounds.training_plan import TrainingPlan, named_few, network_of
 
 logger = logging.getLogger(__name__)
 
 _FEWEST_FOR_A_CLAIM = 5
 
-Measure = Callable[[SegmentationNetwork, list[PreparedCase]], Scores]
+Measure = Callable[[nn.Module, list[PreparedCase]], Scores]
 """Scores a network on cases; one that can't be measured is left out, and noted in the plan."""
 
 
@@ -75,30 +71,34 @@ def promote(
         TooLarge: no case to compare it on with what is served fits into memory.
         OutOfSpace: the version could not be written; the one served before stays.
     """
+    task = task_of(checkpoints.config)
     judgement = _judge(plan, outcome.network, out_of_fold, measure, checkpoints)
     dice = mean_dice(list(judgement.scores.values()))
     result: dict[str, Any] = {
         "best_metric": 0.0 if math.isnan(mean_of(dice)) else round(mean_of(dice), 4),
-        "dice": rounded(dice),
-        "dice_before": rounded(judgement.dice_before) if judgement.dice_before is not None else None,
+        task.key: rounded(dice),
+        f"{task.key}_before": rounded(judgement.dice_before) if judgement.dice_before is not None else None,
         "comparison": judgement.comparison.figures() if judgement.comparison else None,
         "judged_on": judgement.claim,
         "judged_by": judgement.kind,
         "notes": plan.notes,
+        "skipped": plan.skipped,
     }
     if missed := [label for label, value in dice.items() if value == 0]:
-        plan.note(f"finds no voxel right of {', '.join(missed)} in any of the cases that it is judged on")
+        plan.note(f"finds nothing right of {', '.join(missed)} in any of the cases that it is judged on")
     remarks = "".join(f" {_sentence(note)}" for note in plan.notes)
     remarks += f" Skipped {len(plan.skipped)}: {named_few(plan.skipped)}." if plan.skipped else ""
     objection = judgement.comparison.objection if judgement.comparison else None
     if objection is not None:
         return {**result, "published": None, "message": f"Not published: {objection}. {judgement.claim}{remarks}"}
     result |= _tested(plan, outcome.network, measure, checkpoints)
-    serve = checkpoints.served_number() == plan.served_number
     lineage = _lineage(plan, outcome, checkpoints.config.training.seed, elapsed_s())
     record = {**result, **lineage, "scores": scores_as_json(judgement.scores)}
-    choose = partial(_choose_runtime, plan, outcome, checkpoints.config)
-    version = checkpoints.publish(outcome.network, record, serve, choose)
+    choose = partial(task.complete, plan, outcome, checkpoints.config)
+    version = checkpoints.publish(
+        outcome.network, record, lambda: checkpoints.served_number() == plan.served_number, choose
+    )
+    serve = checkpoints.served_number() == version.number
     what = f"Published version {version.number}."
     if not serve:
         what = (
@@ -113,7 +113,7 @@ def promote(
 
 
 def _judge(
-    plan: TrainingPlan, network: SegmentationNetwork, out_of_fold: Scores, measure: Measure, checkpoints: Checkpoints
+    plan: TrainingPlan, network: nn.Module, out_of_fold: Scores, measure: Measure, checkpoints: Checkpoints
 ) -> _Judgement:
     """Score the result on the cases that say most about it, and compare it with what is served."""
     training, validation = plan.parts[TRAIN], plan.parts[VALIDATION]
@@ -144,7 +144,9 @@ def _judge(
             f"not published: none of the {len(cases)} case(s) to compare it with the served version on fits into"
             f" memory ({'; '.join(plan.notes)})"
         )
-    comparison = compare([candidate[image] for image in both], [served[image] for image in both])
+    comparison = compare(
+        [candidate[image] for image in both], [served[image] for image in both], task_of(checkpoints.config).measure
+    )
     before = mean_dice(list(served.values()))
     return _Judgement(scores, kind, f"{claim}.{remark} {comparison}", comparison, before)
 
@@ -169,18 +171,16 @@ def _comparable(plan: TrainingPlan, judged: list[PreparedCase]) -> tuple[list[Pr
     return cases, ""
 
 
-def _tested(
-    plan: TrainingPlan, network: SegmentationNetwork, measure: Measure, checkpoints: Checkpoints
-) -> dict[str, Any]:
-    """Return the Dice on the test cases, which decide nothing, of the result and of what is served."""
-    cases = plan.parts[TEST]
+def _tested(plan: TrainingPlan, network: nn.Module, measure: Measure, checkpoints: Checkpoints) -> dict[str, Any]:
+    """Return the scores on the test cases, which decide nothing, of the result and of what is served."""
+    cases, key = plan.parts[TEST], task_of(checkpoints.config).key
     if not cases:
-        return {"dice_test": None, "dice_test_before": None}
-    found = {"dice_test": rounded(mean_dice(list(measure(network, cases).values())))}
+        return {f"{key}_test": None, f"{key}_test_before": None}
+    found = {f"{key}_test": rounded(mean_dice(list(measure(network, cases).values())))}
     if plan.served is None:
-        return {**found, "dice_test_before": None}
+        return {**found, f"{key}_test_before": None}
     served = network_of(plan.served, checkpoints).to(device_of(network))
-    return {**found, "dice_test_before": rounded(mean_dice(list(measure(served, cases).values())))}
+    return {**found, f"{key}_test_before": rounded(mean_dice(list(measure(served, cases).values())))}
 
 
 def _lineage(plan: TrainingPlan, outcome: Outcome, seed: int, wall_time_s: float) -> dict[str, Any]:
@@ -202,31 +202,6 @@ def _lineage(plan: TrainingPlan, outcome: Outcome, seed: int, wall_time_s: float
         "device": str(device_of(outcome.network)),
         "wall_time_s": wall_time_s,
     }
-
-
-def _choose_runtime(plan: TrainingPlan, outcome: Outcome, config: ModelConfig, folder: Path) -> dict[str, Any]:
-    """Measure the runtimes of a version that is being written, and return what its record says of them.
-
-    Nothing where that fails, or who has stopped the training waits, or the processes of a training share the cores: a
-    server then measures them. One that is forced is only built, for what it keeps beside the version.
-    """
-    if outcome.stopped or distributed.launched():
-        return {}
-    device = choose_device()
-    training = plan.parts[TRAIN]
-    try:
-        network = copy.deepcopy(outcome.network).cpu()
-        subject = Subject(network, config, device, folder, calibration_windows(training, config))
-        if config.inference.runtime != AUTO:
-            runtimes.get(config.inference.runtime)(subject)
-            return {}
-        measured, _ = measure(subject, excerpts(plan.parts[VALIDATION] or training, config))
-    except Exception as error:  # whatever it is, what was trained is published
-        logger.warning("The runtimes of %s are not measured: %s", config.name, error)
-        return {}
-    write_measurement(folder, device, measured)
-    known = {"chosen": measured.chosen, **measured.summary(measured.chosen)}
-    return {"runtime": {"machine": machine(device), **known}}
 
 
 def _sentence(note: str) -> str:

@@ -13,11 +13,12 @@ import torch
 
 from labelrounds import distributed
 from labelrounds.cases import PreparedCase, prepare_cases
-from labelrounds.config import ModelConfig
 from labelrounds.errors import Conflict
 from labelrounds.learning import Diverged, Learner, Schedule
 from labelrounds.networks import build_network
+from labelrounds.sections import CommonConfig
 from labelrounds.store import LabelledCase
+from labelrounds.tasks import task_of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def dismiss() -> None:
     distributed.share(None)
 
 
-def follow(config: ModelConfig, items: list[LabelledCase], device: torch.device) -> None:
+def follow(config: CommonConfig, items: list[LabelledCase], device: torch.device) -> None:
     """Take part in the runs of process 0 until there is no further one.
 
     Cases are prepared as they are needed: then process 0 has them in the cache of a machine that both work on.
@@ -63,7 +64,7 @@ def follow(config: ModelConfig, items: list[LabelledCase], device: torch.device)
         if run is None:
             return
         wanted = {image for image, _ in [*run.train, *run.validation]} - set(known)
-        cases, _ = prepare_cases([item for item in items if item.image_id in wanted], config)
+        cases, _ = prepare_cases([item for item in items if item.image_id in wanted], config, task_of(config).tensors)
         known |= {case.image_id: case for case in cases}
         train, validation = _found(run.train, known), _found(run.validation, known)
         learner = Learner(config, build_network(config), train, validation, device, run.schedule, weights=run.weights)

@@ -20,22 +20,23 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from monailabel.interfaces.tasks.train import TrainTask
+from torch import nn
 
 from labelrounds import distributed
 from labelrounds.cases import PreparedCase, prepare_cases
 from labelrounds.checkpoints import Checkpoints, read_json, write_json
-from labelrounds.config import ModelConfig
 from labelrounds.cross_validation import cross_validate
 from labelrounds.devices import available_devices
 from labelrounds.errors import BadInput, Busy, LabelRoundsError
 from labelrounds.evaluation import Scores, evaluate
 from labelrounds.learning import Diverged, Epoch, Learner, Outcome, Schedule
-from labelrounds.networks import SegmentationNetwork
 from labelrounds.policies import POLICIES, is_new, learnt_from
 from labelrounds.progress import Board, Progress, Watch
 from labelrounds.promotion import promote
+from labelrounds.sections import CommonConfig
 from labelrounds.splits import TRAIN, VALIDATION
 from labelrounds.store import LabelledCase
+from labelrounds.tasks import label_tag_of, task_of
 from labelrounds.together import dismiss, follow, lead
 from labelrounds.training_plan import TrainingPlan, make_plan, network_of
 from labelrounds.training_request import TrainingRequest
@@ -49,10 +50,10 @@ _NEW_DRAWN = 2.0
 _PATIENT_SHARE, _FEWEST_PATIENT = 0.6, 5
 
 
-class SegmentationTrainer(TrainTask):
+class Trainer(TrainTask):
     """Trains one configured model on the labels that were submitted."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CommonConfig) -> None:
         super().__init__(f"Train {config.name}: {config.description}")
         self.model = config
         self.progress = Progress(Checkpoints(config))
@@ -74,11 +75,11 @@ class SegmentationTrainer(TrainTask):
             LabelRoundsError: a wrong request, no usable label, or a training of this model that runs already.
         """
         wanted = TrainingRequest.parse(request, self.model)
-        return train_model(self.model, datastore.training_items(), wanted, stopped)
+        return train_model(self.model, datastore.training_items(label_tag_of(self.model)), wanted, stopped)
 
 
 def train_model(
-    config: ModelConfig, items: list[LabelledCase], wanted: TrainingRequest, stopped: Callable[[], bool]
+    config: CommonConfig, items: list[LabelledCase], wanted: TrainingRequest, stopped: Callable[[], bool]
 ) -> dict[str, Any]:
     """Train a model on labelled cases and publish the result if it is not worse than what is served.
 
@@ -104,7 +105,7 @@ def train_model(
 
 
 def _train_and_publish(
-    config: ModelConfig,
+    config: CommonConfig,
     items: list[LabelledCase],
     wanted: TrainingRequest,
     device: torch.device,
@@ -127,17 +128,17 @@ class _Training:
 
     def __init__(
         self,
-        config: ModelConfig,
+        config: CommonConfig,
         checkpoints: Checkpoints,
         wanted: TrainingRequest,
         device: torch.device,
         stopped: Callable[[], bool],
     ) -> None:
         self._config, self._checkpoints, self._wanted, self._stopped = config, checkpoints, wanted, stopped
-        self._device = device
+        self._device, self._task = device, task_of(config)
         self._state, self._folds = checkpoints.folder / "state.safetensors", checkpoints.folder / "folds.json"
         self._begun = checkpoints.folder / "begun.json"
-        self._watch = Watch(checkpoints, resumable=self._state.is_file())
+        self._watch = Watch(checkpoints, resumable=self._state.is_file(), task=self._task)
 
     def run(self, items: list[LabelledCase]) -> dict[str, Any]:
         """Prepare, train, judge and publish."""
@@ -152,14 +153,17 @@ class _Training:
         return {"status": status, **result}
 
     def _run(self, items: list[LabelledCase]) -> dict[str, Any]:
-        cases, skipped = prepare_cases(self._counted(items), self._config)
+        cases, skipped = prepare_cases(self._counted(items), self._config, self._task.tensors)
         if self._stopped():
             return {"published": None, "message": "Stopped while the cases were prepared; nothing was published."}
-        cases, remark = self._as_begun(cases)
+        begun = self._read_begun() if self._state.is_file() else {}
+        cases, remark = self._as_begun(cases, begun.get("cases", {}))
         plan = make_plan(self._checkpoints, self._wanted, cases, skipped)
+        if not remark and begun.get("fingerprint", plan.fingerprint) != plan.fingerprint:
+            remark = "began anew, as the settings are others than those of the training that was interrupted"
         if remark:
             plan.note(remark)
-        self._write_begun(cases)
+        self._write_begun(plan, cases)
         board = self._watch.training(
             plan.fingerprint,
             plan.all_epochs,
@@ -202,13 +206,12 @@ class _Training:
             self._watch.stage(f"preparing case {number} of {len(items)}")
             yield item
 
-    def _as_begun(self, cases: list[PreparedCase]) -> tuple[list[PreparedCase], str]:
+    def _as_begun(self, cases: list[PreparedCase], begun: dict[str, str]) -> tuple[list[PreparedCase], str]:
         """Return the cases to train on, and what to say of an interrupted training that had others.
 
         Labels are submitted while a training runs. If a server that was killed began anew with them at its next start,
         hours would be lost; so it goes on with those that the training had begun with, as long as they are the same.
         """
-        begun = self._read_begun() if self._state.is_file() else {}
         same = [case for case in cases if begun.get(case.image_id) == case.key]
         if not begun or len(same) == len(begun) == len(cases):
             return cases, ""
@@ -217,16 +220,17 @@ class _Training:
             return same, f"went on with its {len(same)} cases; {later} submitted since wait for the next training"
         return cases, "began anew, as the labels are others than those of the training that was interrupted"
 
-    def _read_begun(self) -> dict[str, str]:
+    def _read_begun(self) -> dict[str, Any]:
         try:
-            return dict((read_json(self._begun) or {}).get("cases", {}))
+            return read_json(self._begun) or {}
         except BadInput as error:
             logger.warning("Begin with all cases: %s", error)
             return {}
 
-    def _write_begun(self, cases: list[PreparedCase]) -> None:
+    def _write_begun(self, plan: TrainingPlan, cases: list[PreparedCase]) -> None:
         try:
-            write_json(self._begun, {"cases": {case.image_id: case.key for case in cases}})
+            known = {case.image_id: case.key for case in cases}
+            write_json(self._begun, {"fingerprint": plan.fingerprint, "cases": known})
         except (OSError, LabelRoundsError) as error:
             logger.warning("After a kill it goes on only if no label is submitted until then: %s", error)
 
@@ -242,7 +246,7 @@ class _Training:
     def _train(
         self,
         plan: TrainingPlan,
-        network: SegmentationNetwork,
+        network: nn.Module,
         train: list[PreparedCase],
         validation: list[PreparedCase],
         epochs: int,
@@ -294,6 +298,6 @@ class _Training:
 
         return cross_validate(plan, self._folds, self._watch, leave_out, self._stopped)
 
-    def _measure(self, plan: TrainingPlan, network: SegmentationNetwork, cases: list[PreparedCase]) -> Scores:
-        """Return the Dice of cases; one that no memory suffices for is left out, and noted."""
-        return evaluate(network, cases, self._config, plan.note)
+    def _measure(self, plan: TrainingPlan, network: nn.Module, cases: list[PreparedCase]) -> Scores:
+        """Return the scores of cases; one that no memory suffices for is left out, and noted."""
+        return evaluate(network, cases, self._config, plan.note, self._task.measured)

@@ -13,15 +13,17 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from labelrounds import __version__
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints, Version
-from labelrounds.config import ModelConfig
 from labelrounds.errors import Conflict, LabelRoundsError
-from labelrounds.networks import SegmentationNetwork, build_network
+from labelrounds.networks import build_network
 from labelrounds.policies import QUICK, choose_policy, learnt_from, unseen
+from labelrounds.sections import CommonConfig
 from labelrounds.splits import FEWEST_HELD_BACK, TEST, TRAIN, VALIDATION, assign_parts, position
+from labelrounds.tasks import task_of
 from labelrounds.training_request import TrainingRequest
 
 logger = logging.getLogger(__name__)
@@ -52,7 +54,7 @@ class TrainingPlan:
     served: Version | None
     served_number: int | None
     parent: Version | None
-    start: SegmentationNetwork
+    start: nn.Module
     policy: str
     reason: str
     epochs: int
@@ -62,8 +64,13 @@ class TrainingPlan:
 
     @property
     def fold_epochs(self) -> int:
-        """Epochs of each cross-validation training: as many where it is compared with what is served, else a third."""
-        return self.epochs if self.served is not None else math.ceil(self.epochs / 3)
+        """Epochs of each cross-validation training: as many where it is compared with what is served, else a third.
+
+        It is compared on what the served version has not learnt from, if there is any.
+        """
+        judged = [case for group in self.left_out for case in group]
+        compared = self.served is not None and unseen(judged, learnt_from(self.served))
+        return self.epochs if compared else math.ceil(self.epochs / 3)
 
     @property
     def all_epochs(self) -> int:
@@ -131,11 +138,11 @@ def make_plan(
         epochs=epochs,
         left_out=[] if parts[VALIDATION] else _folds(parts[TRAIN], learnt_from(parent)),
         fingerprint=_fingerprint(config, [policy, epochs, served.number if served else None], parts),
-        notes=notes + _absent(config, parts[TRAIN]),
+        notes=notes + task_of(config).remarks(parts[TRAIN], config),
     )
 
 
-def network_of(version: Version | None, checkpoints: Checkpoints) -> SegmentationNetwork:
+def network_of(version: Version | None, checkpoints: Checkpoints) -> nn.Module:
     """Return a version's network, or for None one whose weights are drawn by the seed.
 
     Raises:
@@ -143,9 +150,11 @@ def network_of(version: Version | None, checkpoints: Checkpoints) -> Segmentatio
         BadInput: its weights are damaged.
     """
     torch.manual_seed(checkpoints.config.training.seed)
-    network = build_network(checkpoints.config)
+    network: nn.Module = build_network(checkpoints.config)
     if version is not None:
         checkpoints.load(version, network)
+    else:
+        task_of(checkpoints.config).initialise(network, checkpoints.config)
     return network
 
 
@@ -155,21 +164,19 @@ def named_few(skipped: dict[str, str]) -> str:
     return "; ".join(named) + (f"; and {len(skipped) - 3} more" if len(skipped) > 3 else "")
 
 
-def _check_usable(config: ModelConfig, cases: list[PreparedCase], skipped: dict[str, str]) -> None:
+def _check_usable(config: CommonConfig, cases: list[PreparedCase], skipped: dict[str, str]) -> None:
     reasons = f" (skipped {named_few(skipped)})" if skipped else ""
     if not cases:
         raise Conflict(
             f"nothing to train {config.name} on: {len(skipped)} labels submitted, 0 usable; submit labels for"
             f" {', '.join(config.labels)}{reasons}"
         )
-    if not any(case.foreground for case in cases):
-        raise Conflict(
-            f"nothing to train {config.name} on: all of the {len(cases)} usable labels are empty, without a"
-            f" voxel of {', '.join(config.labels)}{reasons}"
-        )
+    obstacle = task_of(config).obstacle(cases, config)
+    if obstacle is not None:
+        raise Conflict(f"nothing to train {config.name} on: {obstacle}{reasons}")
 
 
-def _served_network(checkpoints: Checkpoints, notes: list[str]) -> tuple[Version | None, SegmentationNetwork]:
+def _served_network(checkpoints: Checkpoints, notes: list[str]) -> tuple[Version | None, nn.Module]:
     """Return the served version with its network; None and an untrained one where there is none that fits."""
     try:
         served = checkpoints.current()
@@ -200,7 +207,7 @@ def _folds(cases: list[PreparedCase], learnt: dict[str, str]) -> list[list[Prepa
     return [[case for case in fresh if case.patient in patients[index::count]] for index in range(count)]
 
 
-def _fingerprint(config: ModelConfig, decided: list[object], parts: dict[str, list[PreparedCase]]) -> str:
+def _fingerprint(config: CommonConfig, decided: list[object], parts: dict[str, list[PreparedCase]]) -> str:
     about = [
         config.model_dump(mode="json"),
         decided,
@@ -208,12 +215,3 @@ def _fingerprint(config: ModelConfig, decided: list[object], parts: dict[str, li
         __version__,
     ]
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-
-
-def _absent(config: ModelConfig, cases: list[PreparedCase]) -> list[str]:
-    """Say which labels cannot be learnt, as no training case has a voxel of them, and which cases are empty."""
-    present = {int(value) for case in cases for value in case.label.unique()}
-    absent = [name for name, value in config.label_values.items() if value not in present]
-    notes = [f"no training case has a voxel of {', '.join(absent)}"] if absent else []
-    empty = [case.image_id for case in cases if not case.foreground]
-    return notes + ([f"empty labels, learnt as patients without any: {', '.join(empty)}"] if empty else [])

@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from labelrounds.config import MOST_EPOCHS, ModelConfig
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput
 from labelrounds.policies import AUTO, POLICIES, QUICK
+from labelrounds.sections import MOST_EPOCHS, CommonConfig
 
 _REQUEST_KEYS = {"model", "device", "epochs", "policy", "processes", "resumed", "client_id"}
 
@@ -32,7 +32,7 @@ class TrainingRequest:
     resumed: bool = False
 
     @classmethod
-    def parse(cls, request: dict[str, Any], config: ModelConfig) -> "TrainingRequest":
+    def parse(cls, request: dict[str, Any], config: CommonConfig) -> "TrainingRequest":
         """Check a request before any process is started for it; 0 epochs, as clients show it, are the policy's own.
 
         Raises:
@@ -56,13 +56,13 @@ class TrainingRequest:
             raise BadInput(f"resumed {resumed!r} is not true or false")
         return cls(str(policy), epochs or None, str(device), processes, resumed)
 
-    def epochs_of(self, policy: str, config: ModelConfig) -> int:
+    def epochs_of(self, policy: str, config: CommonConfig) -> int:
         """Return how many epochs a policy trains."""
         own = config.training.quick_epochs if policy == QUICK else config.training.epochs
         return self.epochs or own
 
 
-def _processes(wanted: object, asked_device: object, device: torch.device, config: ModelConfig) -> int:
+def _processes(wanted: object, asked_device: object, device: torch.device, config: CommonConfig) -> int:
     """Return how many processes train together: as many as asked for, or one for each GPU unless one was chosen.
 
     Raises:

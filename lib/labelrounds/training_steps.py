@@ -7,19 +7,18 @@ together what one would.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
 from labelrounds import distributed
-from labelrounds.cases import PatchSampler, PreparedCase
-from labelrounds.config import ModelConfig
+from labelrounds.cases import PreparedCase
 from labelrounds.devices import autocast, is_out_of_memory, place, sound_gradients
 from labelrounds.errors import Conflict, LabelRoundsError
 from labelrounds.learning_state import LearningState, Tensors
-from labelrounds.losses import supervised_loss
-from labelrounds.networks import SegmentationNetwork
-from labelrounds.networks.base import lowest_shape
+from labelrounds.sections import CommonConfig
+from labelrounds.tasks import task_of
 
 _CPU = torch.device("cpu")
 _GRADIENT_LIMIT = 12.0
@@ -50,8 +49,8 @@ class TrainingSteps:
 
     def __init__(
         self,
-        config: ModelConfig,
-        network: SegmentationNetwork,
+        config: CommonConfig,
+        network: nn.Module,
         cases: list[PreparedCase],
         device: torch.device,
         total: int,
@@ -64,13 +63,16 @@ class TrainingSteps:
                 f" start at most {config.training.batch_size}, or choose a larger batch_size"
             )
         self._config, self._network, self._cases, self._weights = config, network, cases, weights
-        self._total, self._note = total, note
+        self._total, self._note, self._task = total, note, task_of(config)
+        self._loss = self._task.loss(cases, config)
         self.batch_size = config.training.batch_size
         self.average: Tensors
         self.best: Tensors
         self._set_up(device)
         # Each step sets the rate.
-        self._optimizer = torch.optim.AdamW(network.parameters(), weight_decay=config.training.weight_decay)
+        self._optimizer = torch.optim.AdamW(
+            self._task.groups(network, config), weight_decay=config.training.weight_decay
+        )
 
     def take(self, step: int, rate: float) -> float:
         """Take a step by a learning rate and return its loss; nan, and nothing changed, where there is no finite one.
@@ -95,7 +97,7 @@ class TrainingSteps:
             self._restore(buffers)
         else:
             for group in self._optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             self._optimizer.step()
             self._follow(step)
         return loss
@@ -159,8 +161,8 @@ class TrainingSteps:
         """Place the network and the cases on a device."""
         self.device = device
         place(self._network, device, self._config.dimensions)
-        self._sound = sound_gradients(self._network, lowest_shape(self._config)[0], device)
-        self._sampler = PatchSampler(self._cases, self._config, device, self._weights)
+        self._sound = sound_gradients(self._network, self._task.shortest(self._config), device)
+        self._sampler = self._task.sampler(self._cases, self._config, device, self._weights)
         self._supervised = distributed.synchronised(_Supervised(self._network), device)
 
     @torch.no_grad()
@@ -201,7 +203,7 @@ class TrainingSteps:
         images, labels = self._sampler.draw(self._generators(step))
         with autocast(self.device, self._sound):
             levels = self._supervised(images.contiguous())
-        loss = supervised_loss(levels, labels)
+        loss = self._loss(levels, labels)
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self._network.parameters(), _GRADIENT_LIMIT)
@@ -228,15 +230,16 @@ class TrainingSteps:
 class _Supervised(nn.Module):
     """What training calls: the logits of all supervised levels."""
 
-    def __init__(self, network: SegmentationNetwork) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         """Return the network's ``forward_levels``."""
-        return self.network.forward_levels(images)
+        levels: list[torch.Tensor] = self.network.forward_levels(images)
+        return levels
 
 
-def copy_weights(network: SegmentationNetwork) -> Tensors:
+def copy_weights(network: nn.Module) -> Tensors:
     """Return a network's tensors as they are now, by name; later training does not change them."""
     return {name: value.detach().clone() for name, value in network.state_dict().items()}

@@ -458,7 +458,7 @@ def test_a_damaged_served_version_can_be_rolled_back(checkpoints, config, damage
 
 def test_a_version_may_be_kept_without_being_served(checkpoints, config):
     checkpoints.publish(network_of(config, 1), {})
-    assert checkpoints.publish(network_of(config, 2), {}, serve=False).number == 2
+    assert checkpoints.publish(network_of(config, 2), {}, serve=lambda: False).number == 2
     assert checkpoints.current().number == 1
     assert checkpoints.rollback(2)[1].number == 2
 

@@ -48,6 +48,17 @@ def test_cross_validation_changes_nothing_in_what_is_published(config, studies, 
     assert bytes_of(Checkpoints(config).current()) == whole
 
 
+def test_where_the_served_version_knows_all_patients_cross_validation_is_as_short_as_without_one(
+    config, studies, recorder
+):
+    train_model(config, studies[:4], wanted(3), never)
+    recorder.trainings.clear()
+    result = train_model(config, studies[:4], wanted(3, "full"), never)
+    assert "Compared on the training cases." in result["judged_on"]
+    first, *others = recorder.trainings
+    assert first["schedule"].epochs == 3 and [one["schedule"].epochs for one in others] == [1] * 4
+
+
 def test_all_images_of_a_patient_are_left_out_together(config, studies, tmp_path, recorder):
     again = labelled(tmp_path, "follow_up", 50, patient=NAMES[0])
     train_model(config, [*studies[:3], again], wanted(), never)

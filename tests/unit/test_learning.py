@@ -8,7 +8,7 @@ import pytest
 import torch
 from learners import StopAfter, dice_of, epochs_of, learner, never, same, scripted, weights
 
-from labelrounds import evaluation, training_steps
+from labelrounds import evaluation, tasks
 from labelrounds.errors import LabelRoundsError, TooLarge
 from labelrounds.evaluation import evaluate_case, mean_of
 from labelrounds.learning import Schedule
@@ -198,9 +198,7 @@ def test_without_validation_cases_the_last_average_counts(make_small, cases):
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_training_that_diverges_ends_with_advice(make_small, cases, monkeypatch, value):
     run = learner(make_small(), cases)
-    monkeypatch.setattr(
-        training_steps, "supervised_loss", lambda levels, labels: supervised_loss(levels, labels) * value
-    )
+    monkeypatch.setattr(tasks, "supervised_loss", lambda levels, labels: supervised_loss(levels, labels) * value)
     with pytest.raises(LabelRoundsError, match=r"diverges.*epoch 1.*learning_rate below 0\.01"):
         epochs_of(run)
 

@@ -7,7 +7,7 @@ from learners import never
 from training_runs import NAMES, bytes_of, full, labelled, progress_of, reported, wanted
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import evaluation, promotion, runtime_choice, training
+from labelrounds import evaluation, promotion, runtime_choice, tasks, training
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.devices import choose_device
 from labelrounds.errors import OutOfSpace, TooLarge
@@ -48,11 +48,11 @@ def test_a_worse_result_is_not_published(config, studies, monkeypatch):
     train_model(config, studies, wanted(), never)
     true_evaluate, served, judged = training.evaluate, Checkpoints(config).current(), []
 
-    def flattering(network, cases, config, note):
+    def flattering(network, cases, config, note, measured):
         """The second network that is judged is the served one; it finds everything."""
         if not any(network is known for known in judged):
             judged.append(network)
-        scores = true_evaluate(network, cases, config, note)
+        scores = true_evaluate(network, cases, config, note, measured)
         if network is not judged[-1] or not judged[1:]:
             return scores
         return {image: dict.fromkeys(score, 0.99) for image, score in scores.items()}
@@ -122,9 +122,9 @@ def test_a_rollback_during_a_training_is_not_undone_by_its_end(config, studies, 
     train_model(config, studies, wanted(), never)
     Checkpoints(config).publish(build_network(config), {})
 
-    def rolled_back(candidate, served):
+    def rolled_back(candidate, served, measure):
         Checkpoints(config).rollback()
-        return compare(candidate, served)
+        return compare(candidate, served, measure)
 
     monkeypatch.setattr(promotion, "compare", rolled_back)
     result = train_model(config, studies, wanted(1, "full"), never)
@@ -195,12 +195,29 @@ def test_a_version_is_published_with_its_quickest_runtime_which_its_record_tells
     assert told["lowest_dice"] >= 0.995 and told["speedup"] == measured.runtimes[measured.chosen].speedup
 
 
+def test_a_rollback_while_a_version_is_written_is_not_undone_and_is_what_a_rollback_goes_back_to(
+    config, studies, monkeypatch
+):
+    train_model(config, studies, wanted(), never)
+    Checkpoints(config).publish(build_network(config), {})
+
+    def measure(subject, images):
+        Checkpoints(config).rollback()
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(tasks, "measure", measure)
+    result = train_model(config, studies, wanted(1, "full"), never)
+    assert Checkpoints(config).current().number == 1
+    assert result["published"] is None and "Version 3 is kept but not served" in result["message"]
+    assert Checkpoints(config).version(3).record["served_before"] == 1
+
+
 def test_a_measurement_that_fails_hinders_no_publication(config, studies, monkeypatch, caplog):
     def measure(subject, images):
         assert images and subject.windows
         raise RuntimeError("a fault")
 
-    monkeypatch.setattr(promotion, "measure", measure)
+    monkeypatch.setattr(tasks, "measure", measure)
     assert train_model(config, studies, wanted(), never)["published"] == 1
     assert "The runtimes of tiny are not measured: a fault" in caplog.text
     version = Checkpoints(config).current()
@@ -208,7 +225,7 @@ def test_a_measurement_that_fails_hinders_no_publication(config, studies, monkey
 
 
 def test_who_stops_a_training_waits_for_no_measurement(config, studies, monkeypatch):
-    monkeypatch.setattr(promotion, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(tasks, "measure", lambda *_: pytest.fail("measured"))
     stops = iter([False] * 20)
     result = train_model(config, studies, wanted(50), lambda: next(stops, True))
     assert result["status"] == "stopped" and result["published"] == 1

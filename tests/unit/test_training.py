@@ -28,12 +28,12 @@ from labelrounds import progress, training, training_plan
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.errors import Busy, Conflict, LabelRoundsError
 from labelrounds.networks import build_network
-from labelrounds.training import SegmentationTrainer, train_model
+from labelrounds.training import Trainer, train_model
 from labelrounds.training_request import TrainingRequest
 
 
 def test_the_options_that_a_client_shows_are_those_that_are_taken(config):
-    shown = SegmentationTrainer(config).config()
+    shown = Trainer(config).config()
     first = {key: value[0] if isinstance(value, list) else value for key, value in shown.items()}
     assert TrainingRequest.parse(first, config).epochs is None
     assert first["policy"] == "auto"
@@ -113,7 +113,7 @@ def test_progress_is_what_monai_labels_slicer_module_reads(config, studies, monk
     etas = [figures["eta_s"] for figures in seen if "eta_s" in figures]
     assert etas[0] > 0 and etas[-1] == 0
     assert set(seen[-1]["dice"]) == {"near", "far"} and [entry[0] for entry in seen[-1]["history"]] == [1, 2, 3]
-    assert SegmentationTrainer(config).stats() == seen[-1] == progress_of(config)
+    assert Trainer(config).stats() == seen[-1] == progress_of(config)
 
 
 def test_progress_of_an_earlier_training_is_not_carried_over(config, studies):
@@ -220,8 +220,10 @@ def test_a_killed_training_of_something_else_is_not_gone_on_with(config, studies
     if change == "served":
         Checkpoints(config).publish(build_network(config), {})
     epochs = reported(monkeypatch)
-    train_model(config, studies, wanted(3 if change == "epochs" else 2, "full"), never)
+    result = train_model(config, studies, wanted(3 if change == "epochs" else 2, "full"), never)
     assert epochs[0] == 1
+    what = "labels" if change == "label" else "settings"
+    assert f"began anew, as the {what} are others than those of the training that was interrupted" in result["notes"]
     assert [entry[0] for entry in progress_of(config)["history"]] == epochs
 
 
@@ -255,7 +257,7 @@ def test_a_killed_training_whose_labels_are_others_begins_anew_and_says_so(confi
 def test_damaged_figures_are_left_out_and_hinder_no_resume(config, studies, monkeypatch, caplog, content):
     kill_in(monkeypatch, "epoch", 1, config, studies, 2)
     (Checkpoints(config).folder / "progress.json").write_text(content)
-    assert SegmentationTrainer(config).stats() == {} and "progress.json is damaged" in caplog.text
+    assert Trainer(config).stats() == {} and "progress.json is damaged" in caplog.text
     epochs = reported(monkeypatch)
     assert train_model(config, studies, wanted(2), never)["status"] == "done"
     assert epochs == [2]
@@ -306,8 +308,8 @@ def test_another_model_can_train_at_the_same_time(config, make_config, studies):
 
 def test_the_trainer_takes_its_cases_from_the_datastore(config, studies):
     class Datastore:
-        def training_items(self):
+        def training_items(self, label_tag):
             return studies
 
-    result = SegmentationTrainer(config)({"model": "tiny", "epochs": 1, "device": "cpu"}, Datastore())
+    result = Trainer(config)({"model": "tiny", "epochs": 1, "device": "cpu"}, Datastore())
     assert result["published"] == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from learners import CPU, epochs_of, learner, never, out_of_memory, out_of_the_cpus_memory, same, weights
 
-from labelrounds import training_steps
+from labelrounds import tasks, training_steps
 from labelrounds.errors import LabelRoundsError
 from labelrounds.learning import Learner, Schedule
 from labelrounds.losses import supervised_loss
@@ -48,7 +48,7 @@ def test_a_step_without_a_finite_loss_is_left_out(make_small, cases, monkeypatch
         calls.append(1)
         return supervised_loss(levels, labels) * (math.nan if len(calls) % 2 else 1.0)
 
-    monkeypatch.setattr(training_steps, "supervised_loss", sometimes)
+    monkeypatch.setattr(tasks, "supervised_loss", sometimes)
     outcome, reported = epochs_of(run)
     assert len(calls) == 4
     assert math.isfinite(reported[0].loss)
@@ -132,27 +132,24 @@ def test_an_error_of_another_kind_is_not_taken_for_one_of_memory(make_small, cas
         epochs_of(run)
 
 
-@pytest.mark.parametrize("part", ["place", "PatchSampler"])
+@pytest.mark.parametrize(("module", "part"), [(training_steps, "place"), (tasks, "PatchSampler")])
 def test_a_gpu_without_the_memory_for_network_or_cases_is_given_up_before_the_first_step(
-    make_small, cases, monkeypatch, part
+    make_small, cases, monkeypatch, module, part
 ):
-    config, gpu, whole, place = (
-        make_small(),
-        torch.device("cuda:0"),
-        getattr(training_steps, part),
-        training_steps.place,
-    )
+    config, gpu, whole, place = make_small(), torch.device("cuda:0"), getattr(module, part), training_steps.place
     expected = weights(learner(config, cases).run(lambda epoch: None, never))
     # Without a GPU it is one by name alone.
     monkeypatch.setattr(training_steps, "place", lambda network, device, dimensions: place(network, CPU, dimensions))
-    monkeypatch.setattr(training_steps, part, lambda *args: out_of_memory() if gpu in args else whole(*args))
+    monkeypatch.setattr(module, part, lambda *args: out_of_memory() if gpu in args else whole(*args))
     run = learner(config, cases, device=gpu)
     assert run.notes == ["cuda:0 -> cpu: out of memory before the first step"]
     assert same(weights(run.run(lambda epoch: None, never)), expected)
 
 
-@pytest.mark.parametrize("part", ["place", "PatchSampler"])
-def test_a_machine_without_the_memory_for_network_or_cases_ends_with_advice(make_small, cases, monkeypatch, part):
-    monkeypatch.setattr(training_steps, part, out_of_the_cpus_memory)
+@pytest.mark.parametrize(("module", "part"), [(training_steps, "place"), (tasks, "PatchSampler")])
+def test_a_machine_without_the_memory_for_network_or_cases_ends_with_advice(
+    make_small, cases, monkeypatch, module, part
+):
+    monkeypatch.setattr(module, part, out_of_the_cpus_memory)
     with pytest.raises(LabelRoundsError, match="does not fit into the memory of cpu; choose a smaller batch_size, pat"):
         learner(make_small(), cases)

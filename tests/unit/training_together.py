@@ -16,7 +16,7 @@ import torch
 from learners import StopAfter
 from safetensors.torch import save_file
 
-from labelrounds import distributed, training_steps
+from labelrounds import distributed, tasks
 from labelrounds.cases import PreparedCase
 from labelrounds.config import ModelConfig
 from labelrounds.errors import LabelRoundsError
@@ -113,11 +113,11 @@ def all_figures(folder: Path) -> dict[str, object]:
         "only another is told": run(folder, "told", learner(2, 1), float("inf") if distributed.rank() == 0 else 1),
         "too many": refusal(lambda: learner(1, 1)),
     }
-    training_steps.supervised_loss, loss = out_of_memory, training_steps.supervised_loss
+    tasks.supervised_loss, loss = out_of_memory, tasks.supervised_loss
     figures["out of memory"] = refusal(lambda: run(folder, "none", learner(2, 1)))
-    training_steps.supervised_loss = lambda levels, labels: loss(levels, labels) * float("nan")
+    tasks.supervised_loss = lambda levels, labels: loss(levels, labels) * float("nan")
     figures["diverged"] = refusal(lambda: run(folder, "none", learner(2, 1)))
-    training_steps.supervised_loss = loss
+    tasks.supervised_loss = loss
     return figures
 
 
