@@ -25,7 +25,9 @@ from monailabel.interfaces.tasks.train import TrainTask
 import labelrounds
 from labelrounds import folders
 from labelrounds.ahead import Ahead
-from labelrounds.config import ModelConfig, load_configs
+from labelrounds.classification.config import ClassifierConfig
+from labelrounds.classification.inferer import ClassificationInferer
+from labelrounds.config import AnyConfig, load_configs
 from labelrounds.devices import choose_devices
 from labelrounds.dicomweb import DicomwebStore
 from labelrounds.engine import Engine
@@ -34,9 +36,10 @@ from labelrounds.inferer import SegmentationInferer
 from labelrounds.jobs import job_queue
 from labelrounds.memory_cache import Memory
 from labelrounds.progress import clock
-from labelrounds.store import StudyStore
+from labelrounds.store import CLASSES, FINAL, StudyStore
 from labelrounds.strategies import strategies
-from labelrounds.training import SegmentationTrainer
+from labelrounds.tasks import label_tag_of
+from labelrounds.training import Trainer
 from labelrounds.training_request import TrainingRequest
 from labelrounds.tuning import Tuning
 from labelrounds.warming import WarmUp
@@ -44,7 +47,7 @@ from labelrounds.warming import WarmUp
 logger = logging.getLogger(__name__)
 
 
-def configured_models(conf: dict[str, str]) -> dict[str, ModelConfig]:
+def configured_models(conf: dict[str, str]) -> dict[str, AnyConfig]:
     """Return the models that a server's settings name.
 
     Args:
@@ -60,7 +63,7 @@ def configured_models(conf: dict[str, str]) -> dict[str, ModelConfig]:
 
 
 class LabelRoundsApp(MONAILabelApp):
-    """Segmentation models from YAML files, retrained on the labels that clinicians submit."""
+    """Segmentation and classification models from YAML files, retrained on the labels that clinicians submit."""
 
     def __init__(self, app_dir: str, studies: str, conf: dict[str, str]) -> None:
         self.configs = configured_models(conf or {})
@@ -82,8 +85,12 @@ class LabelRoundsApp(MONAILabelApp):
         self.warm_up = WarmUp(self._infers)
 
     def known_labels(self) -> list[str]:
-        """Return the labels of all models, each once, in the order of the models."""
-        return list(dict.fromkeys(label for config in self.configs.values() for label in config.labels))
+        """Return the labels of all segmentation models, each once, in the order of the models."""
+        return self._labels_of(lambda config: config.task == "segmentation")
+
+    def _labels_of(self, chosen: Callable[[AnyConfig], bool]) -> list[str]:
+        configs = [config for config in self.configs.values() if chosen(config)]
+        return list(dict.fromkeys(label for config in configs for label in config.labels))
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a folder, or a DICOMweb server by its address."""
@@ -92,18 +99,25 @@ class LabelRoundsApp(MONAILabelApp):
         return StudyStore(
             self.studies,
             known_labels=self.known_labels(),
+            known_classes=self._labels_of(lambda config: config.task == "classification"),
+            multilabel_classes=self._labels_of(lambda config: getattr(config, "multilabel", False)),
+            rounds_tag=FINAL if any(config.task == "segmentation" for config in self.configs.values()) else CLASSES,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
     def init_infers(self) -> dict[str, InferTask]:
         """Make an inferer for each configured model."""
-        shared = self.engine, self.memory, self.tuning
-        return {name: SegmentationInferer(config, *shared) for name, config in self.configs.items()}
+        return {name: self._inferer_of(config) for name, config in self.configs.items()}
+
+    def _inferer_of(self, config: AnyConfig) -> InferTask:
+        if isinstance(config, ClassifierConfig):
+            return ClassificationInferer(config, self.engine, self.memory)
+        return SegmentationInferer(config, self.engine, self.memory, self.tuning)
 
     def init_trainers(self) -> dict[str, TrainTask]:
         """Make a trainer for each configured model."""
-        return {name: SegmentationTrainer(config) for name, config in self.configs.items()}
+        return {name: Trainer(config) for name, config in self.configs.items()}
 
     def init_strategies(self) -> dict[str, Strategy]:
         """Make one of each registered strategy."""
@@ -187,7 +201,8 @@ class LabelRoundsApp(MONAILabelApp):
         model = self._habit.get("model") or next(served, None)
         if model is not None:
             found = self.infer({**self._habit, "model": model, "image": image, "background": True})
-            Path(found["file"]).unlink(missing_ok=True)
+            if found["file"] is not None:  # classes have none
+                Path(found["file"]).unlink(missing_ok=True)
 
     def close(self) -> None:
         """End what computes in this process; what waits is refused."""
@@ -236,7 +251,7 @@ class LabelRoundsApp(MONAILabelApp):
         if trainer is None:
             raise NotFound(f"model {model!r} is not one of {', '.join(self._trainers)}")
         TrainingRequest.parse(request, trainer.model)
-        if not self.datastore().get_labeled_images():
+        if not self.datastore().get_labeled_images(label_tag_of(trainer.model)):
             raise Conflict("no label was submitted yet: submit at least one, then train")
 
     def training_processes(self, request: dict[str, Any]) -> int:
@@ -245,7 +260,7 @@ class LabelRoundsApp(MONAILabelApp):
         return TrainingRequest.parse(request, self._trainers[request["model"]].model).processes
 
     def train(self, request: dict[str, Any], stopped: Callable[[], bool] = lambda: False) -> dict[str, Any]:
-        """Train a model on the submitted labels; see ``training.SegmentationTrainer``."""
+        """Train a model on the submitted labels; see ``training.Trainer``."""
         self.check_training(request)
         result: dict[str, Any] = self._trainers[request["model"]](request, self.datastore(), stopped)
         return result

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 
 from labelrounds import heap
-from labelrounds.errors import LabelRoundsError
+from labelrounds.errors import BadInput, LabelRoundsError
+
+_TABLE_WIDTH = 190
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -90,6 +92,29 @@ def plan(
     show(studies, *plan_model(studies, labels, name, configs, network, device, force))
 
 
+@app.command("import-labels")
+def import_labels(
+    studies: Annotated[Path, typer.Option(help="The folder with the images.")],
+    csv: Annotated[
+        Path | None,
+        typer.Option(help="A file with the columns image (its name) and label (a class, or several with ;)."),
+    ] = None,
+    folders: Annotated[
+        Path | None, typer.Option(help="A folder with one folder a class, whose images are copied into the studies.")
+    ] = None,
+    multilabel: Annotated[
+        bool, typer.Option("--multilabel", help="An image may be of several classes, or of none.")
+    ] = False,
+) -> None:
+    """Label whole images with classes that are known already, to train a classification model on them."""
+    import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+    from labelrounds.classification.importing import import_csv, import_folders
+
+    if (csv is None) == (folders is None) or (folders is not None and multilabel):
+        raise BadInput("give either --csv or --folders; --multilabel goes with --csv")
+    print(import_csv(studies, csv, multilabel) if csv else import_folders(studies, folders or studies))
+
+
 @app.command()
 def train(
     model: Annotated[str, typer.Option(help="The model to train; see `labelrounds models`.")],
@@ -118,16 +143,32 @@ def train(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Option(help="The model to segment with; see `labelrounds models`.")],
-    image: Annotated[Path, typer.Option(help="NIfTI, NRRD, a DICOM file or a folder with one DICOM series.")],
-    output: Annotated[Path, typer.Option(help="Where to write: .nii.gz, .nii, .nrrd or .seg.nrrd.")],
+    model: Annotated[str, typer.Option(help="The model; see `labelrounds models`.")],
+    image: Annotated[
+        Path | None, typer.Option(help="NIfTI, NRRD, a DICOM file, a folder with one DICOM series, PNG, JPEG or TIFF.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images to classify; folders in it too, each DICOM series as one.")
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(help="Where to write: a segmentation as .nii.gz, .nii, .nrrd or .seg.nrrd, classes as .csv."),
+    ] = None,
     configs: Configs = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
 ) -> None:
-    """Segment one image into a file, without a server."""
-    from labelrounds.starting import predict_file
+    """Segment one image into a file, or classify one or a folder of them, without a server."""
+    from labelrounds.starting import classifier, classify_files, predict_file
 
-    print(predict_file(model, image, output, configs, device))
+    if (image is None) == (images is None):
+        raise BadInput("give either --image or --images")
+    config = classifier(model, configs)
+    if config is not None:
+        print(classify_files(config, image or images or Path(), output, device))
+    elif image is None or output is None:
+        raise BadInput(f"model {model} segments one image at a time: give --image and --output")
+    else:
+        print(predict_file(model, image, output, configs, device))
 
 
 @app.command()
@@ -137,7 +178,9 @@ def models(configs: Configs = None) -> None:
 
     from labelrounds.starting import models_table
 
-    Console().print(models_table(configs))
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)  # rather wrapped by a narrow terminal than cut
+    console.print(models_table(configs))
 
 
 @app.command()

@@ -202,7 +202,7 @@ class SegmentationInferer(InferTask):
                 too many requests; a client that has gone.
         """
         since = time.perf_counter()
-        wanted = choose_devices(_first(request.get("device")))
+        wanted = choose_devices(first_of(request.get("device")))
         asked = Request.of(request)
         answer, cached = self._answer(asked, wanted)
         with asked.timed("write"):
@@ -344,7 +344,7 @@ def _said(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
 
 
-def _first(value: object) -> object:
+def first_of(value: object) -> object:
     """Return a choice's value; a client that sends the whole list of choices means its first."""
     return value[0] if isinstance(value, list) and value else value
 

@@ -50,13 +50,15 @@ from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
+from labelrounds.store import FINAL
 
 logger = logging.getLogger(__name__)
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
+_INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
 _NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
-_OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels"}
+_OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 _SESSION = re.compile(r"[0-9a-f-]{36}")
 
@@ -82,7 +84,7 @@ def root() -> dict[str, str]:
     return {"name": "LabelRounds", "version": labelrounds.__version__, "routes": "openapi.json"}
 
 
-@own.post("/infer/{model}", tags=["Infer"], summary="Segment an image")
+@own.post("/infer/{model}", tags=["Infer"], summary="Segment or classify an image")
 def segment(
     http: Request,
     background: BackgroundTasks,
@@ -94,7 +96,7 @@ def segment(
     file: Annotated[UploadFile | None, File()] = None,
     output: Output | None = None,
 ) -> Any:
-    """Segment an image of the datastore (``image``), of a session (``session_id``) or an uploaded ``file``."""
+    """Segment or classify an image of the datastore (``image``), of a session (``session_id``), or a ``file``."""
     options = parse_object("params", params)
     unknown = sorted(set(options) - _INFER_PARAMS)
     if unknown:
@@ -102,6 +104,7 @@ def segment(
     app = app_instance()
     app.inferer(model)
     request = {**options, "model": model, "client_id": client_of(http, who, options), "gone": partial(has_gone, http)}
+    request["json"] = output is Output.json
     if file is not None:
         with received(file) as path:
             result = app.infer({**request, "image": path, "uploaded": True})
@@ -172,13 +175,18 @@ def submit_label(
     tag: str = "",
     params: Annotated[str, Form()] = "{}",
 ) -> dict[str, Any]:
-    """Save an annotator's label of an image, whole or not at all; see ``store.StudyStore.save_label``."""
+    """Save an annotator's label map or classes of an image, whole or not at all; see ``store.StudyStore``."""
     details = parse_object("params", params)
     app = app_instance()
-    with received(label) as path:
-        label_id = app.datastore().save_label(image, str(path), tag or "final", details)
+    store, kind = app.datastore(), tag or FINAL
+    with received(label, also=(".json",)) as path:
+        classes = store.classes_in(image, str(path), kind, details)
+        if classes is not None:
+            store.save_classes({image: classes}, details)
+            return {"image": image, "label": image, "classes": list(classes.classes)}
+        label_id = store.save_label(image, str(path), kind, details)
     note = app.on_save_label(image, label_id) or {}
-    ignored = app.datastore().get_label_info(label_id, tag or "final").get("unknown_labels")
+    ignored = store.get_label_info(label_id, kind).get("unknown_labels")
     return {**note, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
 
 
@@ -273,15 +281,15 @@ def safe_name(upload: UploadFile) -> str:
 
 
 @contextmanager
-def received(upload: UploadFile) -> Iterator[Path]:
+def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
     """Keep an upload in a temporary file of the same name while it is worked on; errors then name what was sent.
 
     Raises:
         UnsupportedMedia: its name has no ending that is read.
     """
     name = safe_name(upload)
-    if not ending_of(name):
-        raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join(ENDINGS)}")
+    if not ending_of(name) and not name.lower().endswith(also or ("\0",)):
+        raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join([*ENDINGS, *also])}")
     with tempfile.TemporaryDirectory(prefix="labelrounds-") as folder:
         path = Path(folder) / name
         with path.open("wb") as file:

@@ -16,20 +16,23 @@ from rich.table import Table
 
 from labelrounds import folders
 from labelrounds.app import LabelRoundsApp, configured_models
-from labelrounds.checkpoints import Checkpoints
+from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.classification.config import ClassifierConfig
 from labelrounds.client import free_port
-from labelrounds.config import AUTO, ModelConfig
+from labelrounds.config import AUTO, AnyConfig, ModelConfig
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
 from labelrounds.inference import segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
-from labelrounds.runtime_choice import Measurement, read_measurement
-from labelrounds.runtimes import default_runtime, runtimes
+from labelrounds.runtime_choice import read_measurement
+from labelrounds.runtimes import REFERENCE, default_runtime, runtimes
 from labelrounds.served import ServedNetworks
+from labelrounds.tasks import task_of
 from labelrounds.writing import write_label
 
 PHANTOM_STUDIES, PHANTOM_MODEL = 12, "unet_phantom"
+_CAPTION = "score: the Dice, or of classes 1 - Brier score / 2; runtime: on {} of this machine, to float32"
 
 
 def conf_of(models: str, configs: Path | None) -> dict[str, str]:
@@ -122,19 +125,52 @@ def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> d
     return app.train(request, stop.is_set)
 
 
+def configured(model: str, configs: Path | None) -> AnyConfig:
+    """Return a model's configuration.
+
+    Raises:
+        NotFound: no such model.
+        BadInput: a faulty file.
+    """
+    known = configured_models(conf_of("", configs))
+    if model not in known:
+        raise NotFound(f"model {model!r} is not one of {', '.join(known)}")
+    return known[model]
+
+
+def classifier(model: str, configs: Path | None) -> ClassifierConfig | None:
+    """Return a classification model's configuration; None for a segmentation model. Raises as `configured` does."""
+    config = configured(model, configs)
+    return config if isinstance(config, ClassifierConfig) else None
+
+
+def classify_files(config: ClassifierConfig, source: Path, output: Path | None, device: str) -> str:
+    """Classify an image, a DICOM series or all in a folder; return a sentence about it.
+
+    Raises:
+        LabelRoundsError: no trained version, nothing to classify, an output that can't be written.
+    """
+    from labelrounds.classification.batch import classify_all, images_in
+
+    if not source.exists():
+        raise NotFound(f"{source}: there is no such file or folder")
+    if output is not None and not (output.name.endswith(".csv") and output.expanduser().resolve().parent.is_dir()):
+        raise BadInput(f"output {str(output)!r}: classes are written as .csv, into a folder that exists")
+    return classify_all(config, images_in(source), source, output, choose_device(device))
+
+
 def predict_file(model: str, image: Path, output: Path, configs: Path | None, device: str) -> str:
     """Segment an image file; return a sentence about what was written.
 
     Raises:
         LabelRoundsError: an unknown model, no trained version, an unusable image or output name.
     """
-    known = configured_models(conf_of("", configs))
-    if model not in known:
-        raise NotFound(f"model {model!r} is not one of {', '.join(known)}")
-    config = known[model]
+    config = configured(model, configs)
     if not output.expanduser().resolve().parent.is_dir() or output.is_dir():
         raise BadInput(f"output {str(output)!r}: the folder does not exist, or it is a folder itself")
     where = choose_device(device)
+    if not isinstance(config, ModelConfig):
+        raise BadInput(f"model {model} classifies whole images, it segments none")
     network = ServedNetworks(config).get(where)
     read = read_image(image, channels=config.channels)
     label = segment(network, read, config, where)
@@ -145,9 +181,9 @@ def predict_file(model: str, image: Path, output: Path, configs: Path | None, de
 
 def models_table(configs: Path | None) -> Table:
     """Return a table of the models with their versions, where each comes from, and its scores."""
-    columns = ("model", "network", "labels", "version", "trained", "how", "cases", "Dice", "judged on", "test Dice")
+    columns = ("model", "network", "labels", "version", "trained", "how", "cases", "score", "judged on", "test score")
     device = choose_device()
-    table = Table(*columns, "runtime", title="Models", caption=f"runtime: on {device} of this machine, to float32")
+    table = Table(*columns, "runtime", title="Models", caption=_CAPTION.format(device))
     table.columns[0].no_wrap = True
     for name, config in configured_models(conf_of("", configs)).items():
         checkpoints = Checkpoints(config)
@@ -156,8 +192,7 @@ def models_table(configs: Path | None) -> Table:
         for version in checkpoints.versions():
             mark = " (served)" if served == version.number else ""
             number = "shipped" if version.number == 0 else str(version.number)
-            measured = read_measurement(checkpoints.runtimes_folder(version), config, device)
-            known = (*_history(version.record), *_scores(version.record), _runtime(config, measured))
+            known = (*_history(version.record), *_scores(version.record, config), _runtime(checkpoints, version))
             table.add_row(*first, number + mark, *known)
             first = ("", "", "")
         if served is None:
@@ -171,10 +206,7 @@ def roll_back(model: str, to: int | None, configs: Path | None) -> str:
     Raises:
         LabelRoundsError: an unknown model or version, or none before.
     """
-    known = configured_models(conf_of("", configs))
-    if model not in known:
-        raise NotFound(f"model {model!r} is not one of {', '.join(known)}")
-    before, version = Checkpoints(known[model]).rollback(to)
+    before, version = Checkpoints(configured(model, configs)).rollback(to)
     instead = "" if before is None else f" instead of version {before}"
     return f"{version} is served from now on{instead}, by a running server too; the next training compares with it."
 
@@ -186,25 +218,29 @@ def _history(record: dict[str, Any]) -> tuple[str, str, str]:
     return str(record.get("created", ""))[:10], how, str(len(record.get("cases", {}).get("train", [])))
 
 
-def _scores(record: dict[str, Any]) -> tuple[str, str, str]:
-    """Return a version's mean Dice, on how many cases of which kind it was measured, and that of its test cases."""
-    dice = record.get("best_metric")
-    test = [value for value in (record.get("dice_test") or {}).values() if value is not None]
+def _scores(record: dict[str, Any], config: AnyConfig) -> tuple[str, str, str]:
+    """Return a version's mean score, on how many cases of which kind it was measured, and that of its test cases."""
+    score = record.get("best_metric")
+    test = [value for value in (record.get(f"{task_of(config).key}_test") or {}).values() if value is not None]
     cases = {part: len(names) for part, names in record.get("cases", {}).items()}
     kind = record.get("judged_by") or ("validation" if cases.get("validation") else "train")
     count = len(record.get("scores", ())) or cases.get(kind, 0)
     return (
-        "" if dice is None else f"{dice:.3f}",
-        "" if dice is None else f"{count} {kind}",
+        "" if score is None else f"{score:.3f}",
+        "" if score is None else f"{count} {kind}",
         f"{sum(test) / len(test):.3f} ({cases.get('test', 0)})" if test else "",
     )
 
 
-def _runtime(config: ModelConfig, measured: Measurement | None) -> str:
+def _runtime(checkpoints: Checkpoints, version: Version) -> str:
     """Return what runs a version, how many times as fast as float32 it is, and the lowest Dice to it, if known."""
+    config, device = checkpoints.config, choose_device()
+    if not isinstance(config, ModelConfig):
+        return REFERENCE
+    measured = read_measurement(checkpoints.runtimes_folder(version), config, device)
     forced = config.inference.runtime
-    if forced != AUTO and (obstacle := runtimes.get(forced).obstacle(choose_device())):
-        return f"{default_runtime(choose_device())}, as {forced} can't be used: {obstacle}"
+    if forced != AUTO and (obstacle := runtimes.get(forced).obstacle(device)):
+        return f"{default_runtime(device)}, as {forced} can't be used: {obstacle}"
     if measured is None:
         return "not measured" if forced == AUTO else forced
     runtime = measured.chosen if forced == AUTO else forced

@@ -57,6 +57,36 @@ def write_label(array: NDArray[np.uint8], affine: Affine, path: Path, names: Seq
     return path
 
 
+def write_map(array: NDArray[np.float32], affine: Affine, path: Path) -> Path:
+    """Write a map of values, as of what a class was found by, replacing ``path`` only when the new file is complete.
+
+    Args:
+        array: ``(X, Y, Z)`` float32.
+        affine: ``(4, 4)``, voxel index to RAS in mm.
+        path: Ends in ``.nii.gz``, ``.nii`` or ``.nrrd``.
+
+    Raises:
+        BadInput: another ending, a geometry that cannot be.
+        OutOfSpace: the disk is full; ``path`` is as it was.
+    """
+    path = Path(path)
+    lower = path.name.lower()
+    if lower.endswith(".seg.nrrd") or not lower.endswith((".nii.gz", ".nii", ".nrrd")):
+        raise BadInput(f"{path.name}: the ending of a map is not one of .nii.gz, .nii, .nrrd")
+    array = np.asfortranarray(array, dtype=np.float32)
+    check_affine(affine, f"{path.name}: affine")
+    voxels = array.T.data.cast("B")
+    parts: list[bytes | memoryview]
+    if lower.endswith(".nrrd"):
+        parts = [_nrrd_header(array.shape, affine, {}, "float"), _gzipped(voxels)]
+    else:
+        header = _nifti_header(array.shape, affine, path.name, np.float32)
+        parts = [header, voxels] if lower.endswith(".nii") else [_gzipped(header, voxels)]
+    with replacing(path) as target, target.open("wb") as file:
+        file.writelines(parts)
+    return path
+
+
 def segment_fields(array: NDArray[np.uint8], affine: Affine, names: Sequence[str]) -> dict[str, str]:
     """Return the ``key:=value`` pairs that 3D Slicer writes into a segmentation file, empty segments included.
 
@@ -118,12 +148,12 @@ def _checked(array: NDArray[Any], name: str, highest: int) -> NDArray[np.uint8]:
     return array
 
 
-def _nifti_header(shape: tuple[int, ...], affine: Affine, name: str) -> bytes:
+def _nifti_header(shape: tuple[int, ...], affine: Affine, name: str, kind: type[np.generic] = np.uint8) -> bytes:
     """Return a NIfTI-1 header; quaternion and matrix both hold the affine, as from the scanner."""
     if max(shape) > _MOST_OF_NIFTI:
         raise BadInput(f"{name}: {list(shape)} voxels; NIfTI holds at most {_MOST_OF_NIFTI} along an axis")
     header = nibabel.Nifti1Header()
-    header.set_data_dtype(np.uint8)
+    header.set_data_dtype(kind)
     header.set_data_shape(shape)
     header.set_qform(affine, "scanner")
     header.set_sform(affine, "scanner")
@@ -132,12 +162,15 @@ def _nifti_header(shape: tuple[int, ...], affine: Affine, name: str) -> bytes:
     return header.binaryblock.ljust(_NIFTI_OFFSET, b"\0")
 
 
-def _nrrd_header(shape: tuple[int, ...], affine: Affine, pairs: Mapping[str, str]) -> bytes:
+def _nrrd_header(
+    shape: tuple[int, ...], affine: Affine, pairs: Mapping[str, str], kind: str = "unsigned char"
+) -> bytes:
     """Return an NRRD header in LPS, in which 3D Slicer writes too."""
     vectors = ["(" + ",".join(f"{value:.17g}" for value in column) + ")" for column in ras_to_lps(affine)[:3].T]
     lines = [
         "NRRD0004",
-        "type: unsigned char",
+        f"type: {kind}",
+        *(["endian: little"] if kind == "float" else []),
         "dimension: 3",
         "space: left-posterior-superior",
         f"sizes: {' '.join(map(str, shape))}",

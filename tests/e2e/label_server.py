@@ -25,9 +25,10 @@ class LabelServer:
         studies: Folder of the images, which the server also writes labels to.
         home: Folder of the server's trained state, and of its log.
         configs: Folder of the user's own models.
+        models: Names of the models to serve; all when left out.
     """
 
-    def __init__(self, studies: Path, home: Path, configs: Path):
+    def __init__(self, studies: Path, home: Path, configs: Path, *models: str):
         port = free_port()
         self.studies = studies
         self.url = f"http://127.0.0.1:{port}"
@@ -35,6 +36,7 @@ class LabelServer:
         self._log_read = 0
         self._log = home / "server.log"
         arguments = ["start", "--studies", studies, "--configs", configs, "--host", "127.0.0.1", "--port", str(port)]
+        arguments += ["--models", ",".join(models)] if models else []
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [COMMAND, *arguments],

@@ -138,6 +138,11 @@ class SlicerUser:
     def add_segment(self, name: str) -> None:
         self._widget._segmentNode.GetSegmentation().AddEmptySegment(name, name)
 
+    def remove_segment(self, name: str) -> None:
+        """Take a segment out of the list, as the segment editor's Remove does."""
+        segmentation = self._widget._segmentNode.GetSegmentation()
+        segmentation.RemoveSegment(segmentation.GetSegmentIdBySegmentName(name))
+
     def clear_segment(self, segment: str) -> None:
         segmentation_node = self._widget._segmentNode
         segment_id = segmentation_node.GetSegmentation().GetSegmentIdBySegmentName(segment)

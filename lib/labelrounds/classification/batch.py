@@ -1,0 +1,166 @@
+"""``labelrounds predict --images``: a folder of images classified, read by threads while the device computes.
+
+A file that can't be used is a row with its reason, and the run goes on. What is written is complete up to the last
+batch, also where the run is ended.
+"""
+
+import csv
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+import pydicom
+import torch
+
+from labelrounds.classification.cases import prepared
+from labelrounds.classification.config import ClassifierConfig
+from labelrounds.classification.inferer import Ready, ReadyClassifiers, classify
+from labelrounds.devices import is_out_of_memory
+from labelrounds.errors import LabelRoundsError, NotFound, TooLarge
+from labelrounds.formats import ending_of, is_dicom
+from labelrounds.reading import read_image
+
+_READERS, _AT_ONCE, _AHEAD = 4, 32, 96
+
+
+def images_in(source: Path) -> list[Path]:
+    """Return the images of a folder and of those in it, sorted; a folder of one DICOM series counts as one.
+
+    Raises:
+        NotFound: there is none.
+    """
+    if source.is_file():
+        return [source]
+    found: list[Path] = []
+    for folder in sorted([source, *(path for path in source.rglob("*") if path.is_dir())]):
+        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        slices = [path for path in files if is_dicom(path)]
+        found += [folder] if _are_one_series(slices) else [path for path in slices if ending_of(path.name)]
+        found += [path for path in files if ending_of(path.name) and path not in slices]
+    if not found:
+        raise NotFound(f"{source}: no image in it")
+    return found
+
+
+def _are_one_series(slices: Sequence[Path]) -> bool:
+    """Tell whether DICOM files are slices of one volume, rather than pictures each of its own."""
+    if len(slices) < 2:
+        return False
+    tag = "SeriesInstanceUID"
+    try:
+        series = {str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag]).get(tag)) for path in slices}
+    except Exception:  # whatever is wrong with a file, reading it alone says so
+        return False
+    return len(series) == 1
+
+
+def classify_all(
+    config: ClassifierConfig, paths: Sequence[Path], root: Path, output: Path | None, device: torch.device
+) -> str:
+    """Classify images; write a row each to a CSV file, or to the terminal where none is named.
+
+    The columns are ``image``, ``label`` (the likeliest class; with ``multilabel`` those of at least one half, parted by
+    ``;``), the probability of each class, and ``error``.
+
+    Returns:
+        a sentence on how many were classified.
+
+    Raises:
+        Conflict: the model has no trained version.
+    """
+    ready = ReadyClassifiers(config).get(device)
+    started, done, failed = time.perf_counter(), 0, 0
+    with ExitStack() as stack:
+        file: IO[str] = sys.stdout
+        if output is not None:
+            file = stack.enter_context(output.open("w", newline="", encoding="utf-8"))
+        rows = csv.writer(file)
+        rows.writerow(["image", "label", *config.labels, "error"])
+        pool = stack.enter_context(ThreadPoolExecutor(_READERS))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        for batch in _batches(_read_ahead(pool, paths, config)):
+            images = {path: found for path, found in batch if isinstance(found, torch.Tensor)}
+            answers = dict(zip(images, _answers(ready, list(images.values()), config, device), strict=True))
+            for path, found in batch:
+                name = str(path.relative_to(root)) if path != root else path.name
+                answer = answers.get(path)
+                if answer is None:
+                    failed += 1
+                    rows.writerow([name, "", *[""] * len(config.labels), str(found)])
+                else:
+                    shown = [f"{value:.4f}" for value in answer]
+                    rows.writerow([name, ";".join(_named(answer, config)), *shown, ""])
+            file.flush()
+            done += len(batch)
+            if output is not None:
+                left = (time.perf_counter() - started) / done * (len(paths) - done)
+                print(f"{done} of {len(paths)}, {left:.0f} s left", end="\r", file=sys.stderr, flush=True)
+    where = f" into {output}" if output is not None else ""
+    lost = f"; {failed} could not be used, see the column error" if failed else ""
+    seconds = time.perf_counter() - started
+    return f"{ready.version} classified {done - failed} of {done} image(s) in {seconds:.1f} s{where}{lost}"
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, paths: Sequence[Path], config: ClassifierConfig
+) -> Iterator[tuple[Path, "torch.Tensor | LabelRoundsError | OSError"]]:
+    """Yield the images in their order, prepared, or why they can't be used; some are read ahead."""
+
+    def read(path: Path) -> "torch.Tensor | LabelRoundsError | OSError":
+        try:
+            return prepared(read_image(path, channels=config.channels), config)
+        except (LabelRoundsError, OSError) as error:
+            return error
+
+    waiting: list[tuple[Path, Future[torch.Tensor | LabelRoundsError | OSError]]] = []
+    left = iter(paths)
+    while True:
+        waiting += [(path, pool.submit(read, path)) for path in islice(left, _AHEAD - len(waiting))]
+        if not waiting:
+            return
+        path, found = waiting.pop(0)
+        yield path, found.result()
+
+
+def _batches(
+    found: Iterator[tuple[Path, "torch.Tensor | LabelRoundsError | OSError"]],
+) -> Iterator[list[tuple[Path, "torch.Tensor | LabelRoundsError | OSError"]]]:
+    while batch := list(islice(found, _AT_ONCE)):
+        yield batch
+
+
+def _answers(
+    ready: Ready, images: list[torch.Tensor], config: ClassifierConfig, device: torch.device
+) -> list[list[float]]:
+    """Return the probabilities of images, those of one shape computed together as far as the memory suffices."""
+    answers: list[list[float]] = [[] for _ in images]
+    for shape in {image.shape for image in images}:
+        same = [index for index, image in enumerate(images) if image.shape == shape]
+        for index, found in zip(same, _together(ready, [images[index] for index in same], config, device), strict=True):
+            answers[index] = found
+    return answers
+
+
+def _together(
+    ready: Ready, images: list[torch.Tensor], config: ClassifierConfig, device: torch.device
+) -> list[list[float]]:
+    try:
+        return [list(map(float, one)) for one in classify(ready, torch.stack(images).to(device), config)]
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        if len(images) == 1:
+            raise TooLarge(f"one image does not fit into the memory of {device}: {error}") from error
+    half = len(images) // 2
+    return _together(ready, images[:half], config, device) + _together(ready, images[half:], config, device)
+
+
+def _named(answer: Sequence[float], config: ClassifierConfig) -> list[str]:
+    if config.multilabel:
+        return [label for label, value in zip(config.labels, answer, strict=True) if value >= 0.5]
+    return [config.labels[max(range(len(answer)), key=lambda index: answer[index])]]

@@ -1,0 +1,128 @@
+"""A round of classification over HTTP, as a client plays it: next image, class, training, answer, why."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import requests
+from PIL import Image as Picture
+
+from labelrounds.client import Client, running_server
+
+MODEL = """
+task: classification
+description: a blob or none
+labels: [none, blob]
+input_size: [16, 16, 1]
+intensity: {kind: zscore}
+network: {name: densenet, stem: small, growth_rate: 4, init_features: 8, block_config: [2, 2]}
+training: {epochs: 4, iterations_per_epoch: 10, batch_size: 8, learning_rate: 0.01}
+"""
+COUNT = 24
+
+
+def picture(number: int) -> bytes:
+    """A PNG of noise, with a bright blob if the number is odd."""
+    random = np.random.default_rng(number)
+    values = random.normal(80, 10, (16, 16))
+    if number % 2:
+        row, column = random.integers(4, 12, 2)
+        values[row - 3 : row + 3, column - 3 : column + 3] += 120
+    file = io.BytesIO()
+    Picture.fromarray(values.clip(0, 255).astype(np.uint8)).save(file, "png")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[tuple[Client, Path]]:
+    folder = tmp_path_factory.mktemp("classes")
+    for name in ("configs", "studies"):
+        (folder / name).mkdir()
+    (folder / "configs" / "blobs.yaml").write_text(MODEL)
+    for number in range(COUNT):
+        (folder / "studies" / f"image_{number:02d}.png").write_bytes(picture(number))
+    with running_server(folder / "studies", folder / "home", 0, ["blobs"], folder / "configs") as client:
+        yield client, folder
+
+
+def submit(client: Client, image: str, content: str, tag: str = "") -> requests.Response:
+    return requests.put(
+        f"{client.address}/datastore/label?image={image}&tag={tag}",
+        files={"label": ("label.json", content)},
+        timeout=60,
+    )
+
+
+def infer(client: Client, name: str, content: bytes, output: str = "json", **params) -> requests.Response:
+    return requests.post(
+        f"{client.address}/infer/blobs?output={output}",
+        files={"file": (name, content)},
+        data={"params": json.dumps(params)},
+        timeout=60,
+    )
+
+
+def test_a_round_ends_in_a_model_that_names_the_class_and_shows_why(server):
+    client, folder = server
+    for number in range(COUNT):
+        answer = submit(client, f"image_{number:02d}", json.dumps({"label": ["none", "blob"][number % 2]}))
+        assert answer.json()["classes"] == [["none", "blob"][number % 2]]
+        if number == COUNT - 2:
+            chosen = client.call("POST", "/activelearning/random", json={}).json()
+            assert chosen["id"] == f"image_{COUNT - 1:02d}"  # the only one without a class
+    client.call("POST", "/train/blobs", json={})
+    *_, stats = client.follow_training("blobs")
+    assert "Published version 1." in stats["message"]
+    answer = infer(client, "new.png", picture(101)).json()
+    scores = [one["score"] for one in answer["prediction"]]
+    assert answer["prediction"][0]["label"] == "blob" and scores == sorted(scores, reverse=True)
+    assert next(iter(answer["label_names"])) == f"blob {scores[0]:.0%}".replace("%", " %")
+    assert infer(client, "new.png", picture(101)).json()["cached"] == "result"
+    found = infer(client, "new.png", picture(101), "image", explain=True, result_extension=".nii.gz")
+    (folder / "why.nii.gz").write_bytes(found.content)
+    why = np.asarray(nibabel.load(folder / "why.nii.gz").dataobj)
+    assert why.shape == (16, 16, 1) and 0 <= why.min() < why.max() <= 1.001
+    shown = infer(client, "new.png", picture(101), "image", show="markups").json()
+    assert shown["markups"][0]["controlPoints"][0]["label"].startswith("blob ")
+
+
+def test_a_segmentation_without_a_voxel_corrects_a_class(server):
+    client, folder = server
+    label = folder / "empty.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros((16, 16, 1), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0])), label)
+    client.submit("image_01", label, ["none 93 %"])
+    assert json.loads((folder / "studies" / "labels" / "classes" / "image_01.json").read_text()) == {"label": "none"}
+
+
+@pytest.mark.parametrize(
+    ("content", "tag", "said"),
+    [
+        ('{"label": "tumour"}', "", "class 'tumour' is not one of none, blob"),
+        ("{", "", "not JSON"),
+        ('{"label": "blob"}', "original", "classes go under the tag 'classes'"),
+    ],
+)
+def test_a_label_that_cannot_be_kept_is_refused_with_a_sentence(server, content, tag, said):
+    answer = submit(server[0], "image_00", content, tag)
+    assert answer.status_code == 400 and said in answer.json()["detail"]
+
+
+def test_an_image_that_cannot_be_used_is_refused_with_a_sentence_and_the_server_lives(server):
+    client, _ = server
+    tiny, colour, deep, jpeg = io.BytesIO(), io.BytesIO(), io.BytesIO(), io.BytesIO()
+    Picture.fromarray(np.zeros((1, 1), np.uint8)).save(tiny, "png")
+    Picture.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(colour, "png")
+    Picture.fromarray((np.arange(256, dtype=np.uint16) * 200).reshape(16, 16)).save(deep, "png")
+    Picture.fromarray(np.full((64, 64), 90, np.uint8)).save(jpeg, "jpeg")
+    cut = infer(client, "cut.jpg", jpeg.getvalue()[:200])
+    assert cut.status_code == 400 and "Traceback" not in cut.text
+    small = infer(client, "tiny.png", tiny.getvalue())
+    assert small.status_code == 400 and "smaller than 2 x 2 pixels" in small.json()["detail"]
+    unknown = infer(client, "new.png", picture(3), explain="tumour")
+    assert unknown.status_code == 400 and "neither true nor one of none, blob" in unknown.json()["detail"]
+    for usable in (colour, deep):
+        assert infer(client, "usable.png", usable.getvalue()).json()["prediction"]

@@ -1,0 +1,63 @@
+"""A class in 3D Slicer, whose extension knows segmentations alone: seen as a segment's name, and corrected there."""
+
+import json
+import re
+
+import pytest
+import torch
+from label_server import LabelServer
+
+from labelrounds import phantoms
+from labelrounds.checkpoints import Checkpoints
+from labelrounds.config import load_config
+from labelrounds.networks import build_network
+
+CONFIG = """
+task: classification
+description: two kinds of patients, told apart by a network that has learnt nothing
+labels: [slim, stout]
+input_size: [32, 32, 32]
+intensity: {kind: window, low: -160, high: 240}
+network: {name: densenet, growth_rate: 4, init_features: 8, block_config: [2, 2]}
+"""
+MODEL = "patients"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A server of nothing but a classification model, on two invented patients."""
+    configs, home = tmp_path / "configs", tmp_path / "home"
+    configs.mkdir()
+    (configs / f"{MODEL}.yaml").write_text(CONFIG)
+    phantoms.write_studies(tmp_path / "studies", 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABELROUNDS_HOME", str(home))
+        torch.manual_seed(0)
+        config = load_config(configs / f"{MODEL}.yaml")
+        Checkpoints(config).publish(build_network(config), {})
+    server = LabelServer(tmp_path / "studies", home, configs, MODEL)
+    server.wait()
+    yield server
+    server.stop()
+
+
+def test_run_names_the_classes_and_the_one_that_is_left_is_submitted(server, open_slicer):
+    slicer = open_slicer(server.url)
+    assert slicer.fetch() == []
+    assert slicer.next_sample() == []
+    image = slicer.current_image()
+    slicer.choose("segmentationModelSelector", MODEL)
+    assert slicer.run() == []
+    shown = list(slicer.scene().segments)
+    assert {re.fullmatch(r"(slim|stout) \d{1,3} %", name)[1] for name in shown} == {"slim", "stout"}
+    percents = [int(name.split()[1]) for name in shown]
+    assert percents == sorted(percents, reverse=True) and 99 <= sum(percents) <= 101
+    (refusal,) = slicer.submit()
+    assert "keep the segment of the right class alone" in refusal.text + refusal.details
+    slicer.remove_segment(shown[0])
+    (message,) = slicer.submit()
+    assert message.kind == "info"
+    saved = json.loads((server.studies / "labels" / "classes" / f"{image}.json").read_text())
+    assert saved == {"label": shown[1].split()[0]}
+    slicer.next_sample()
+    assert slicer.current_image() != image

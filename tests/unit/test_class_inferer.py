@@ -1,0 +1,189 @@
+"""A class over HTTP's hind side: what the answer holds, what is kept, and why an image is of a class."""
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from blobs import CLASSES, classifier, labelled, picture, volume
+
+from labelrounds.checkpoints import Checkpoints
+from labelrounds.classification.batch import classify_all, images_in
+from labelrounds.classification.cases import prepared
+from labelrounds.classification.explaining import METHODS, explain
+from labelrounds.classification.images import onto_image
+from labelrounds.classification.inferer import ClassificationInferer
+from labelrounds.engine import Engine
+from labelrounds.errors import BadInput, Conflict, NotFound
+from labelrounds.memory_cache import Memory
+from labelrounds.networks import build_network
+from labelrounds.reading import read_image, read_label
+from labelrounds.training import train_model
+from labelrounds.training_request import TrainingRequest
+
+CPU = torch.device("cpu")
+WINDOW = {"kind": "window", "low": 0, "high": 1000}
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory):
+    """A model that tells blobs, trained once: its weights and temperature."""
+    folder = tmp_path_factory.mktemp("learnt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LABELROUNDS_HOME", str(folder / "home"))
+        config = classifier(training={"epochs": 6})
+        train_model(config, labelled(folder / "studies", 60), TrainingRequest("full", None, "cpu"), lambda: False)
+        network, version = build_network(config), Checkpoints(config).current()
+        Checkpoints(config).load(version, network)
+    return network.eval(), version.record["temperature"]
+
+
+@pytest.fixture
+def inferer(learnt):
+    config = classifier()
+    Checkpoints(config).publish(learnt[0], {"temperature": learnt[1]})
+    engine = Engine()
+    yield ClassificationInferer(config, engine, Memory())
+    engine.close()
+
+
+def test_the_answer_names_every_class_with_its_score_the_likeliest_first(inferer, tmp_path, learnt):
+    file, answer = inferer({"image": str(picture(tmp_path, "one", 100, True)), "json": True})
+    assert file is None
+    first, second = answer["prediction"]
+    assert (first["label"], first["idx"]) == ("blob", 1) and first["score"] > 0.5
+    assert first["score"] + second["score"] == pytest.approx(1, abs=1e-5)
+    assert next(iter(answer["label_names"])) == f"blob {first['score']:.0%}".replace("%", " %")
+    assert list(answer["label_names"].values()) == list(range(1, len(answer["label_names"]) + 1))
+    assert answer["temperature"] == learnt[1] and answer["version"] == 1 and answer["cached"] == "nothing"
+
+
+def test_the_second_answer_is_kept_and_a_changed_image_or_version_is_not(inferer, tmp_path, learnt):
+    path = picture(tmp_path, "one", 100, True)
+    before = inferer({"image": str(path)})[1]
+    again = inferer({"image": str(path)})[1]
+    assert again["cached"] == "result" and again["prediction"] == before["prediction"]
+    picture(tmp_path, "one", 101, False)
+    assert inferer({"image": str(path)})[1]["prediction"][0]["label"] == "none"
+    torch.manual_seed(3)
+    Checkpoints(classifier()).publish(build_network(classifier()), {})
+    newer = inferer({"image": str(path)})[1]
+    assert newer["version"] == 2 and newer["cached"] == "image"
+
+
+def test_a_client_that_wants_a_file_gets_a_label_map_without_a_voxel(inferer, tmp_path):
+    path = picture(tmp_path, "one", 100, True)
+    file, answer = inferer({"image": str(path), "result_extension": ".seg.nrrd"})
+    label = read_label(Path(file))
+    Path(file).unlink()
+    assert label.shape == (16, 16, 1) and not label.array.any()
+    assert list(label.segments) == list(answer["label_names"])
+
+
+def test_markups_put_the_classes_into_the_middle_of_the_image(inferer, tmp_path):
+    file, answer = inferer({"image": str(picture(tmp_path, "one", 100, True)), "show": ["markups", "segments"]})
+    point = json.loads(Path(file).read_text())["markups"][0]["controlPoints"][0]
+    Path(file).unlink()
+    assert file.endswith(".mrk.json") and point["label"] == next(iter(answer["label_names"]))
+    assert point["position"] == [-7.5, -7.5, 0.0]
+
+
+def test_what_cannot_be_answered_says_why(inferer, tmp_path):
+    path = str(picture(tmp_path, "one", 1, True))
+    with pytest.raises(BadInput, match="explain 'tumour' is neither true nor one of none, blob"):
+        inferer({"image": path, "explain": "tumour"})
+    with pytest.raises(BadInput, match="explain_method 'magic' is not one of gradcam, occlusion"):
+        inferer({"image": path, "explain": True, "explain_method": "magic"})
+    with pytest.raises(BadInput, match="show 'film' is not one of segments, markups"):
+        inferer({"image": path, "show": "film"})
+    with pytest.raises(NotFound):
+        inferer({"image": str(tmp_path / "nothing.png")})
+    Path(path).write_bytes(Path(path).read_bytes()[:50])
+    with pytest.raises(BadInput):
+        inferer({"image": path})
+
+
+def test_an_untrained_model_is_not_served():
+    untrained = ClassificationInferer(classifier(), Engine(), Memory())
+    assert not untrained.is_valid()
+    with pytest.raises(Conflict, match="no trained version yet"):
+        untrained._networks.get(CPU)
+
+
+def test_stock_slicer_lists_the_model_and_other_clients_know_what_it_is(inferer):
+    described = inferer.info()
+    assert described["type"] == "segmentation" and described["labels"] == []
+    assert described["task"] == "classification" and described["classes"] == list(CLASSES)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_map_of_a_blob_follows_it_and_lies_on_the_grid_of_the_image(inferer, tmp_path, method):
+    for row, column in ((4, 4), (11, 5), (6, 11)):
+        path = picture(tmp_path, f"at_{row}_{column}", 7, True, (row, column))
+        request = {"image": str(path), "explain": "blob", "explain_method": method, "result_extension": ".nii.gz"}
+        file, answer = inferer(request)
+        found = np.asarray(nibabel.load(file).dataobj)
+        Path(file).unlink()
+        assert found.shape == (16, 16, 1) and found.min() >= 0 and found.max() == pytest.approx(1, abs=0.05)
+        assert answer["explained"] == {"label": "blob", "method": method}
+        x, y = np.unravel_index(found[..., 0].argmax(), (16, 16))
+        assert abs(x - column) <= 4 and abs(y - row) <= 4
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_map_is_another_when_the_weights_are_drawn_anew(learnt, tmp_path, method):
+    config = classifier()
+    image = prepared(read_image(picture(tmp_path, "one", 7, True, (4, 4)), channels=1), config)
+    torch.manual_seed(11)
+    anew = build_network(config).eval()
+    one, other = (explain(network, image, 1, method, False).flatten() for network in (learnt[0], anew))
+    assert torch.corrcoef(torch.stack((one, other)))[0, 1].nan_to_num() < 0.7
+
+
+@pytest.mark.parametrize(("size", "slices"), [([16, 16, 16], 1), ([16, 16, 1], 8)])
+def test_volumes_are_explained_in_three_dimensions(tmp_path, size, slices):
+    config = classifier(input_size=size, slices_of_volume=slices)
+    torch.manual_seed(0)
+    network = build_network(config).eval()
+    read = read_image(volume(tmp_path, "scan", 1, True, (4, 8, 12)), channels=1)
+    image = prepared(read, config)
+    for method in METHODS:
+        found = explain(network, image, 1, method, False)
+        assert found.shape == image.shape[1:]
+        assert onto_image(found, read, config.seen_size, None, config.dimensions).shape == read.shape
+
+
+def test_what_is_marked_in_a_prepared_image_comes_back_to_its_place(tmp_path):
+    affine = np.diag([-2.0, 1.0, 3.0, 1.0])[[1, 0, 2, 3]]  # axes in another order, one of them reversed
+    values = np.full((10, 20, 6), 10.0, np.float32)
+    values[7, 4, 1] = 500
+    nibabel.save(nibabel.Nifti1Image(values, affine), tmp_path / "turned.nii.gz")
+    read = read_image(tmp_path / "turned.nii.gz", channels=1)
+    config = classifier(input_size=[24, 24, 24], spacing_mm=[1.0, 1.0, 1.0], intensity=WINDOW)
+    image = prepared(read, config)[0]
+    back = onto_image(image - image.min(), read, config.seen_size, config.spacing_mm, 3)
+    assert np.unravel_index(back.argmax(), back.shape) == (7, 4, 1)
+
+
+def test_a_folder_is_classified_with_a_row_for_each_image_also_for_one_that_cannot_be_used(learnt, tmp_path):
+    config, folder = classifier(), tmp_path / "images"
+    Checkpoints(config).publish(learnt[0], {"temperature": learnt[1]})
+    for number in range(6):
+        picture(folder / "deep", f"image_{number}", 200 + number, number % 2 == 1)
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    said = classify_all(config, images_in(folder), folder, tmp_path / "classes.csv", CPU)
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert "classified 6 of 7" in said and len(rows) == 7
+    broken = next(row for row in rows if row["image"] == "broken.png")
+    assert broken["label"] == "" and broken["error"]
+    right = [row["label"] == CLASSES[int(row["image"][-5]) % 2] for row in rows if not row["error"]]
+    assert sum(right) >= 5
+    assert all(float(row["none"]) + float(row["blob"]) == pytest.approx(1, abs=1e-3) for row in rows if row["label"])
+
+
+def test_a_folder_without_an_image_says_so(tmp_path):
+    with pytest.raises(NotFound, match="no image in it"):
+        images_in(tmp_path)
