@@ -88,6 +88,12 @@ class LabelRoundsApp(MONAILabelApp):
         """Return the labels of all segmentation models, each once, in the order of the models."""
         return self._labels_of(lambda config: config.task == "segmentation")
 
+    def _classes(self, multilabel: bool = False) -> list[str]:
+        """Return the classes of all classification models, or of those of which an image may have several."""
+        return self._labels_of(
+            lambda config: isinstance(config, ClassifierConfig) and (config.multilabel or not multilabel)
+        )
+
     def _labels_of(self, chosen: Callable[[AnyConfig], bool]) -> list[str]:
         configs = [config for config in self.configs.values() if chosen(config)]
         return list(dict.fromkeys(label for config in configs for label in config.labels))
@@ -99,8 +105,8 @@ class LabelRoundsApp(MONAILabelApp):
         return StudyStore(
             self.studies,
             known_labels=self.known_labels(),
-            known_classes=self._labels_of(lambda config: config.task == "classification"),
-            multilabel_classes=self._labels_of(lambda config: getattr(config, "multilabel", False)),
+            known_classes=self._classes(),
+            multilabel_classes=self._classes(multilabel=True),
             rounds_tag=FINAL if any(config.task == "segmentation" for config in self.configs.values()) else CLASSES,
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
@@ -295,6 +301,8 @@ class LabelRoundsApp(MONAILabelApp):
             ),
             settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
             known_labels=tuple(self.known_labels()),
+            known_classes=tuple(self._classes()),
+            multilabel_classes=tuple(self._classes(multilabel=True)),
             cache_path=settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or str(folders.home() / "dicomweb"),
             fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
             convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,

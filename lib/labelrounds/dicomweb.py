@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from labelrounds.store import FINAL, LabelledCase, StudyStore  # brings labelrounds.host in first
+from labelrounds.store import CLASSES, FINAL, LabelledCase, StudyStore  # brings labelrounds.host in first
 
 # isort: split
 from monailabel.datastore.dicom import DICOMWebDatastore
@@ -20,21 +20,38 @@ from labelrounds.names import check_id, check_tag
 class DicomwebStore(DICOMWebDatastore, StudyStore):
     """The host's DICOMweb datastore on top of a `StudyStore`: the latter's methods are what it calls as its base."""
 
-    def __init__(self, client: Any, search_filter: dict[str, Any], known_labels: tuple[str, ...] = (), **options: Any):
+    def __init__(
+        self,
+        client: Any,
+        search_filter: dict[str, Any],
+        known_labels: tuple[str, ...] = (),
+        known_classes: tuple[str, ...] = (),
+        multilabel_classes: tuple[str, ...] = (),
+        **options: Any,
+    ):
         """Open the cache of a DICOMweb server.
 
         Args:
             client: A ``dicomweb_client.DICOMwebClient``.
             search_filter: Which series count as images, such as ``{"Modality": "CT"}``.
-            known_labels: The labels of the app's models, in their order.
+            known_labels: The labels of the app's segmentation models, in their order.
+            known_classes: The classes of its classification models; they stay in the cache, as a file each.
+            multilabel_classes: Those of which an image may have any number.
             options: ``cache_path``, ``fetch_by_frame``, ``convert_to_nifti`` of the host's class.
         """
         DICOMWebDatastore.__init__(self, client, search_filter, **options)
         self.known_labels = tuple(known_labels)
+        self.known_classes, self.multilabel_classes = tuple(known_classes), tuple(multilabel_classes)
 
     def list_images(self) -> list[str]:
         """Return the series on the server that match the filter, sorted."""
         return sorted(super().list_images())
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Return the series with a DICOM SEG on the server, or with a class in the cache, sorted."""
+        if label_tag == CLASSES:
+            return StudyStore.get_labeled_images(self, label_tag)
+        return sorted(super().get_labeled_images(label_tag, labels))
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the series without a DICOM SEG on the server, sorted."""
@@ -92,8 +109,9 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
         return str(super().save_label(image_id, label_filename, tag, info))
 
     def training_items(self, label_tag: str = FINAL) -> list[LabelledCase]:
-        """Fetch what has a label on the server, and return the cases."""
-        self._download_labeled_data()
+        """Fetch what has a label map on the server, and return the cases; of classes, those in the cache."""
+        if label_tag == FINAL:
+            self._download_labeled_data()
         return StudyStore.training_items(self, label_tag)
 
 

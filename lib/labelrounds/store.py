@@ -80,6 +80,10 @@ class StudyStore(IndexedFolder):
         rounds_tag: The tag of the labels that its rounds of labelling are about: ``final``, or ``classes``.
     """
 
+    known_classes: tuple[str, ...] = ()
+    multilabel_classes: tuple[str, ...] = ()
+    rounds_tag: str = FINAL
+
     def __init__(
         self,
         datastore_path: str | Path,

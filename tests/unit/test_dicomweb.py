@@ -143,3 +143,17 @@ def test_the_segments_of_a_dicom_seg_are_named_in_order_of_their_numbers(tmp_pat
     data.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
     assert segment_names(tmp_path) == ["liver", "segment 2", "spleen"]
     assert segment_names(tmp_path / "nothing") == []
+
+
+def test_classes_of_a_series_stay_in_the_cache_and_can_be_learnt_from(store, tmp_path):
+    (tmp_path / "class.json").write_text('{"label": "blob"}')
+    found = store.classes_in(SERIES[0], str(tmp_path / "class.json"), "final", {})
+    store.save_classes({SERIES[0]: found})
+    assert store.get_labeled_images("classes") == [SERIES[0]]
+    (case,) = store.training_items("classes")
+    assert case.image_id == SERIES[0] and case.label.suffix == ".json"
+
+
+def test_a_label_map_of_a_series_is_none_of_its_classes(store, tmp_path):
+    sent = {"label_info": [{"name": "liver"}]}
+    assert store.classes_in(SERIES[0], str(label(tmp_path / "label.nii.gz", store)), "final", sent) is None
