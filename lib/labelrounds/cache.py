@@ -51,6 +51,7 @@ class PreparedCache:
     def __init__(self) -> None:
         self._folder = folders.home() / "cache"
         self._budget = budget_bytes(BUDGET, DEFAULT_BUDGET_GB)
+        self._room = 0  # what may be written before the folder is looked through again
 
     def read(self, key: str) -> dict[str, torch.Tensor] | None:
         """Return a case's tensors, or None where they are not kept or the file is damaged."""
@@ -74,8 +75,10 @@ class PreparedCache:
         staging = self._file(key).with_suffix(f".{os.getpid()}.new")
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._make_room(size)
+            if size > self._room:  # looking through thousands of files for each of thousands would take minutes
+                self._room = self._make_room(size)
             save_file(tensors, staging)
+            self._room -= staging.stat().st_size
             staging.replace(self._file(key))
         except (OSError, SafetensorError) as error:
             logger.warning("A prepared case is not kept for the next training: %s", error)
@@ -94,14 +97,16 @@ class PreparedCache:
         except OSError as error:
             logger.warning("The cache of prepared cases is not tidied up: %s", error)
 
-    def _make_room(self, size: int) -> None:
+    def _make_room(self, size: int) -> int:
+        """Remove what was not used for longest until so many bytes fit in, and return how many do."""
         kept = [(file.stat(), file) for file in self._folder.iterdir()]  # also what a killed process left half written
         excess = sum(found.st_size for found, _ in kept) + size - self._budget
         for found, file in sorted(kept, key=lambda one: one[0].st_mtime_ns):
             if excess <= 0:
-                return
+                break
             file.unlink(missing_ok=True)
             excess -= found.st_size
+        return max(0, size - excess)
 
     def _file(self, key: str) -> Path:
         return self._folder / f"{key}.safetensors"

@@ -248,6 +248,7 @@ def test_what_a_killed_process_left_half_written_makes_room_too(monkeypatch, hom
     left = home / "cache" / "b.1.new"
     left.write_bytes(bytes(2500))
     os.utime(left, (1, 1))
+    cache = budget(monkeypatch, 3400)  # the next training's
     cache.write("c", entry(1))
     assert not left.exists()
     assert cache.read("a") is not None and cache.read("c") is not None
