@@ -17,7 +17,7 @@ from labelrounds.classification.explaining import METHODS, explain
 from labelrounds.classification.images import onto_image
 from labelrounds.classification.inferer import ClassificationInferer
 from labelrounds.engine import Engine
-from labelrounds.errors import BadInput, Conflict, NotFound
+from labelrounds.errors import BadInput, Conflict, NotFound, TooLarge
 from labelrounds.memory_cache import Memory
 from labelrounds.networks import build_network
 from labelrounds.reading import read_image, read_label
@@ -187,3 +187,15 @@ def test_a_folder_is_classified_with_a_row_for_each_image_also_for_one_that_cann
 def test_a_folder_without_an_image_says_so(tmp_path):
     with pytest.raises(NotFound, match="no image in it"):
         images_in(tmp_path)
+
+
+def test_a_map_for_which_the_memory_does_not_suffice_is_refused_with_a_sentence(inferer, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("labelrounds.classification.inferer.explain", full)
+    with pytest.raises(TooLarge, match="the map does not fit into the memory of cpu"):
+        inferer({"image": str(picture(tmp_path, "one", 1, True)), "explain": True})
+    monkeypatch.setattr("labelrounds.classification.inferer.classify", full)
+    with pytest.raises(TooLarge):
+        inferer({"image": str(picture(tmp_path, "two", 2, True))})

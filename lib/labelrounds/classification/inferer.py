@@ -337,7 +337,12 @@ class ClassificationInferer(InferTask):
     def _explain_on(self, device: torch.device, voxels: torch.Tensor, index: int, method: str) -> torch.Tensor:
         settle(device)
         network = self._networks.get(device).network
-        return explain(network, voxels.to(device), index, method, self._model.multilabel).cpu()
+        try:
+            return explain(network, voxels.to(device), index, method, self._model.multilabel).cpu()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TooLarge(f"the map does not fit into the memory of {device}; choose device cpu: {error}") from error
 
     def _answer_key(self, asked: Request, device: torch.device, version: Version | None) -> Hashable:
         weights = str(version.weights) if version is not None else None
