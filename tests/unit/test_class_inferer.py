@@ -2,6 +2,8 @@
 
 import csv
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel
@@ -199,3 +201,23 @@ def test_a_map_for_which_the_memory_does_not_suffice_is_refused_with_a_sentence(
     monkeypatch.setattr("labelrounds.classification.inferer.classify", full)
     with pytest.raises(TooLarge):
         inferer({"image": str(picture(tmp_path, "two", 2, True))})
+
+
+def test_a_folder_named_from_where_one_stands_is_classified_also_as_the_first_thing_of_a_process(
+    learnt, tmp_path, home, monkeypatch
+):
+    """ITK changes the working folder while it is loaded."""
+    config = classifier()
+    Checkpoints(config).publish(learnt[0], {})
+    for number in range(8):
+        picture(tmp_path / "images", f"image_{number}", number, False)
+    (tmp_path / "config.json").write_text(config.model_dump_json())
+    program = (
+        "import labelrounds.host, torch; from pathlib import Path;"
+        "from labelrounds.classification.batch import classify_all, images_in;"
+        "from labelrounds.classification.config import ClassifierConfig;"
+        "config = ClassifierConfig.model_validate_json(Path('config.json').read_text());"
+        "print(classify_all(config, images_in(Path('images')), Path('images'), Path('out.csv'), torch.device('cpu')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "classified 8 of 8" in done.stdout

@@ -23,6 +23,7 @@ from labelrounds.classification.inferer import Ready, ReadyClassifiers, classify
 from labelrounds.devices import is_out_of_memory
 from labelrounds.errors import LabelRoundsError, NotFound, TooLarge
 from labelrounds.formats import ending_of, is_dicom
+from labelrounds.itk_loading import load_itk
 from labelrounds.reading import read_image
 
 _READERS, _AT_ONCE, _AHEAD = 4, 32, 96
@@ -74,6 +75,7 @@ def classify_all(
         Conflict: the model has no trained version.
     """
     ready = ReadyClassifiers(config).get(device)
+    load_itk()  # changes the working folder for a moment, which the reading threads must not see
     started, done, failed = time.perf_counter(), 0, 0
     with ExitStack() as stack:
         file: IO[str] = sys.stdout
