@@ -117,7 +117,7 @@ def test_with_a_spacing_the_middle_is_cut_out_or_padded():
     assert torch.allclose(tensor[:, 3:13], in_window(array[2:18]))
     assert torch.equal(tensor[:, :3], torch.full((16, 3, 6), tensor.min()))
     halved = prepared(volume(array, np.diag([0.5, 0.5, 0.5, 1])), (10, 5, 3), (1.0, 1.0, 1.0), dimensions=3)[0]
-    assert halved.mean() == pytest.approx(in_window(array).mean(), abs=0.02)
+    assert halved.mean().item() == pytest.approx(in_window(array).mean().item(), abs=0.02)
 
 
 def test_a_spacing_too_fine_for_the_image_is_refused():

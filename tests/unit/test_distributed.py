@@ -169,7 +169,7 @@ def test_a_machine_with_another_case_does_not_train_along(monkeypatch):
     ):
         runs = iter([wanted, None])
         monkeypatch.setattr(distributed, "share", lambda content, runs=runs: next(runs))
-        monkeypatch.setattr("labelrounds.together.prepare_cases", lambda items, config, p=prepared: (p, {}))
+        monkeypatch.setattr("labelrounds.together.prepare_cases", lambda items, config, tensors_of, p=prepared: (p, {}))
         if message is None:
             follow(config, [], CPU)
             continue
