@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import requests
 from PIL import Image as Picture
+from requests_toolbelt import MultipartDecoder
 
 from labelrounds.client import Client, running_server
+from labelrounds.writing import write_label
 
 MODEL = """
 task: classification
@@ -66,14 +68,32 @@ def infer(client: Client, name: str, content: bytes, output: str = "json", **par
     )
 
 
+def infer_stored(client: Client, image: str, output: str = "json", **params) -> requests.Response:
+    route = f"{client.address}/infer/blobs?image={image}&output={output}"
+    return requests.post(route, data={"params": json.dumps(params)}, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def trained(server) -> tuple[Client, Path]:
+    """The server with a version of the model; it is trained here where no test has done so before."""
+    client, _ = server
+    if not infer_stored(client, "image_00").ok:
+        for number in range(COUNT):
+            answer = submit(client, f"image_{number:02d}", json.dumps({"label": ["none", "blob"][number % 2]}))
+            answer.raise_for_status()
+        client.call("POST", "/train/blobs", json={})
+        list(client.follow_training("blobs"))
+    return server
+
+
 def test_a_round_ends_in_a_model_that_names_the_class_and_shows_why(server):
     client, folder = server
     for number in range(COUNT):
+        chosen = client.call("POST", "/activelearning/random", json={}).json()
+        assert chosen["id"] >= f"image_{number:02d}"  # those before it have a class
         answer = submit(client, f"image_{number:02d}", json.dumps({"label": ["none", "blob"][number % 2]}))
         assert answer.json()["classes"] == [["none", "blob"][number % 2]]
-        if number == COUNT - 2:
-            chosen = client.call("POST", "/activelearning/random", json={}).json()
-            assert chosen["id"] == f"image_{COUNT - 1:02d}"  # the only one without a class
+    assert client.call("POST", "/activelearning/random", json={}).json() == {}
     client.call("POST", "/train/blobs", json={})
     *_, stats = client.follow_training("blobs")
     assert "Published version 1." in stats["message"]
@@ -90,12 +110,34 @@ def test_a_round_ends_in_a_model_that_names_the_class_and_shows_why(server):
     assert shown["markups"][0]["controlPoints"][0]["label"].startswith("blob ")
 
 
-def test_a_segmentation_without_a_voxel_corrects_a_class(server):
+def test_an_image_of_the_datastore_is_answered_with_its_class_a_marker_and_a_map(trained):
+    client, folder = trained
+    (folder / "studies" / "image_01.png").touch()  # which makes it another image to the server: nothing is kept of it
+    first, second = (infer_stored(client, "image_01").json() for _ in range(2))
+    assert (first["cached"], second["cached"]) == ("nothing", "result")
+    assert first["prediction"] == second["prediction"]
+    assert [sorted(one) for one in first["prediction"]] == [["idx", "label", "score"]] * 2
+    assert all(one["label"] == ["none", "blob"][one["idx"]] for one in first["prediction"])
+    answer = infer_stored(client, "image_01", "all", show="markups")
+    params, marker = MultipartDecoder.from_response(answer).parts
+    assert marker.headers[b"Content-Disposition"].decode().endswith('.mrk.json"')
+    (point,) = json.loads(marker.text)["markups"][0]["controlPoints"]
+    assert point["label"] == next(iter(json.loads(params.text)["label_names"])) == next(iter(first["label_names"]))
+    found = infer_stored(client, "image_01", "image", explain="none", result_extension=".nii.gz")
+    (folder / "why.nii.gz").write_bytes(found.content)
+    why = np.asarray(nibabel.load(folder / "why.nii.gz").dataobj)
+    assert why.shape == (16, 16, 1) and why.min() >= 0 and why.max() <= 1
+
+
+@pytest.mark.parametrize("extension", [".nii.gz", ".nrrd"])
+def test_a_segmentation_without_a_voxel_corrects_a_class(server, extension):
     client, folder = server
-    label = folder / "empty.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(np.zeros((16, 16, 1), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0])), label)
+    assert submit(client, "image_01", '{"label": "blob"}').ok
+    label = folder / f"empty{extension}"
+    write_label(np.zeros((16, 16, 1), np.uint8), np.diag([-1.0, -1.0, 1.0, 1.0]), label, [])
     client.submit("image_01", label, ["none 93 %"])
     assert json.loads((folder / "studies" / "labels" / "classes" / "image_01.json").read_text()) == {"label": "none"}
+    assert not list((folder / "studies" / "labels").glob("final/*"))  # it is no label map
 
 
 @pytest.mark.parametrize(
@@ -111,8 +153,8 @@ def test_a_label_that_cannot_be_kept_is_refused_with_a_sentence(server, content,
     assert answer.status_code == 400 and said in answer.json()["detail"]
 
 
-def test_an_image_that_cannot_be_used_is_refused_with_a_sentence_and_the_server_lives(server):
-    client, _ = server
+def test_an_image_that_cannot_be_used_is_refused_with_a_sentence_and_the_server_lives(trained):
+    client, _ = trained
     tiny, colour, deep, jpeg = io.BytesIO(), io.BytesIO(), io.BytesIO(), io.BytesIO()
     Picture.fromarray(np.zeros((1, 1), np.uint8)).save(tiny, "png")
     Picture.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(colour, "png")
