@@ -16,19 +16,21 @@ CONFIG = """
 task: classification
 description: two kinds of patients, told apart by a network that has learnt nothing
 labels: [slim, stout]
-input_size: [32, 32, 32]
 intensity: {kind: window, low: -160, high: 240}
 network: {name: densenet, growth_rate: 4, init_features: 8, block_config: [2, 2]}
 """
 MODEL = "patients"
 
 
-@pytest.fixture
-def server(tmp_path):
+SEEN = {"whole": "input_size: [32, 32, 32]", "slices": "input_size: [32, 32, 1]\nslices_of_volume: 4"}
+
+
+@pytest.fixture(params=SEEN)
+def server(tmp_path, request):
     """A server of nothing but a classification model, on two invented patients."""
     configs, home = tmp_path / "configs", tmp_path / "home"
     configs.mkdir()
-    (configs / f"{MODEL}.yaml").write_text(CONFIG)
+    (configs / f"{MODEL}.yaml").write_text(CONFIG + SEEN[request.param])
     phantoms.write_studies(tmp_path / "studies", 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELROUNDS_HOME", str(home))
@@ -48,7 +50,9 @@ def test_run_names_the_classes_and_the_one_that_is_left_is_submitted(server, ope
     image = slicer.current_image()
     slicer.choose("segmentationModelSelector", MODEL)
     assert slicer.run() == []
-    shown = list(slicer.scene().segments)
+    segments = slicer.scene().segments
+    assert not any(segment.voxels.any() for segment in segments.values())
+    shown = list(segments)
     assert {re.fullmatch(r"(slim|stout) \d{1,3} %", name)[1] for name in shown} == {"slim", "stout"}
     percents = [int(name.split()[1]) for name in shown]
     assert percents == sorted(percents, reverse=True) and 99 <= sum(percents) <= 101
@@ -59,5 +63,6 @@ def test_run_names_the_classes_and_the_one_that_is_left_is_submitted(server, ope
     assert message.kind == "info"
     saved = json.loads((server.studies / "labels" / "classes" / f"{image}.json").read_text())
     assert saved == {"label": shown[1].split()[0]}
+    assert "Traceback" not in server.take_log()
     slicer.next_sample()
     assert slicer.current_image() != image
