@@ -4,6 +4,9 @@ import csv
 import json
 import subprocess
 import sys
+import tempfile
+import threading
+import time
 from pathlib import Path
 
 import nibabel
@@ -11,15 +14,18 @@ import numpy as np
 import pytest
 import torch
 from blobs import CLASSES, classifier, labelled, picture, volume
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.classification.batch import classify_all, images_in
 from labelrounds.classification.cases import prepared
-from labelrounds.classification.explaining import METHODS, explain
+from labelrounds.classification.explaining import METHODS, explain, occlusion
 from labelrounds.classification.images import onto_image
-from labelrounds.classification.inferer import ClassificationInferer
+from labelrounds.classification.inferer import ClassificationInferer, classify
+from labelrounds.computing import LacksMemory
 from labelrounds.engine import Engine
-from labelrounds.errors import BadInput, Conflict, NotFound, TooLarge
+from labelrounds.errors import BadInput, Cancelled, Conflict, NotFound, OutOfSpace, TooLarge
 from labelrounds.memory_cache import Memory
 from labelrounds.networks import build_network
 from labelrounds.reading import read_image, read_label
@@ -221,3 +227,128 @@ def test_a_folder_named_from_where_one_stands_is_classified_also_as_the_first_th
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert "classified 8 of 8" in done.stdout
+
+
+def test_who_asks_for_the_same_while_it_is_made_gets_what_was_made(inferer, tmp_path, monkeypatch):
+    made = []
+
+    def slow(*of):
+        made.append(of)
+        time.sleep(0.2)
+        return classify(*of)
+
+    monkeypatch.setattr("labelrounds.classification.inferer.classify", slow)
+    request, answers = {"image": str(picture(tmp_path, "one", 1, True)), "json": True}, []
+    threads = [threading.Thread(target=lambda: answers.append(inferer(request)[1])) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+    assert sorted(answer["cached"] for answer in answers) == ["nothing", "result", "result", "result"]
+
+
+def test_a_gpu_without_the_memory_is_not_tried_in_vain_again(inferer, tmp_path, monkeypatch):
+    gpu, computed, tried = torch.device("cuda:0"), inferer._computed, []
+
+    def limited(device, image, voxels):
+        tried.append(device)
+        if device == gpu:
+            raise LacksMemory(gpu, image.shape, "CUDA out of memory")
+        return computed(device, image, voxels)
+
+    monkeypatch.setattr("labelrounds.classification.inferer.choose_devices", lambda wanted: [gpu])
+    monkeypatch.setattr(inferer, "_computed", limited)
+    monkeypatch.setattr(inferer._memory, "images", lambda device, images=inferer._memory.images: images(CPU))
+    request = {"image": str(picture(tmp_path, "one", 1, True)), "json": True}
+    first, second = inferer(request)[1], inferer(request)[1]
+    assert tried == [gpu, CPU] and second["cached"] == "result"
+    assert first["note"] == second["note"] == "out of memory on cuda:0: classified on the CPU"
+
+
+def test_an_occlusion_ends_when_its_client_has_gone(learnt):
+    asked = []
+
+    def gone():
+        asked.append(True)
+        return len(asked) == 3
+
+    with pytest.raises(Cancelled, match="stopped after 32 of"):
+        occlusion(learnt[0], torch.rand(1, 16, 16, 1), 1, False, gone)
+
+
+def test_a_disk_that_is_full_is_told_and_no_file_is_left(inferer, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr("labelrounds.classification.inferer.write_label", full)
+    with pytest.raises(OutOfSpace):
+        inferer({"image": str(picture(tmp_path, "one", 1, True))})
+    with pytest.raises(BadInput, match="the ending of a map"):
+        inferer({"image": str(tmp_path / "one.png"), "explain": True, "result_extension": ".seg.nrrd"})
+    assert not list(folder.iterdir())
+
+
+@pytest.mark.parametrize("show", ["segments", "markups"])
+def test_an_image_in_which_nothing_is_found_is_shown_with_the_likeliest_class(tmp_path, show):
+    config = classifier(multilabel=True, name="findings")
+    network = build_network(config)
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.fill_(0)
+        list(network.head.parameters())[-1].copy_(torch.tensor([-12.0, -9.0]))
+    Checkpoints(config).publish(network, {})
+    engine = Engine()
+    file, answer = ClassificationInferer(config, engine, Memory())(
+        {"image": str(picture(tmp_path, "one", 1, False)), "show": show}
+    )
+    engine.close()
+    Path(file).unlink()
+    assert answer["label_names"] == {"blob 0 %": 1}
+
+
+def write_dicom(path: Path, series: str) -> None:
+    """Write a picture as a DICOM file of a series."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    content = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    content.SeriesInstanceUID, content.Rows, content.Columns = series, 16, 16
+    content.save_as(path, enforce_file_format=True)
+
+
+def test_no_dicom_file_of_a_folder_is_passed_over(tmp_path):
+    def dicom(name: str, series: str) -> None:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_dicom(tmp_path / name, series)
+
+    for name, series in (("a", "1"), ("b", "2"), ("c.dcm", "3"), ("alone/a", "4"), ("scan/a", "5"), ("scan/b", "5")):
+        dicom(name, f"1.2.{series}")
+    for name in ("DICOMDIR", "scan/DICOMDIR"):  # what lists them is no image, and none of a series
+        dicom(name, "")
+    found = [str(path.relative_to(tmp_path)) for path in images_in(tmp_path)]
+    assert sorted(found) == ["a", "alone", "b", "c.dcm", "scan"]
+
+
+def test_an_image_for_which_the_memory_does_not_suffice_is_a_row_and_the_run_goes_on(learnt, tmp_path, monkeypatch):
+    config, folder = classifier(), tmp_path / "images"
+    Checkpoints(config).publish(learnt[0], {})
+    for number in range(5):
+        picture(folder, f"image_{number}", number, False)
+
+    def limited(ready, images, model):
+        if len(images) > 1 or limited.calls:
+            limited.calls -= len(images) == 1
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return classify(ready, images, model)
+
+    limited.calls = 1  # the first image alone is too much as well
+    monkeypatch.setattr("labelrounds.classification.batch.classify", limited)
+    said = classify_all(config, images_in(folder), folder, tmp_path / "classes.csv", CPU)
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert "classified 4 of 5" in said and "1 could not be used" in said
+    assert [bool(row["error"]) for row in rows] == [True, False, False, False, False]
+    assert rows[0]["error"].startswith("the image does not fit into the memory of cpu")

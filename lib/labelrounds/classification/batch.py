@@ -40,18 +40,25 @@ def images_in(source: Path) -> list[Path]:
     found: list[Path] = []
     for folder in sorted([source, *(path for path in source.rglob("*") if path.is_dir())]):
         files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        slices = [path for path in files if is_dicom(path)]
-        found += [folder] if _are_one_series(slices) else [path for path in slices if ending_of(path.name)]
+        slices = [path for path in files if _is_dicom(path)]
+        found += [folder] if _are_one_series(slices) else slices
         found += [path for path in files if ending_of(path.name) and path not in slices]
     if not found:
         raise NotFound(f"{source}: no image in it")
     return found
 
 
-def _are_one_series(slices: Sequence[Path]) -> bool:
-    """Tell whether DICOM files are slices of one volume, rather than pictures each of its own."""
-    if len(slices) < 2:
+def _is_dicom(path: Path) -> bool:
+    try:
+        return path.name.upper() != "DICOMDIR" and is_dicom(path)  # that lists images, and is none
+    except OSError:  # reading it says so, in its row
         return False
+
+
+def _are_one_series(slices: Sequence[Path]) -> bool:
+    """Tell whether DICOM files are read by their folder: slices of one volume, or one whose name has no ending."""
+    if len(slices) < 2:
+        return any(not ending_of(path.name) for path in slices)
     tag = "SeriesInstanceUID"
     try:
         series = {str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag]).get(tag)) for path in slices}
@@ -91,9 +98,9 @@ def classify_all(
             for path, found in batch:
                 name = str(path.relative_to(root)) if path != root else path.name
                 answer = answers.get(path)
-                if answer is None:
+                if not isinstance(answer, list):
                     failed += 1
-                    rows.writerow([name, "", *[""] * len(config.labels), str(found)])
+                    rows.writerow([name, "", *[""] * len(config.labels), str(answer or found)])
                 else:
                     shown = [f"{value:.4f}" for value in answer]
                     rows.writerow([name, ";".join(_named(answer, config)), *shown, ""])
@@ -138,9 +145,9 @@ def _batches(
 
 def _answers(
     ready: Ready, images: list[torch.Tensor], config: ClassifierConfig, device: torch.device
-) -> list[list[float]]:
-    """Return the probabilities of images, those of one shape computed together as far as the memory suffices."""
-    answers: list[list[float]] = [[] for _ in images]
+) -> list[list[float] | TooLarge]:
+    """Return the probabilities of images, those of one shape together as far as the memory suffices, or why not."""
+    answers: list[list[float] | TooLarge] = [[] for _ in images]
     for shape in {image.shape for image in images}:
         same = [index for index, image in enumerate(images) if image.shape == shape]
         for index, found in zip(same, _together(ready, [images[index] for index in same], config, device), strict=True):
@@ -150,14 +157,16 @@ def _answers(
 
 def _together(
     ready: Ready, images: list[torch.Tensor], config: ClassifierConfig, device: torch.device
-) -> list[list[float]]:
+) -> list[list[float] | TooLarge]:
     try:
         return [list(map(float, one)) for one in classify(ready, torch.stack(images).to(device), config)]
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        if len(images) == 1:
-            raise TooLarge(f"one image does not fit into the memory of {device}: {error}") from error
+        reason = str(error)
+    # Out here, where the error is gone and holds no tensor of the attempt any more.
+    if len(images) == 1:
+        return [TooLarge(f"the image does not fit into the memory of {device}: {reason}")]
     half = len(images) // 2
     return _together(ready, images[:half], config, device) + _together(ready, images[half:], config, device)
 

@@ -3,7 +3,7 @@
 Neither method says that what it shows is the disease: they show what the network has looked at.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,13 +12,21 @@ from torch import nn
 from torch.nn import functional
 
 from labelrounds.classification.calibration import probabilities_of
+from labelrounds.errors import Cancelled
 
 METHODS = ("gradcam", "occlusion")
 _PARTS = 7  # along each axis that is occluded
 _AT_ONCE = 16
+Stopped = Callable[[], bool]
 
 
-def explain(network: Any, image: torch.Tensor, label: int, method: str, multilabel: bool) -> torch.Tensor:
+def _never() -> bool:
+    return False
+
+
+def explain(
+    network: Any, image: torch.Tensor, label: int, method: str, multilabel: bool, stopped: Stopped = _never
+) -> torch.Tensor:
     """Return what speaks for a class ``(X, Y, Z)`` float32, from 0 to 1, where it speaks most; 0 where nothing does.
 
     Args:
@@ -27,8 +35,15 @@ def explain(network: Any, image: torch.Tensor, label: int, method: str, multilab
         label: the class, by its place among the labels.
         method: one of `METHODS`.
         multilabel: whether the model's classes are told apart one by one.
+        stopped: asked before each batch of covered images whether to give up.
+
+    Raises:
+        Cancelled: ``stopped`` said so.
     """
-    found = grad_cam(network, image, label) if method == "gradcam" else occlusion(network, image, label, multilabel)
+    if method == "gradcam":
+        found = grad_cam(network, image, label)
+    else:
+        found = occlusion(network, image, label, multilabel, stopped)
     highest = found.max()
     return found / highest if highest > 0 else torch.zeros_like(found)
 
@@ -52,10 +67,15 @@ def grad_cam(network: Any, image: torch.Tensor, label: int) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def occlusion(network: Any, image: torch.Tensor, label: int, multilabel: bool) -> torch.Tensor:
+def occlusion(
+    network: Any, image: torch.Tensor, label: int, multilabel: bool, stopped: Stopped = _never
+) -> torch.Tensor:
     """Return by how much the class's probability falls when a part of the image is covered with its lowest value.
 
     Zeiler and Fergus, DOI 10.1007/978-3-319-10590-1_53. Of a 2-D network a part is of one slice.
+
+    Raises:
+        Cancelled: ``stopped`` said so.
     """
     sides = [max(1, -(-side // _PARTS)) for side in image.shape[1:]]
     if network.dimensions == 2:
@@ -68,6 +88,8 @@ def occlusion(network: Any, image: torch.Tensor, label: int, multilabel: bool) -
     lowest = image.amin((1, 2, 3), keepdim=True)
     found = torch.zeros(image.shape[1:], device=image.device)
     for first in range(0, len(boxes), _AT_ONCE):
+        if stopped():
+            raise Cancelled(f"stopped after {first} of {len(boxes)} covered parts: the client has gone, or others wait")
         some = boxes[first : first + _AT_ONCE]
         covered = image.expand(len(some), *image.shape).clone()
         for one, box in zip(covered, some, strict=True):

@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from labelrounds.atomic import disk_errors
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.classification.calibration import probabilities_of
 from labelrounds.classification.cases import prepared
@@ -242,7 +244,8 @@ class ClassificationInferer(InferTask):
     def _params(self, answer: Classified) -> dict[str, Any]:
         ranked = sorted(zip(self._model.labels, answer.probabilities, strict=True), key=lambda one: -one[1])
         index = {label: number for number, label in enumerate(self._model.labels)}
-        shown = [f"{label} {score:.0%}".replace("%", " %") for label, score in ranked if score >= _LEAST_SHOWN]
+        worth = [one for one in ranked if one[1] >= _LEAST_SHOWN] or ranked[:1]  # with multilabel all may be near 0
+        shown = [f"{label} {score:.0%}".replace("%", " %") for label, score in worth]
         return {
             "prediction": [{"idx": index[label], "label": label, "score": round(score, 6)} for label, score in ranked],
             "label_names": {name: number for number, name in enumerate(shown, start=1)},
@@ -263,6 +266,8 @@ class ClassificationInferer(InferTask):
         answer, cached, device = self._answer_from(asked, [CPU])
         moved = replace(answer, note=f"out of memory on {lacking}: classified on the CPU")
         logger.warning("Model %s: %s", self._model.name, moved.note)
+        # Under what is looked for, so that it is not tried in vain again.
+        self._keep(self._answer_key(asked, lacking, moved.version), moved)
         return moved, cached, device
 
     def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Classified, str, torch.device]:
@@ -276,7 +281,9 @@ class ClassificationInferer(InferTask):
         with self._engine.place(
             dict(keys), asked.content, client=asked.client, background=asked.background, gone=asked.gone
         ) as turn:
-            answer, cached = self._classified(asked, turn)
+            # While it waited, another request may have been answered with the same, or another version published.
+            known = self._memory.answers.get(self._answer_key(asked, turn.device, self._networks.checkpoints.current()))
+            answer, cached = (known, "result") if known is not None else self._classified(asked, turn)
             asked.seconds["wait"] += turn.waited_s
             return answer, cached, turn.device
 
@@ -284,9 +291,11 @@ class ClassificationInferer(InferTask):
         image, voxels, cached = self._prepared(asked)
         with asked.timed("segment"):
             answer: Classified = turn.compute(lambda stopped: self._computed(turn.device, image, voxels))
-        key = self._answer_key(asked, turn.device, answer.version)
-        self._memory.answers.put(key, answer, 8 * len(answer.probabilities))
+        self._keep(self._answer_key(asked, turn.device, answer.version), answer)
         return answer, cached
+
+    def _keep(self, key: Hashable, answer: Classified) -> None:
+        self._memory.answers.put(key, answer, 8 * len(answer.probabilities))
 
     def _computed(self, device: torch.device, image: Image, voxels: torch.Tensor) -> Classified:
         """Compute the answer in the device's thread."""
@@ -328,17 +337,21 @@ class ClassificationInferer(InferTask):
             gone=asked.gone,
         ) as turn:
             image, voxels, _ = self._prepared(asked)
-            found = turn.compute(lambda stopped: self._explain_on(turn.device, voxels, index, method))
+            found = turn.compute(lambda stopped: self._explain_on(turn.device, voxels, index, method, stopped))
         with asked.timed("restore"):
             restored = onto_image(found, image, self._model.seen_size, self._model.spacing_mm, self._model.dimensions)
         with asked.timed("write"):
-            return str(write_map(restored, image.affine, _temporary(asked.extension)))
+            with _temporary(asked.extension) as path:
+                write_map(restored, image.affine, path)
+            return str(path)
 
-    def _explain_on(self, device: torch.device, voxels: torch.Tensor, index: int, method: str) -> torch.Tensor:
+    def _explain_on(
+        self, device: torch.device, voxels: torch.Tensor, index: int, method: str, stopped: Callable[[], bool]
+    ) -> torch.Tensor:
         settle(device)
         network = self._networks.get(device).network
         try:
-            return explain(network, voxels.to(device), index, method, self._model.multilabel).cpu()
+            return explain(network, voxels.to(device), index, method, self._model.multilabel, stopped).cpu()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -351,7 +364,9 @@ class ClassificationInferer(InferTask):
 
 def _empty_segments(answer: Classified, extension: str, names: list[str]) -> str:
     """Write a label map of the image's grid without a voxel."""
-    return str(write_label(np.zeros(answer.shape, np.uint8), answer.affine, _temporary(extension), names))
+    with _temporary(extension) as path:
+        write_label(np.zeros(answer.shape, np.uint8), answer.affine, path, names)
+    return str(path)
 
 
 def _markups(answer: Classified, names: list[str]) -> str:
@@ -370,12 +385,23 @@ def _markups(answer: Classified, names: list[str]) -> str:
         "@schema": _MARKUPS_SCHEMA,
         "markups": [{"type": "Fiducial", "coordinateSystem": "RAS", "controlPoints": [point]}],
     }
-    path = _temporary(".mrk.json")
-    path.write_text(json.dumps(content), encoding="utf-8")
+    with _temporary(".mrk.json") as path:
+        path.write_text(json.dumps(content), encoding="utf-8")
     return str(path)
 
 
-def _temporary(extension: str) -> Path:
-    """Return a new file, which whoever sends it removes."""
+@contextmanager
+def _temporary(extension: str) -> Iterator[Path]:
+    """Give a new file to write, which whoever sends it removes; it is removed here where the block fails.
+
+    Raises:
+        OutOfSpace: the disk is full.
+    """
     with tempfile.NamedTemporaryFile(prefix="labelrounds-", suffix=extension, delete=False) as file:
-        return Path(file.name)
+        path = Path(file.name)
+    try:
+        with disk_errors(path):
+            yield path
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
