@@ -17,8 +17,9 @@ demo: $(VENV)/installed
 serve: $(VENV)/installed
 	$(BIN)/labelrounds start --port $(PORT)
 
+# Two files of tests at a time, each with a thread of its own, that neither takes the other's core.
 test: $(VENV)/installed-test lint
-	$(BIN)/pytest -m "not slow"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-long: $(VENV)/installed-test
 	$(BIN)/pytest -m slow

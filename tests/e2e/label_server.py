@@ -45,7 +45,7 @@ class LabelServer:
                 stderr=subprocess.STDOUT,
             )
 
-    def wait(self, timeout_s: float = 90) -> None:
+    def wait(self, timeout_s: float = 180) -> None:
         """Return once the server answers `/info/`."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline and self._process.poll() is None:

@@ -14,7 +14,7 @@ EXTENSION = Path(sys.prefix, "monailabel", "plugins", "slicer", "MONAILabel")
 STAND_INS = Path(__file__).with_name("slicer_host")
 
 
-ANSWER_TIMEOUT_S = 200
+ANSWER_TIMEOUT_S = 450  # longer than a training is watched
 
 
 class SlicerProcess:

@@ -234,13 +234,14 @@ def test_label_of_which_no_model_knows_a_name_is_an_error_message(slicer, server
 
 
 # Last, as a training may publish another version of the model.
+@pytest.mark.timeout(600)
 def test_training_moves_the_bars_and_gives_the_button_back(slicer, server, open_study):
     open_study("axial")
     slicer.fetch()
     slicer.choose("trainerBox", MODEL)
     slicer.set_option("train", MODEL, "epochs", "2")
     assert slicer.click("trainingButton") == []
-    training = slicer.watch_training(timeout_s=180)
+    training = slicer.watch_training(timeout_s=400)
     assert training.progress[0] == 1
     assert 50 in training.progress
     assert training.progress[-1] == 100
@@ -250,6 +251,7 @@ def test_training_moves_the_bars_and_gives_the_button_back(slicer, server, open_
     assert training.buttons == [(False, True), (True, False)]
 
 
+@pytest.mark.timeout(600)
 def test_stopping_a_training_gives_the_button_back(slicer, open_study):
     open_study("axial")
     slicer.fetch()
@@ -258,7 +260,7 @@ def test_stopping_a_training_gives_the_button_back(slicer, open_study):
     assert slicer.enabled("trainingButton", "stopTrainingButton") == [False, True]
     (question,) = slicer.click("stopTrainingButton")
     assert question.kind == "question"
-    training = slicer.watch_training(timeout_s=60)
+    training = slicer.watch_training(timeout_s=240)
     assert training.buttons[-1] == (True, False)
 
 
