@@ -39,8 +39,9 @@ def never() -> bool:
 
 
 @pytest.fixture(autouse=True)
-def _seeded():
+def _seeded_and_without_pictures(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr("labelrounds.classification.task.write_report", lambda *of: [])
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_margins_that_are_all_right_do_not_become_certainty():
     margins, classes = np.linspace(-3, 3, 6), np.array([0, 0, 0, 1, 1, 1])
     _, temperature = quick._surest(margins, classes)
     sure = 1 / (1 + np.exp(-np.abs(margins) / temperature))
-    assert 0.7 < sure.mean() < 0.9
+    assert 0.75 < sure.mean() < 0.95
     _, unsure = quick._surest(margins, classes[::-1].copy())  # all wrong: nothing is to be believed
     assert unsure == pytest.approx(20, rel=1e-3)
 
@@ -179,8 +180,8 @@ def test_nothing_of_a_version_is_a_pickle(items, source):
     config = model("svm")
     train_model(config, items, AUTO, never)
     files = [path for path in Checkpoints(config).current().weights.parent.rglob("*") if path.is_file()]
-    assert {path.suffix for path in files} == {".safetensors", ".json", ".png", ".html"}
-    assert not any(path.read_bytes()[:1] == b"\x80" and path.read_bytes()[1:2] <= b"\x05" for path in files)
+    assert sorted(path.name for path in files) == ["version.json", "weights.safetensors"]
+    assert set(load_file(Checkpoints(config).current().weights)) == set(source.state_dict())
 
 
 def test_of_few_cases_the_best_is_chosen_by_cross_validation(items, source, monkeypatch):
@@ -196,6 +197,22 @@ def test_of_few_cases_the_best_is_chosen_by_cross_validation(items, source, monk
         "fitting the logistic classifier",
         "fitting the svm classifier",
     ]
+
+
+def test_who_is_judged_on_a_patient_has_not_learnt_from_the_patient(items, source, monkeypatch):
+    learnt, take = [], contest.fit
+    monkeypatch.setattr(
+        contest,
+        "fit",
+        lambda kind, start, cases, config: (
+            learnt.append({case.patient for case in cases}) or take(kind, start, cases, config)
+        ),
+    )
+    train_model(model(training=IDLE), items[:4], FULL, never)
+    everyone = {item.patient for item in items[:4]}
+    of_kind = learnt[: len(learnt) // 2]
+    assert of_kind[0] == everyone and sorted(map(len, of_kind)) == [3, 3, 3, 3, 4]
+    assert set.union(*(everyone - some for some in of_kind)) == everyone
 
 
 def test_validation_cases_choose_where_there_are_some(items, source):
@@ -298,9 +315,10 @@ def test_a_training_in_full_goes_on_from_the_served_encoder_as_there_is_no_other
     train_model(model("logistic"), items[:20], FULL, never)
     config = model("svm", training={"init_from": None})
     result = train_model(config, items, FULL, never)
-    newest = Checkpoints(config).versions()[-1]
-    assert (newest.record["parent"] == 1 and newest.record["policy"] == "quick") if result["published"] else True
     assert result["classifier"]["chosen"] == "svm"
+    stats = Trainer(config).stats()
+    assert stats["started_from"] == "version 1" and stats["policy"] == "quick"
+    assert stats["reason"] == "what trains no network goes on from the served one"
 
 
 def test_a_fitted_version_is_served_explained_and_rolled_back_to(items, source, tmp_path):

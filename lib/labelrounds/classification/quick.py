@@ -177,16 +177,18 @@ def _folds(classes: NDArray[Any], patients: NDArray[Any], seed: int) -> list[tup
 def _surest(margins: Array, classes: NDArray[Any]) -> tuple[float, float]:
     """Return the cross entropy of margins, and the temperature that it is lowest at.
 
-    The truth is as sure as so many cases allow (Platt 1999, Probabilistic Outputs for SVMs, there for two classes), so
-    that margins which are all right do not become certainty.
+    The truth counts as sure as so many cases allow, as if one more were right and one wrong, so that margins which are
+    all right do not become certainty. (Platt 1999, Probabilistic Outputs for SVMs, does so by class, which for several
+    classes of few cases each made the margins far less sure than they were right.)
 
     Args:
         margins: ``(N,)``, or ``(N, K)`` for more than two classes, of cases that were not learnt from.
         classes: ``(N,)``, 0 to K - 1.
     """
     logits = _both_sides(margins[None]).T if margins.ndim == 1 else margins
-    counts, kinds = np.bincount(classes), logits.shape[1]
-    target = (np.eye(kinds)[classes] * counts[classes][:, None] + 1) / (counts[classes][:, None] + kinds)
+    count, kinds = logits.shape
+    truth = np.eye(kinds)[classes]
+    target = (truth * (count + 1) + (1 - truth) / (kinds - 1)) / (count + 2)
 
     def loss(log_temperature: float) -> float:
         return float(-(target * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(1).mean())
