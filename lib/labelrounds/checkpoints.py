@@ -48,6 +48,7 @@ from labelrounds.sections import CommonConfig
 _WEIGHTS, _RECORD = "weights.safetensors", "version.json"
 # With the task, the dimensions and the network; see _decisive.
 _DECISIVE = ("labels", "channels", "spacing_mm", "intensity", "multilabel", "input_size", "slices_of_volume")
+_NOTHING_SERVED = "no version of a model {} is served, so nothing can start from it: train it first"
 _PACKAGES = ("labelrounds", "monai", "monailabel", "numpy", "torch")
 
 logger = logging.getLogger(__name__)
@@ -321,17 +322,37 @@ def tensors_of_served(model: str) -> dict[str, torch.Tensor]:
         NotFound: nothing of that name is served.
         BadInput: the weights are damaged.
     """
-    pointer = read_json(folders.home() / "models" / model / "current.json") or {}
-    number = pointer.get("version") or 0
-    weights = folders.shipped_weights() / f"{model}.safetensors"
-    if number:
-        weights = folders.home() / "models" / model / "versions" / f"{int(number):04d}" / _WEIGHTS
+    weights, _ = _served_files(model)
     if not weights.is_file():
-        raise NotFound(f"no version of a model {model!r} is served, so nothing can start from it: train it first")
+        raise NotFound(_NOTHING_SERVED.format(repr(model)))
     try:
         return load_file(weights)
     except (OSError, SafetensorError) as error:
         raise BadInput(f"the weights of {model} cannot be read: {error}") from error
+
+
+def task_of_served(model: str) -> str:
+    """Return what is served of a model was trained for: ``segmentation`` or ``classification``.
+
+    Raises:
+        BadInput: its record is damaged.
+        NotFound: nothing of that name is served.
+    """
+    _, card = _served_files(model)
+    record = read_json(card)
+    if record is None:
+        raise NotFound(_NOTHING_SERVED.format(repr(model)))
+    return str((record.get("configuration") or {}).get("task", "segmentation"))
+
+
+def _served_files(model: str) -> tuple[Path, Path]:
+    """Return where the weights and the record are of what is served of a model, if anything is."""
+    number = (read_json(folders.home() / "models" / model / "current.json") or {}).get("version") or 0
+    if number:
+        folder = folders.home() / "models" / model / "versions" / f"{int(number):04d}"
+        return folder / _WEIGHTS, folder / _RECORD
+    weights = folders.shipped_weights() / f"{model}.safetensors"
+    return weights, weights.with_suffix(".json")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -83,13 +84,22 @@ class Epoch:
 
 @dataclass
 class Outcome:
-    """A finished or stopped training; ``network`` holds the best averaged weights, ``notes`` are ``Learner``'s."""
+    """A finished or stopped training; ``network`` holds the best averaged weights, ``notes`` are ``Learner``'s.
+
+    ``classifier`` is for a classification model which was ``chosen``, the ``reason``, and the ``scores`` of each.
+    """
 
     network: nn.Module
     epochs: int
     stopped: bool
     history: list[Epoch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    classifier: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the last layer was fitted to embeddings, and no network trained."""
+        return str(self.classifier.get("chosen", "network")) != "network"
 
 
 class Learner:

@@ -72,7 +72,7 @@ def promote(
         OutOfSpace: the version could not be written; the one served before stays.
     """
     task = task_of(checkpoints.config)
-    judgement = _judge(plan, outcome.network, out_of_fold, measure, checkpoints)
+    judgement = _judge(plan, outcome, out_of_fold, measure, checkpoints)
     dice = mean_dice(list(judgement.scores.values()))
     result: dict[str, Any] = {
         "best_metric": 0.0 if math.isnan(mean_of(dice)) else round(mean_of(dice), 4),
@@ -81,6 +81,7 @@ def promote(
         "comparison": judgement.comparison.figures() if judgement.comparison else None,
         "judged_on": judgement.claim,
         "judged_by": judgement.kind,
+        **({"classifier": outcome.classifier} if outcome.classifier else {}),
         "notes": plan.notes,
         "skipped": plan.skipped,
     }
@@ -113,20 +114,25 @@ def promote(
 
 
 def _judge(
-    plan: TrainingPlan, network: nn.Module, out_of_fold: Scores, measure: Measure, checkpoints: Checkpoints
+    plan: TrainingPlan, outcome: Outcome, out_of_fold: Scores, measure: Measure, checkpoints: Checkpoints
 ) -> _Judgement:
     """Score the result on the cases that say most about it, and compare it with what is served."""
+    network, compared = outcome.network, bool(outcome.classifier.get("scores"))
     training, validation = plan.parts[TRAIN], plan.parts[VALIDATION]
     if validation:
         kind, scores = "validation", measure(network, validation)
         judged = [case for case in validation if case.image_id in scores]
-        claim = f"Judged on {len(judged)} validation case(s), which also chose the epoch"
+        chosen = [] if outcome.is_fitted else ["the epoch"]
+        chosen += ["the classifier"] if compared else []
+        claim = f"Judged on {len(judged)} validation case(s)"
+        claim += f", which also chose {' and '.join(chosen)}" if chosen else ""
     elif out_of_fold:
         kind, scores = "cross-validation", out_of_fold
         judged = [case for case in training if case.image_id in out_of_fold]
         claim = (
-            f"Judged on {len(judged)} case(s) by cross-validation, each by a training of {plan.fold_epochs} epochs"
-            " without its patient"
+            f"Judged on {len(judged)} case(s) by cross-validation, each by a"
+            f" {'fit' if outcome.is_fitted else f'training of {plan.fold_epochs} epochs'} without its patient"
+            f"{', which also chose the classifier' if compared else ''}"
         )
     else:
         kind, judged, scores = "train", training, measure(network, training)
@@ -196,7 +202,7 @@ def _lineage(plan: TrainingPlan, outcome: Outcome, seed: int, wall_time_s: float
         "parent": plan.parent.number if plan.parent else None,
         "learnt_before": learnt_from(plan.parent),
         "labels_at_full": labels_at_full(plan.parent.record) if plan.parent else labels,
-        "epochs": outcome.epochs,
+        "epochs": 0 if outcome.is_fitted else outcome.epochs,
         "epochs_planned": plan.epochs,
         "seed": seed,
         "device": str(device_of(outcome.network)),

@@ -215,6 +215,9 @@ def _history(record: dict[str, Any]) -> tuple[str, str, str]:
     """Return when a version was trained, how and from what, and on how many cases."""
     parent = record.get("parent")
     how = str(record.get("policy", "")) + (f" from {parent or 'shipped'}" if parent is not None else "")
+    if classifier := record.get("classifier"):
+        scores = ", ".join(f"{kind} {score:.3f}" for kind, score in classifier.get("scores", {}).items())
+        how += f", {classifier['chosen']}" + (f" of {scores}" if scores else "")
     return str(record.get("created", ""))[:10], how, str(len(record.get("cases", {}).get("train", [])))
 
 

@@ -19,7 +19,7 @@ from labelrounds.cases import PatchSampler, PreparedCase, segmentation_tensors
 from labelrounds.config import AUTO
 from labelrounds.devices import choose_device
 from labelrounds.errors import TooLarge
-from labelrounds.evaluation import segment_cases
+from labelrounds.evaluation import Scores, segment_cases
 from labelrounds.losses import supervised_loss
 from labelrounds.networks.base import lowest_shape
 from labelrounds.outlines import outlined_slices
@@ -63,6 +63,10 @@ class Task:
         initialise: changes the weights that a training from nothing starts from.
         picture: shows predictions on cases ``(H, W, 3)``; None where there is nothing to show.
         complete: adds what belongs to a version that is being written to its folder, and to its record.
+        fit: returns what takes the place of a network's training, as `labelrounds.classification.contest.fit_alone`,
+            where the model's file says so, else None.
+        begins_anew: whether a training in full has weights to start from that are not the served ones.
+        contest: returns what does best of a trained network and what else there is, likewise `contest`.
     """
 
     label_tag: str
@@ -80,6 +84,9 @@ class Task:
     initialise: Callable[[nn.Module, Any], None]
     picture: Callable[[list[PreparedCase], list[torch.Tensor | None]], NDArray[Any] | None]
     complete: "Callable[[TrainingPlan, Outcome, Any, Path], dict[str, Any]]"
+    fit: Callable[[Any], "Callable[..., Outcome] | None"]
+    begins_anew: Callable[[Any], bool]
+    contest: "Callable[..., tuple[Outcome, Scores]]"
 
     @property
     def key(self) -> str:
@@ -162,4 +169,7 @@ SEGMENTATION = Task(
     initialise=lambda network, config: None,
     picture=_picture,
     complete=_choose_runtime,
+    fit=lambda config: None,
+    begins_anew=lambda config: True,
+    contest=lambda plan, outcome, out_of_fold, *others: (outcome, out_of_fold),
 )

@@ -185,12 +185,23 @@ class _Training:
         if outcome.stopped:
             plan.note(f"stopped after epoch {outcome.epochs} of {plan.epochs}")
         out_of_fold = {} if outcome.stopped else self._cross_validate(plan, weights)
+        measure = partial(self._measure, plan)
+        outcome, out_of_fold = self._task.contest(
+            plan,
+            outcome,
+            out_of_fold,
+            partial(self._start, weights),
+            self._config,
+            measure,
+            self._watch.stage,
+            self._stopped,
+        )
         self._watch.stage("judging")
         result = promote(
             plan,
             outcome,
             out_of_fold,
-            partial(self._measure, plan),
+            measure,
             self._checkpoints,
             self._watch.elapsed_s,
         )
@@ -254,6 +265,9 @@ class _Training:
         resumable: bool = False,
     ) -> Outcome:
         """Train by the plan's policy, with the other processes, and note what a user should know of it."""
+        fit = self._task.fit(self._config)
+        if fit is not None:
+            return fit(plan, network, train, validation, self._config, self._device, report, self._stopped)
         training, learnt = self._config.training, learnt_from(plan.parent)
         schedule = Schedule(
             epochs=epochs,
@@ -289,14 +303,19 @@ class _Training:
         """Score each group that the plan leaves out on a training from the same weights without it."""
 
         def leave_out(group: list[PreparedCase]) -> Scores | None:
-            network = network_of(None, self._checkpoints)
-            network.load_state_dict(weights)
+            network = self._start(weights)
             patients = {case.patient for case in group}
             rest = [case for case in plan.parts[TRAIN] if case.patient not in patients]
             outcome = self._train(plan, network, rest, [], plan.fold_epochs, self._watch.side_epoch)
             return None if self._stopped() else self._measure(plan, outcome.network, group)
 
         return cross_validate(plan, self._folds, self._watch, leave_out, self._stopped)
+
+    def _start(self, weights: dict[str, torch.Tensor]) -> nn.Module:
+        """Return a network with the weights that the training started from."""
+        network = network_of(None, self._checkpoints)
+        network.load_state_dict(weights)
+        return network
 
     def _measure(self, plan: TrainingPlan, network: nn.Module, cases: list[PreparedCase]) -> Scores:
         """Return the scores of cases; one that no memory suffices for is left out, and noted."""

@@ -124,8 +124,10 @@ def make_plan(
             " training part; submit one of a new patient"
         )
     policy, reason = choose_policy(wanted.policy, served, len(cases), len(patients))
+    if served is not None and policy != QUICK and not task_of(config).begins_anew(config):
+        policy, reason = QUICK, "what trains no network goes on from the served one"
     parent = served if policy == QUICK else None
-    epochs = wanted.epochs_of(policy, config)
+    epochs = 1 if task_of(config).fit(config) is not None else wanted.epochs_of(policy, config)
     return TrainingPlan(
         parts=parts,
         skipped=skipped,

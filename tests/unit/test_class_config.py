@@ -54,6 +54,10 @@ def test_a_last_number_of_one_makes_the_model_2d_also_on_volumes(tmp_path):
         ({"network": {"name": "densenet", "depth": 18}}, "depth: unknown key; densenet allows"),
         ({"training": {"batch_size": 1}}, "training.batch_size"),
         ({"training": {"balance": "loss"}}, "training.balance: Input should be 'sampling', 'weights' or 'none'"),
+        (
+            {"training": {"classifier": "forest"}},
+            "training.classifier: .* 'auto', 'network', 'logistic' or 'svm'.*'forest'",
+        ),
         ({"training": {"foreground_fraction": 0.5}}, "training.foreground_fraction: unknown key; .*label_smoothing"),
         ({"training": {"init_from": "kinds"}}, "init_from names the model itself"),
         ({"training": {"init_from": "../x"}}, "training.init_from"),

@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from labelrounds import config
+from labelrounds.classification.config import ClassifierConfig, ClassifierTraining
 from labelrounds.cli import app
 from labelrounds.networks import networks
 from labelrounds.runtimes import runtimes
@@ -21,6 +22,8 @@ SECTIONS = [
     config.WindowIntensity,
     config.ZScoreIntensity,
     config.LabelCleaning,
+    ClassifierConfig,
+    ClassifierTraining,
 ]
 
 

@@ -17,6 +17,10 @@ from labelrounds.sections import (
     ZScoreIntensity,
 )
 
+NETWORK, LOGISTIC, SVM = "network", "logistic", "svm"
+QUICK = (LOGISTIC, SVM)
+"""The classifiers that are fitted to embeddings."""
+
 
 class ClassifierNetwork(NetworkSection):
     """A classification network's registered name and its options."""
@@ -35,6 +39,9 @@ class ClassifierTraining(TrainingSection):
             the loss, or not at all.
         label_smoothing: the share of the truth that is spread over all classes.
         init_from: a model whose served weights a training from nothing starts from, as far as the tensors fit.
+        classifier: ``network`` trains the network; ``logistic`` and ``svm`` train none and fit a linear classifier to
+            the embeddings of the weights that a training starts from; ``auto`` trains the network and, up to 500
+            labels, takes what does best of the three.
         encoder_rate: the learning rate of all but the last layer, relative to that layer's; 0 leaves them as they are.
     """
 
@@ -51,6 +58,7 @@ class ClassifierTraining(TrainingSection):
     balance: Literal["sampling", "weights", "none"] = "sampling"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.05
     init_from: Annotated[str, Field(pattern=f"^{NAME.pattern}$")] | None = None
+    classifier: Literal["auto", "network", "logistic", "svm"] = "auto"
     encoder_rate: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 

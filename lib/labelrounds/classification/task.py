@@ -1,7 +1,7 @@
 """What training has to know of classification; see `labelrounds.tasks`."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +11,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from labelrounds.cases import PreparedCase
-from labelrounds.checkpoints import tensors_of_served
+from labelrounds.checkpoints import task_of_served, tensors_of_served
 from labelrounds.classification.calibration import probabilities_of, temperature_of
 from labelrounds.classification.cases import ClassLoss, ImageSampler, class_tensors, truth_of
-from labelrounds.classification.config import ClassifierConfig
-from labelrounds.classification.metrics import class_metrics, quadratic_score
+from labelrounds.classification.config import QUICK, ClassifierConfig
+from labelrounds.classification.contest import contest, fit_alone
+from labelrounds.classification.metrics import class_metrics
+from labelrounds.classification.outputs import logits_of, measured
 from labelrounds.classification.report import write_report
-from labelrounds.devices import device_of, is_out_of_memory
+from labelrounds.devices import device_of
 from labelrounds.errors import LabelRoundsError, TooLarge
 from labelrounds.splits import TEST, TRAIN, VALIDATION
 from labelrounds.store import CLASSES
-from labelrounds.tasks import Measured, Task
+from labelrounds.tasks import Task
 
 if TYPE_CHECKING:
     from labelrounds.learning import Outcome
@@ -29,55 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_AT_ONCE = 32
 REPORT = "report"
-
-
-def logits_of(network: nn.Module, cases: Sequence[PreparedCase], device: torch.device) -> Iterator[torch.Tensor]:
-    """Yield the logits ``(K,)`` float32 of each case, computed in batches of images of one shape.
-
-    Raises:
-        TooLarge: not even one image fits into the device's memory.
-    """
-    network.eval()
-    first = 0
-    while first < len(cases):
-        shape = cases[first].image.shape
-        batch = []
-        for case in cases[first : first + _AT_ONCE]:
-            if case.image.shape != shape:
-                break
-            batch.append(case)
-        yield from _batch_logits(network, batch, device)
-        first += len(batch)
-
-
-@torch.inference_mode()
-def _batch_logits(network: nn.Module, cases: Sequence[PreparedCase], device: torch.device) -> torch.Tensor:
-    try:
-        logits: torch.Tensor = network(torch.stack([case.image for case in cases]).to(device))
-        return logits.float().cpu()
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        if len(cases) == 1:
-            raise TooLarge(f"{cases[0].image_id} does not fit into the memory of {device}: {error}") from error
-    half = len(cases) // 2
-    return torch.cat([_batch_logits(network, part, device) for part in (cases[:half], cases[half:])])
-
-
-def _measured(
-    network: nn.Module,
-    cases: Sequence[PreparedCase],
-    config: ClassifierConfig,
-    device: torch.device,
-    note: Callable[[str], None],
-) -> Iterator[Measured | TooLarge]:
-    """Yield each case's scores by class and the probabilities ``(K,)``."""
-    for case, logits in zip(cases, logits_of(network, cases, device), strict=True):
-        probabilities = probabilities_of(logits[None], config.multilabel)[0]
-        scores = quadratic_score(probabilities.numpy(), case.label.numpy(), config.labels, config.multilabel)
-        yield scores, probabilities
 
 
 def _obstacle(cases: list[PreparedCase], config: ClassifierConfig) -> str | None:
@@ -115,11 +69,16 @@ def _initialise(network: nn.Module, config: ClassifierConfig) -> None:
     """Start from another model's served weights, as far as their names and shapes are the network's.
 
     Raises:
-        LabelRoundsError: there is no such model, it has no weights, or none of them fits.
+        LabelRoundsError: there is no such model, it has no weights, it segments, or none of its weights fits.
     """
     source = config.training.init_from
     if source is None:
         return
+    if task_of_served(source) != config.task:
+        raise LabelRoundsError(
+            f"training.init_from {source!r} is a segmentation model, whose features are of voxels and not of an image;"
+            " only a classification model gives embeddings to start from"
+        )
     tensors = tensors_of_served(source)
     own = network.state_dict()
     fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
@@ -140,7 +99,7 @@ def _complete(plan: "TrainingPlan", outcome: "Outcome", config: ClassifierConfig
     says to be. Test cases are measured with it, and decide nothing.
     """
     device = device_of(outcome.network)
-    measured: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
     temperature = 1.0
     for part in (VALIDATION, TEST) if plan.parts[VALIDATION] else (TRAIN,):
         cases = plan.parts[part]
@@ -155,9 +114,9 @@ def _complete(plan: "TrainingPlan", outcome: "Outcome", config: ClassifierConfig
         if part == VALIDATION:
             temperature = temperature_of(logits, truth, config.multilabel)
         probabilities = probabilities_of(logits, config.multilabel, temperature).numpy()
-        measured[part] = class_metrics(probabilities, truth.numpy(), config.labels, config.multilabel)
-        _report(folder / REPORT / part, cases, probabilities, measured[part], config, part)
-    return {"temperature": round(temperature, 6), "metrics": measured}
+        metrics[part] = class_metrics(probabilities, truth.numpy(), config.labels, config.multilabel)
+        _report(folder / REPORT / part, cases, probabilities, metrics[part], config, part)
+    return {"temperature": round(temperature, 6), "metrics": metrics}
 
 
 def _report(
@@ -202,9 +161,12 @@ CLASSIFICATION = Task(
     loss=ClassLoss,
     # In bfloat16 oneDNN garbles the gradients of 3-D kernels that are longer than what they see, as some layers' are.
     shortest=lambda config: 1 if config.dimensions == 3 else config.input_size[0],
-    measured=_measured,
+    measured=measured,
     groups=_groups,
     initialise=_initialise,
     picture=lambda cases, predictions: None,
     complete=_complete,
+    fit=lambda config: fit_alone if config.training.classifier in QUICK else None,
+    begins_anew=lambda config: config.training.classifier not in QUICK or config.training.init_from is not None,
+    contest=contest,
 )
