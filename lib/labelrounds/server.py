@@ -47,9 +47,10 @@ import labelrounds
 from labelrounds import folders, heap, jobs
 from labelrounds.devices import available_devices
 from labelrounds.engine import MOST_WAITING
-from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
+from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
+from labelrounds.notes import check_plain
 from labelrounds.store import FINAL
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,7 @@ def segment(
 @own.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Hand out the next case to label")
 def next_sample(who: Caller, strategy: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Choose by a strategy; in a thread, so that no other request waits while a long list is gone through."""
+    check_plain(params, "params")
     with _choosing:
         chosen: dict[str, Any] = activelearning.sample(strategy, params, who.username)
     return chosen
@@ -192,11 +194,8 @@ def submit_label(
 
 @own.get("/datastore/dataset", tags=["Datastore"], summary="Download images and submitted labels")
 def download_dataset(background: BackgroundTasks, _: Annotator, limit_cases: int | None = None) -> FileResponse:
-    """Return a ZIP archive of the labelled images, their labels and the index."""
-    store = app_instance().datastore()
-    if not store.get_labeled_images():
-        raise Conflict("no label was submitted yet, so there is no data set to download")
-    archive = Path(store.get_dataset_archive(limit_cases))
+    """Return a ZIP archive of the labelled images, their label maps and classes, and the index."""
+    archive = Path(app_instance().datastore().get_dataset_archive(limit_cases))
     background.add_task(archive.unlink)
     return FileResponse(archive, media_type="application/zip", filename="dataset.zip")
 
@@ -236,7 +235,7 @@ def parse_object(field: str, text: str) -> dict[str, Any]:
     """Return the object of a form field that holds JSON.
 
     Raises:
-        BadInput: not JSON, or not an object.
+        BadInput: not JSON, or not an object; a number that is not finite.
     """
     try:
         value = json.loads(text or "{}")
@@ -244,6 +243,7 @@ def parse_object(field: str, text: str) -> dict[str, Any]:
         raise BadInput(f"{field} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadInput(f"{field} must be a JSON object, got {type(value).__name__}")
+    check_plain(value, field)
     return value
 
 

@@ -102,3 +102,22 @@ def named_in_slicer(names: Sequence[str], known: Sequence[str]) -> list[str] | N
     """Return the classes that the segments of a submitted segmentation name; None where one of them is no class."""
     found = [_PERCENT.sub("", name.strip()) for name in names]
     return found if found and all(name in known for name in found) else None
+
+
+def check_named(names: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Refuse a segmentation without a voxel of which no segment's name says anything.
+
+    Args:
+        names: of its segments.
+        known: the classes and labels of the app's models.
+        where: it stands, for messages.
+
+    Raises:
+        BadInput: the name that is none of them, and what is allowed.
+    """
+    unknown = [name for name in names if _PERCENT.sub("", name.strip()) not in known]
+    if unknown:
+        raise BadInput(
+            f"{where}: nothing is segmented in it, and its segment {unknown[0][:100]!r} is not one of"
+            f" {', '.join(known)}"
+        )
