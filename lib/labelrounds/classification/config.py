@@ -34,7 +34,8 @@ class ClassifierTraining(TrainingSection):
         balance: how rare classes are made up for: by drawing every class as often (``sampling``), by the ``weights`` of
             the loss, or not at all.
         label_smoothing: the share of the truth that is spread over all classes.
-        init_from: a model whose served weights a training from nothing starts from, as far as the tensors fit.
+        init_from: a model of the same network, whose served weights a training from nothing starts from, but for those
+            of its last layer.
         encoder_rate: the learning rate of all but the last layer, relative to that layer's; 0 leaves them as they are.
     """
 
