@@ -19,7 +19,8 @@ def check_plain(value: object, where: str) -> None:
     """Refuse what can't be given back as JSON.
 
     Raises:
-        BadInput: a number that is not finite, or lists and objects in each other over `MOST_LEVELS` deep.
+        BadInput: a number that is not finite, half a character, or lists and objects in each other over `MOST_LEVELS`
+            deep.
     """
     fault = _fault(value, 0)
     if fault:
@@ -27,7 +28,9 @@ def check_plain(value: object, where: str) -> None:
 
 
 def read_tamed(content: bytes | str) -> Any:
-    """Return JSON that was kept before `check_plain`: null stands for what is not finite or far too deep.
+    """Return JSON that was kept before `check_plain`.
+
+    Null stands for what is not finite or far too deep, a question mark for half a character.
 
     Raises:
         ValueError: not JSON.
@@ -41,21 +44,30 @@ def read_tamed(content: bytes | str) -> Any:
 def _fault(value: object, level: int) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number, which JSON can't hold"
+    if isinstance(value, str) and value != _whole(value):
+        return f"{value[:100]!a} has half a character in it, which UTF-8 can't hold"
     if not isinstance(value, dict | list | tuple):
         return None
     if level == MOST_LEVELS:
         return f"lists and objects lie over {MOST_LEVELS} levels deep in each other"
-    parts = value.values() if isinstance(value, dict) else value
+    parts = (part for pair in value.items() for part in pair) if isinstance(value, dict) else value
     return next((fault for part in parts if (fault := _fault(part, level + 1))), None)
 
 
 def _tamed(value: Any, level: int) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
+    if isinstance(value, str):
+        return _whole(value)
     if not isinstance(value, dict | list):
         return value
     if level == _MOST_LEVELS_KEPT:
         return None
     if isinstance(value, dict):
-        return {key: _tamed(part, level + 1) for key, part in value.items()}
+        return {_whole(key): _tamed(part, level + 1) for key, part in value.items()}
     return [_tamed(part, level + 1) for part in value]
+
+
+def _whole(text: str) -> str:
+    """Return a text with ? for what can't be written in UTF-8."""
+    return text.encode("utf-8", "replace").decode()

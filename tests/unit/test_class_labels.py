@@ -49,6 +49,8 @@ def test_one_class_or_a_list_of_them_is_read(tmp_path):
     assert read_class_label(written(tmp_path, {"label": "blob"})) == ClassLabel(("blob",))
     assert read_class_label(written(tmp_path, {"labels": ["a", "b"]})) == ClassLabel(("a", "b"), several=True)
     assert read_class_label(written(tmp_path, {"labels": []})) == ClassLabel((), several=True)
+    (tmp_path / "label.json").write_text('{"label": "blob"}', encoding="utf-8-sig")  # as Windows writes it
+    assert read_class_label(tmp_path / "label.json") == ClassLabel(("blob",))
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,7 @@ def test_one_class_or_a_list_of_them_is_read(tmp_path):
         ({"label": " "}, "is not a name"),
         ({"label": "a\nb"}, "is not a name"),
         ({"label": "a" * 256}, "is not a name"),
+        ('{"label": "a", "label": "b"}', "a key stands twice"),
         ({"labels": "a"}, "is not a list"),
         ({"labels": ["a", "a "]}, "stands twice"),
         ({"label": "a", "x": "y" * 70_000}, "over 65536 bytes"),
@@ -102,6 +105,8 @@ def test_an_unknown_class_several_of_one_and_a_wrong_tag_are_refused_and_nothing
         submit(store, "a", written(tmp_path, {"label": "tumour"}))
     with pytest.raises(BadInput, match="an image is of one class of none, blob; got none, blob"):
         submit(store, "a", written(tmp_path, {"labels": ["none", "blob"]}))
+    with pytest.raises(BadInput, match=r"an image is of one class of none, blob; got none$"):
+        submit(store, "a", written(tmp_path, {"labels": []}))
     with pytest.raises(BadInput, match="classes go under the tag 'classes', not 'original'"):
         submit(store, "a", written(tmp_path, {"label": "blob"}), "original")
     with pytest.raises(BadInput, match="label maps go to 'final'"):

@@ -804,7 +804,7 @@ def nested(levels: int) -> Any:
     return value
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, nested(100), nested(600)])
+@pytest.mark.parametrize("value", [math.nan, math.inf, nested(100), nested(600), "\ud800"])
 def test_what_json_cannot_hold_is_refused_wherever_it_is_sent(store: StudyStore, tmp_path: Path, value: Any):
     before = tree(store._root)
     for note in (
@@ -817,7 +817,7 @@ def test_what_json_cannot_hold_is_refused_wherever_it_is_sent(store: StudyStore,
     assert tree(store._root) == before
 
 
-@pytest.mark.parametrize("value", [math.nan, -math.inf, nested(250), nested(700)])
+@pytest.mark.parametrize("value", [math.nan, -math.inf, nested(250), nested(700), "\ud800", {"\ud800": 1}])
 def test_a_datastore_that_holds_what_json_cannot_is_listed_without_it(studies: Path, tmp_path: Path, value: Any):
     store = StudyStore(studies)
     store.save_label("case_1", str(label_file(tmp_path / "label.nii.gz", 1)), "final", {"by": "me"})
