@@ -69,7 +69,7 @@ def import_folders(studies: Path, folder: Path) -> str:
     """
     if not folder.is_dir():
         raise BadInput(f"{folder} is not a folder")
-    if str(studies).startswith(("http:/", "https:/")):
+    if str(studies).startswith(("http:/", "https:/")) or studies.is_file():
         raise BadInput(f"{studies} is not a folder; images are copied into one")
     found = _found_in(folder)
     if not found.images and not found.faults:
