@@ -226,6 +226,24 @@ def test_a_file_name_in_another_encoding_is_a_row(learnt, tmp_path):
     assert [row["image"] for row in rows] == [r"caf\udce9.png", "other.png"] and rows[1]["label"]
 
 
+def test_the_images_of_a_studies_folder_are_classified_and_not_its_labels(tmp_path):
+    for folder in (".", "labels/final", "history/versions/one", ".hidden", "deep/labels"):
+        picture(tmp_path / folder, "one", 1, True)
+    (tmp_path / "datastore_v2.json").write_text("{}")
+    assert images_in(tmp_path) == [tmp_path / "one.png", tmp_path / "deep" / "labels" / "one.png"]
+
+
+def test_a_series_that_is_the_folder_one_stands_in_has_its_name(learnt, tmp_path, monkeypatch):
+    config = classifier()
+    Checkpoints(config).publish(learnt[0], {})
+    (tmp_path / "scan").mkdir()
+    for name in ("a", "b"):
+        write_dicom(tmp_path / "scan" / name, "1.2.3")
+    monkeypatch.chdir(tmp_path / "scan")
+    classify_all(config, images_in(Path()), Path(), tmp_path / "classes.csv", CPU)
+    assert next(csv.DictReader((tmp_path / "classes.csv").open()))["image"] == "scan"
+
+
 def test_dicom_files_without_an_ending_are_classified(learnt, tmp_path):
     config, folder = classifier(), tmp_path / "images"
     Checkpoints(config).publish(learnt[0], {})

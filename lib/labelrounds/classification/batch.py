@@ -27,11 +27,14 @@ from labelrounds.formats import ending_of, is_dicom
 from labelrounds.itk_loading import load_itk
 from labelrounds.reading import read_image
 
+_INDEX, _NOT_IMAGES = "datastore_v2.json", ("labels", "history")
 _READERS, _AT_ONCE, _AHEAD = 4, 32, 96
 
 
 def images_in(source: Path) -> list[Path]:
     """Return the images of a folder and of those in it, sorted; a folder of one DICOM series counts as one.
+
+    Hidden folders are left out, and so are the labels and the history of a studies folder, which hold label maps.
 
     Raises:
         NotFound: there is none.
@@ -39,7 +42,8 @@ def images_in(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     found: list[Path] = []
-    for folder in sorted([source, *(path for path in source.rglob("*") if path.is_dir())]):
+    within = (path for path in source.rglob("*") if path.is_dir() and not _holds_no_images(path, source))
+    for folder in sorted([source, *within]):
         try:
             files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
         except OSError:  # reading it says so, in its row
@@ -51,6 +55,14 @@ def images_in(source: Path) -> list[Path]:
     if not found:
         raise NotFound(f"{source}: no image in it")
     return found
+
+
+def _holds_no_images(folder: Path, source: Path) -> bool:
+    parts = folder.relative_to(source).parts
+    if any(part.startswith(".") for part in parts):
+        return True
+    own = [depth for depth, part in enumerate(parts) if part in _NOT_IMAGES]
+    return any(source.joinpath(*parts[:depth], _INDEX).is_file() for depth in own)
 
 
 def _is_dicom(path: Path) -> bool:
@@ -99,7 +111,7 @@ def classify_all(
             images = {path: found for path, found in batch if isinstance(found, torch.Tensor)}
             answers = dict(zip(images, _answers(ready, list(images.values()), config, device), strict=True))
             for path, found in batch:
-                name = _printable(path.relative_to(root) if path != root else path.name)
+                name = _printable(path.relative_to(root) if path != root else path.resolve().name)
                 answer = answers.get(path)
                 if not isinstance(answer, list):
                     failed += 1
