@@ -71,8 +71,8 @@ def labelled(folder: Path, count: int, write: Any = picture) -> list[LabelledCas
     return cases
 
 
-def write_dicom(path: Path, series: str) -> None:
-    """Write a picture of 16 x 16 pixels as a DICOM file of a series."""
+def write_dicom(path: Path, series: str, at_mm: float | None = None) -> None:
+    """Write a picture of 16 x 16 pixels as a DICOM file of a series, as a slice at a place where one is given."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -82,5 +82,7 @@ def write_dicom(path: Path, series: str) -> None:
     content.BitsAllocated = content.BitsStored = 8
     content.HighBit, content.PixelRepresentation, content.SamplesPerPixel = 7, 0, 1
     content.PhotometricInterpretation, content.PixelSpacing = "MONOCHROME2", [1, 1]
+    if at_mm is not None:
+        content.ImageOrientationPatient, content.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, at_mm]
     content.PixelData = voxels(0, True, (16, 16)).astype(np.uint8).tobytes()
     content.save_as(path, enforce_file_format=True)

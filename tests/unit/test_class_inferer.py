@@ -237,11 +237,23 @@ def test_a_series_that_is_the_folder_one_stands_in_has_its_name(learnt, tmp_path
     config = classifier()
     Checkpoints(config).publish(learnt[0], {})
     (tmp_path / "scan").mkdir()
-    for name in ("a", "b"):
-        write_dicom(tmp_path / "scan" / name, "1.2.3")
+    for at_mm, name in enumerate(("a", "b")):
+        write_dicom(tmp_path / "scan" / name, "1.2.3", at_mm)
     monkeypatch.chdir(tmp_path / "scan")
     classify_all(config, images_in(Path()), Path(), tmp_path / "classes.csv", CPU)
-    assert next(csv.DictReader((tmp_path / "classes.csv").open()))["image"] == "scan"
+    (row,) = csv.DictReader((tmp_path / "classes.csv").open())
+    assert row["image"] == "scan" and row["label"]
+
+
+def test_two_views_in_one_series_are_an_image_each(learnt, tmp_path):
+    config, folder = classifier(), tmp_path / "chest"
+    Checkpoints(config).publish(learnt[0], {})
+    folder.mkdir()
+    for name in ("frontal", "lateral.dcm"):
+        write_dicom(folder / name, "1.2.3")
+    classify_all(config, images_in(folder), folder, tmp_path / "classes.csv", CPU)
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert [row["image"] for row in rows if row["label"]] == ["frontal", "lateral.dcm"]
 
 
 def test_dicom_files_without_an_ending_are_classified(learnt, tmp_path):
@@ -396,7 +408,7 @@ def test_an_image_in_which_nothing_is_found_is_shown_with_the_likeliest_class(tm
 def test_no_dicom_file_of_a_folder_is_passed_over(tmp_path):
     def dicom(name: str, series: str) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_dicom(tmp_path / name, series)
+        write_dicom(tmp_path / name, series, len(list((tmp_path / name).parent.iterdir())))
 
     for name, series in (("a", "1"), ("b", "2"), ("c.dcm", "3"), ("alone/a", "4"), ("scan/a", "5"), ("scan/b", "5")):
         dicom(name, f"1.2.{series}")

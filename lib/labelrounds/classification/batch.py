@@ -73,15 +73,19 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _are_one_series(slices: Sequence[Path]) -> bool:
-    """Tell whether DICOM files are slices of one volume, which is read by its folder."""
+    """Tell whether DICOM files are slices of one volume, which is read by its folder.
+
+    Files of a series without a place in space, as two views of a chest, are an image each.
+    """
     if len(slices) < 2:
         return False
-    tag = "SeriesInstanceUID"
+    tags = ["SeriesInstanceUID", "ImagePositionPatient"]
     try:
-        series = {str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag]).get(tag)) for path in slices}
+        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags)) for path in slices]
+        series = {str(header.get(tags[0])) for header in headers}
+        return len(series) == 1 and all(header.get(tags[1]) for header in headers)
     except Exception:  # whatever is wrong with a file, reading it alone says so
         return False
-    return len(series) == 1
 
 
 def classify_all(
