@@ -35,6 +35,7 @@ from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.inferer import SegmentationInferer
 from labelrounds.jobs import job_queue
 from labelrounds.memory_cache import Memory
+from labelrounds.notes import check_plain
 from labelrounds.progress import clock
 from labelrounds.store import CLASSES, FINAL, StudyStore
 from labelrounds.strategies import strategies
@@ -250,6 +251,7 @@ class LabelRoundsApp(MONAILabelApp):
             BadInput: a wrong option; no model named.
             Conflict: no label was submitted yet.
         """
+        check_plain(request, "training request")
         model = request.get("model")
         if not model or not isinstance(model, str):
             raise BadInput(f"a training needs a model, one of {', '.join(self._trainers)}")

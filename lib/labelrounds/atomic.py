@@ -11,7 +11,8 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -111,6 +112,27 @@ def write_bytes(path: Path, content: bytes, *, durable: bool = True) -> None:
     """
     with replacing(path, durable=durable) as target:
         target.write_bytes(content)
+
+
+def zipped(files: Mapping[str, Path], texts: Mapping[str, str]) -> Path:
+    """Write a new temporary ZIP archive of files, those of a folder included, and of texts, by their names in it.
+
+    Raises:
+        OutOfSpace: the disk is full; nothing is left of the archive.
+    """
+    with tempfile.NamedTemporaryFile(prefix="labelrounds-", suffix=".zip", delete=False) as target:
+        path = Path(target.name)
+    try:
+        with disk_errors(path), zipfile.ZipFile(path, "w") as archive:
+            for name, file in files.items():
+                for part in sorted(file.rglob("*")) if file.is_dir() else [file]:
+                    archive.write(part, str(Path(name) / part.relative_to(file)))
+            for name, text in texts.items():
+                archive.writestr(name, text)
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+    return path
 
 
 def copy_file(source: Path, target: Path) -> None:

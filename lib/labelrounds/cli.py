@@ -156,6 +156,7 @@ def predict(
     ] = None,
     configs: Configs = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Replace an output that is there already.")] = False,
 ) -> None:
     """Segment one image into a file, or classify one or a folder of them, without a server."""
     from labelrounds.starting import classifier, classify_files, predict_file
@@ -164,11 +165,11 @@ def predict(
         raise BadInput("give either --image or --images")
     config = classifier(model, configs)
     if config is not None:
-        print(classify_files(config, image or images or Path(), output, device))
+        print(classify_files(config, image or images or Path(), output, device, force))
     elif image is None or output is None:
         raise BadInput(f"model {model} segments one image at a time: give --image and --output")
     else:
-        print(predict_file(model, image, output, configs, device))
+        print(predict_file(model, image, output, configs, device, force))
 
 
 @app.command()

@@ -52,6 +52,8 @@ def format_of(path: Path) -> str:
     if not path.is_file():
         raise NotFound(f"{path.name}: no such file")
     ending = ending_of(path.name)
+    if not ending and is_dicom(path):  # scanners write files without an ending, or with one of their own
+        return "dicom"
     if not ending:
         raise UnsupportedMedia(f"{path.name}: the ending is not one of {', '.join(ENDINGS)}, nor is it a DICOM folder")
     kind = ENDINGS[ending]

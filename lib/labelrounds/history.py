@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from labelrounds.atomic import copy_file, disk_errors, remove_leftovers, replacing, write_bytes
+from labelrounds.notes import read_tamed
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class History:
     def pending(self) -> dict[str, Any] | None:
         """Return the step in which a process was killed, None where none was."""
         try:
-            record = json.loads(self._pending.read_bytes())
+            record = read_tamed(self._pending.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError:
@@ -80,7 +81,7 @@ class History:
         lines = self._journal.read_bytes().splitlines() if self._journal.is_file() else []
         for line in lines:
             try:
-                record = json.loads(line)
+                record = read_tamed(line)
                 found[str(record["image"]), str(record["tag"])] = dict(record["info"])
             except (ValueError, KeyError, TypeError):
                 continue

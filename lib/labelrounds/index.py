@@ -23,11 +23,13 @@ from labelrounds.atomic import Staged, remove_leftovers, staged
 from labelrounds.formats import ending_of
 from labelrounds.history import History, checksum
 from labelrounds.names import is_safe_id, is_safe_tag
+from labelrounds.notes import read_tamed
 
 __all__ = ["DataModel", "ImageLabelModel", "IndexedFolder", "host"]
 logger = logging.getLogger(__name__)
 
 _SEGMENTATION = ".seg.nrrd"
+_NO_JSON = (b"NaN", b"Infinity")
 _CLASSES = "classes"  # the tag of class labels, which are JSON
 
 
@@ -82,7 +84,7 @@ class IndexedFolder(LocalDatastore):
     def _load(self) -> None:
         now = _signature(self._index_path)
         if now is not None and now != self._signature:
-            model = LocalDatastoreModel.model_validate_json(self._index_path.read_bytes())
+            model = _parsed(self._index_path.read_bytes())
             model.base_path = str(self._root)
             self._snapshot, self._signature = model, now
 
@@ -291,6 +293,20 @@ class IndexedFolder(LocalDatastore):
         if not ending_of(file):
             return super()._to_id(file)
         return file[: -len(ext)], ext
+
+
+def _parsed(content: bytes) -> LocalDatastoreModel:
+    """Return the index that a file holds, also where an older release has kept in it what is no JSON.
+
+    Raises:
+        ValueError: it is torn.
+    """
+    if not any(word in content for word in _NO_JSON):
+        try:
+            return LocalDatastoreModel.model_validate_json(content)
+        except ValueError:  # nothing that is too deep, for one, is read so
+            pass
+    return LocalDatastoreModel.model_validate(read_tamed(content))
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

@@ -26,6 +26,7 @@ import labelrounds.host
 # isort: split
 from anyio import from_thread, to_thread
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
@@ -47,9 +48,10 @@ import labelrounds
 from labelrounds import folders, heap, jobs
 from labelrounds.devices import available_devices
 from labelrounds.engine import MOST_WAITING
-from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
+from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
+from labelrounds.notes import check_plain
 from labelrounds.store import FINAL
 
 logger = logging.getLogger(__name__)
@@ -120,6 +122,7 @@ def segment(
 @own.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Hand out the next case to label")
 def next_sample(who: Caller, strategy: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
     """Choose by a strategy; in a thread, so that no other request waits while a long list is gone through."""
+    check_plain(params, "params")
     with _choosing:
         chosen: dict[str, Any] = activelearning.sample(strategy, params, who.username)
     return chosen
@@ -192,11 +195,8 @@ def submit_label(
 
 @own.get("/datastore/dataset", tags=["Datastore"], summary="Download images and submitted labels")
 def download_dataset(background: BackgroundTasks, _: Annotator, limit_cases: int | None = None) -> FileResponse:
-    """Return a ZIP archive of the labelled images, their labels and the index."""
-    store = app_instance().datastore()
-    if not store.get_labeled_images():
-        raise Conflict("no label was submitted yet, so there is no data set to download")
-    archive = Path(store.get_dataset_archive(limit_cases))
+    """Return a ZIP archive of the labelled images, their label maps and classes, and the index."""
+    archive = Path(app_instance().datastore().get_dataset_archive(limit_cases))
     background.add_task(archive.unlink)
     return FileResponse(archive, media_type="application/zip", filename="dataset.zip")
 
@@ -236,7 +236,7 @@ def parse_object(field: str, text: str) -> dict[str, Any]:
     """Return the object of a form field that holds JSON.
 
     Raises:
-        BadInput: not JSON, or not an object.
+        BadInput: not JSON, or not an object; a number that is not finite.
     """
     try:
         value = json.loads(text or "{}")
@@ -244,6 +244,7 @@ def parse_object(field: str, text: str) -> dict[str, Any]:
         raise BadInput(f"{field} is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadInput(f"{field} must be a JSON object, got {type(value).__name__}")
+    check_plain(value, field)
     return value
 
 
@@ -333,6 +334,12 @@ def answer(error: LabelRoundsError) -> Response:
     return JSONResponse({"detail": str(error)}, error.status, {"Retry-After": "5"} if later else None)
 
 
+def refusal(error: RequestValidationError) -> Response:
+    """Return what is wrong with a request's fields; not with their values, which need not be JSON."""
+    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+    return JSONResponse({"detail": told.encode("utf-8", "replace").decode()}, 422)
+
+
 def build() -> FastAPI:
     """Assemble the application."""
     # FastAPI's documentation pages load their scripts from the internet, which no hospital's browser should.
@@ -349,6 +356,7 @@ def build() -> FastAPI:
         origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
         application.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     application.add_exception_handler(LabelRoundsError, _on(answer))
+    application.add_exception_handler(RequestValidationError, _on(refusal))
     application.add_exception_handler(ImageNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
     application.add_exception_handler(LabelNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
     application.add_exception_handler(MONAILabelException, _on(lambda error: answer(BadInput(error.msg))))

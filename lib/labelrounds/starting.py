@@ -144,7 +144,23 @@ def classifier(model: str, configs: Path | None) -> ClassifierConfig | None:
     return config if isinstance(config, ClassifierConfig) else None
 
 
-def classify_files(config: ClassifierConfig, source: Path, output: Path | None, device: str) -> str:
+def check_output(output: Path, force: bool) -> None:
+    """Refuse a file that can't be written, or that would replace another one.
+
+    Raises:
+        BadInput: its folder is missing, it is a folder itself, or it is there already.
+    """
+    if not output.expanduser().resolve().parent.is_dir():
+        raise BadInput(f"output {str(output)!r}: the folder does not exist")
+    if output.is_dir():
+        raise BadInput(f"output {str(output)!r}: is a folder; name a file in it")
+    if output.exists() and not force:
+        raise BadInput(f"output {str(output)!r}: is there already; choose another name, or --force to replace it")
+
+
+def classify_files(
+    config: ClassifierConfig, source: Path, output: Path | None, device: str, force: bool = False
+) -> str:
     """Classify an image, a DICOM series or all in a folder; return a sentence about it.
 
     Raises:
@@ -154,20 +170,23 @@ def classify_files(config: ClassifierConfig, source: Path, output: Path | None, 
 
     if not source.exists():
         raise NotFound(f"{source}: there is no such file or folder")
-    if output is not None and not (output.name.endswith(".csv") and output.expanduser().resolve().parent.is_dir()):
-        raise BadInput(f"output {str(output)!r}: classes are written as .csv, into a folder that exists")
+    if output is not None:
+        check_output(output, force)
+        if not output.name.lower().endswith(".csv"):
+            raise BadInput(f"output {str(output)!r}: classes are written as .csv")
     return classify_all(config, images_in(source), source, output, choose_device(device))
 
 
-def predict_file(model: str, image: Path, output: Path, configs: Path | None, device: str) -> str:
+def predict_file(model: str, image: Path, output: Path, configs: Path | None, device: str, force: bool = False) -> str:
     """Segment an image file; return a sentence about what was written.
 
     Raises:
         LabelRoundsError: an unknown model, no trained version, an unusable image or output name.
     """
     config = configured(model, configs)
-    if not output.expanduser().resolve().parent.is_dir() or output.is_dir():
-        raise BadInput(f"output {str(output)!r}: the folder does not exist, or it is a folder itself")
+    check_output(output, force)
+    if output.exists() and image.exists() and output.samefile(image):
+        raise BadInput(f"output {str(output)!r}: is the image itself")
     where = choose_device(device)
     if not isinstance(config, ModelConfig):
         raise BadInput(f"model {model} classifies whole images, it segments none")

@@ -33,14 +33,22 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from labelrounds.atomic import copy_file, set_aside, staged
-from labelrounds.classification.labels import ClassLabel, check_known, class_label, named_in_slicer, read_class_label
+from labelrounds.atomic import copy_file, set_aside, staged, zipped
+from labelrounds.classification.labels import (
+    ClassLabel,
+    check_known,
+    check_named,
+    class_label,
+    named_in_slicer,
+    read_class_label,
+)
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum, link_or_copy
 from labelrounds.index import DataModel, ImageLabelModel, IndexedFolder
 from labelrounds.labels import NOT_LABELS, Meaning, by_position, check_grid, check_label, check_prediction
 from labelrounds.names import check_id, check_tag
+from labelrounds.notes import check_plain
 from labelrounds.reading import patient_of, read_image, read_label
 
 logger = logging.getLogger(__name__)
@@ -330,14 +338,26 @@ class StudyStore(IndexedFolder):
         self._journal(image_id, CLASSES, entry)
 
     def _classes_of_segments(self, source: Path, image: Path, sent: dict[str, Any]) -> ClassLabel | None:
+        """Return the classes that a segmentation without a voxel names; None where it is a label map.
+
+        Raises:
+            BadInput: it names neither a class nor a label, so that nothing could be learnt of it.
+        """
+        if not self.known_classes:
+            return None
         entries = sent.get("label_info")
         names = [str(one.get("name")) for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
-        classes = named_in_slicer([name for name in names if name not in NOT_LABELS], self.known_classes)
-        if classes is None or set(classes) & set(self.known_labels):
+        names = [name for name in names if name not in NOT_LABELS]
+        if set(names) & set(self.known_labels):
             return None
         read = read_label(source)
         check_grid(read, image, source.name)
         if read.array.any():
+            return None
+        names = names or list(read.segments or ())
+        classes = named_in_slicer(names, self.known_classes)
+        if classes is None:
+            check_named(names, (*self.known_classes, *self.known_labels), source.name)
             return None
         several = all(name in self.multilabel_classes for name in classes)
         if len(classes) > 1 and not several:
@@ -403,14 +423,33 @@ class StudyStore(IndexedFolder):
             self._commit(self._snapshot.objects, description=str(description))
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """Return the path of a ZIP archive of the labelled images, labels and index.
+        """Return the path of a ZIP archive of the labelled images, their label maps and classes, and the index.
+
+        They lie in ``image``, ``label`` and ``classes``. Whoever asks for the archive removes it.
+
+        Args:
+            limit_cases: how many images at most, the first by their ids; all with None.
 
         Raises:
+            BadInput: fewer than one.
             Conflict: nothing has a label yet.
+            OutOfSpace: the disk is full; nothing is left of the archive.
         """
-        if not self.datalist():
-            raise Conflict("there is no labelled image to put into an archive yet")
-        return str(super().get_dataset_archive(limit_cases))
+        if limit_cases is not None and limit_cases < 1:
+            raise BadInput(f"limit_cases {limit_cases} is not 1 or more")
+        model = self._datastore
+        cases = [image for image in sorted(model.objects) if {FINAL, CLASSES} & model.objects[image].labels.keys()]
+        if not cases:
+            raise Conflict("no label was submitted yet, so there is no data set to download")
+        files: dict[str, Path] = {}
+        for image_id in cases[:limit_cases]:
+            found = model.objects[image_id]
+            files[f"image/{image_id}{found.image.ext}"] = Path(self.get_image_uri(image_id))
+            for tag, folder in ((FINAL, "label"), (CLASSES, "classes")):
+                if tag in found.labels:
+                    ext = found.labels[tag].ext
+                    files[f"{folder}/{image_id}{ext}"] = self._path(image_id, tag, ext)
+        return str(zipped(files, {"metadata.json": model.model_dump_json(exclude={"base_path"})}))
 
     def _object(self, image_id: str) -> ImageLabelModel:
         found = self._datastore.objects.get(image_id)
@@ -482,13 +521,19 @@ def _info(sent: dict[str, Any] | None, name: str, digest: str) -> dict[str, Any]
 
 
 def _plain(info: object) -> dict[str, Any]:
-    """Return ``info`` as JSON will give it back, so that memory and file never differ."""
+    """Return ``info`` as JSON will give it back, so that memory and file never differ.
+
+    Raises:
+        BadInput: no object, or what JSON can't hold.
+    """
     if not isinstance(info, dict):
         raise BadInput(f"info: {str(info)[:200]!r} is not an object")
     try:
-        return dict(json.loads(to_json(info, fallback=str)))
+        plain = dict(json.loads(to_json(info, fallback=str)))
     except ValueError as error:
         raise BadInput(f"info: cannot be kept as JSON: {error}") from error
+    check_plain(plain, "info")
+    return plain
 
 
 def _patient(image_id: str, image: Path, info: dict[str, Any]) -> str:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -153,18 +156,93 @@ def test_a_label_that_cannot_be_kept_is_refused_with_a_sentence(server, content,
     assert answer.status_code == 400 and said in answer.json()["detail"]
 
 
-def test_an_image_that_cannot_be_used_is_refused_with_a_sentence_and_the_server_lives(trained):
+@pytest.mark.parametrize(
+    "value", ["NaN", "1e999", "-Infinity", "[" * 100 + "]" * 100, "[" * 90_000 + "]" * 90_000, '"\\ud800"']
+)
+def test_what_json_cannot_hold_is_refused_on_every_way_and_every_list_still_answers(trained, value):
     client, _ = trained
-    tiny, colour, deep, jpeg = io.BytesIO(), io.BytesIO(), io.BytesIO(), io.BytesIO()
-    Picture.fromarray(np.zeros((1, 1), np.uint8)).save(tiny, "png")
-    Picture.fromarray(np.full((16, 16, 3), 90, np.uint8)).save(colour, "png")
-    Picture.fromarray((np.arange(256, dtype=np.uint16) * 200).reshape(16, 16)).save(deep, "png")
-    Picture.fromarray(np.full((64, 64), 90, np.uint8)).save(jpeg, "jpeg")
-    cut = infer(client, "cut.jpg", jpeg.getvalue()[:200])
-    assert cut.status_code == 400 and "Traceback" not in cut.text
-    small = infer(client, "tiny.png", tiny.getvalue())
-    assert small.status_code == 400 and "smaller than 2 x 2 pixels" in small.json()["detail"]
-    unknown = infer(client, "new.png", picture(3), explain="tumour")
+    sent = f'{{"client_id": {value}}}'
+    as_json = {"data": sent, "headers": {"content-type": "application/json"}}
+    label = {"files": {"label": ("label.json", '{"label": "blob"}')}, "data": {"params": sent}}
+    for method, route, options in (
+        ("PUT", "/datastore/label?image=image_01", label),
+        ("PUT", "/datastore/image/info?image=image_01", {"data": {"info": sent}}),
+        ("PUT", "/datastore/label/info?label=image_01&tag=classes", {"data": {"info": sent}}),
+        ("PUT", "/datastore/image?image=new", {"files": {"file": ("a.png", picture(3))}, "data": {"params": sent}}),
+        ("POST", "/infer/blobs?image=image_01&output=json", {"data": {"params": sent}}),
+        ("POST", "/activelearning/random", as_json),
+        ("POST", "/train/blobs", as_json),
+        ("POST", "/train/blobs", {**as_json, "data": value}),
+    ):
+        answer = requests.request(method, client.address + route, timeout=60, **options)
+        assert 400 <= answer.status_code < 500 and answer.json()["detail"], (route, answer.text)
+    for route in ("/datastore/?output=all", "/datastore/?output=train", "/train/", "/info/"):
+        assert client.call("GET", route).ok
+
+
+def test_the_labelled_images_are_downloaded_with_their_classes(server):
+    client, _ = server
+    submit(client, "image_03", '{"label": "blob"}').raise_for_status()
+    with zipfile.ZipFile(io.BytesIO(client.call("GET", "/datastore/dataset").content)) as archive:
+        assert json.loads(archive.read("classes/image_03.json")) == {"label": "blob"}
+        assert archive.read("image/image_03.png") == picture(3)
+
+
+def encoded(array: np.ndarray, kind: str = "png", mode: str | None = None) -> bytes:
+    file = io.BytesIO()
+    Picture.fromarray(array, mode).save(file, kind)
+    return file.getvalue()
+
+
+GREY = np.random.default_rng(0).integers(0, 255, (32, 32), np.uint8)
+HUGE = b"\x89PNG\r\n\x1a\n" + b"".join(
+    struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    for kind, content in (
+        (b"IHDR", struct.pack(">IIBBBBB", 100_000, 100_000, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes(1000))),
+        (b"IEND", b""),
+    )
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "status", "said"),
+    [
+        ("cut.jpg", encoded(GREY, "jpeg")[:300], 400, "the file is cut"),
+        ("cut.png", encoded(GREY)[:300], 400, "the file is cut"),
+        ("cut.png", encoded(GREY)[:300] + encoded(GREY)[-12:], 400, "cannot read it"),
+        ("zero.png", b"", 415, "the content is not PNG"),
+        ("zero.jpg", b"", 415, "the content is not JPEG"),
+        ("zero.dcm", b"", 415, "the content is not DICOM"),
+        ("huge.png", HUGE, 413, "the header claims"),
+        ("tiny.png", encoded(GREY[:1, :1]), 400, "smaller than 2 x 2 pixels"),
+        ("line.png", encoded(GREY[:1]), 400, "smaller than 2 x 2 pixels"),
+        ("text.png", b"hello", 415, "the content is not PNG"),
+        ("scan.bmp", b"BM", 415, "does not end in one of"),
+    ],
+)
+def test_a_picture_that_cannot_be_used_is_refused_with_a_sentence_and_its_status(trained, name, content, status, said):
+    answer = infer(trained[0], name, content)
+    assert answer.status_code == status and said in answer.json()["detail"], answer.text
+    assert infer_stored(trained[0], "image_01").ok
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encoded(GREY.astype(np.uint16) * 200),
+        encoded(np.stack([GREY] * 3, -1)),
+        encoded(np.stack([GREY] * 4, -1)),
+        encoded(np.stack([GREY] * 2, -1), mode="LA"),
+        encoded(GREY > 100),
+        encoded(GREY, mode="P"),
+    ],
+    ids=["16 bits", "colours", "transparency", "grey and transparency", "1 bit", "palette"],
+)
+def test_a_picture_of_any_kind_is_classified(trained, content):
+    assert infer(trained[0], "usable.png", content).json()["prediction"]
+
+
+def test_an_unknown_class_is_not_explained(trained):
+    unknown = infer(trained[0], "new.png", picture(3), explain="tumour")
     assert unknown.status_code == 400 and "neither true nor one of none, blob" in unknown.json()["detail"]
-    for usable in (colour, deep):
-        assert infer(client, "usable.png", usable.getvalue()).json()["prediction"]

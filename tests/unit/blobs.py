@@ -7,6 +7,8 @@ from typing import Any
 import nibabel
 import numpy as np
 from PIL import Image as Picture
+from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
 
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.store import LabelledCase
@@ -67,3 +69,20 @@ def labelled(folder: Path, count: int, write: Any = picture) -> list[LabelledCas
         label.write_text(json.dumps({"label": CLASSES[number % 2]}))
         cases.append(LabelledCase(name, image, label, None, name))
     return cases
+
+
+def write_dicom(path: Path, series: str, at_mm: float | None = None) -> None:
+    """Write a picture of 16 x 16 pixels as a DICOM file of a series, as a slice at a place where one is given."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    content = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+    content.SOPClassUID, content.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    content.SeriesInstanceUID, content.Rows, content.Columns = series, 16, 16
+    content.BitsAllocated = content.BitsStored = 8
+    content.HighBit, content.PixelRepresentation, content.SamplesPerPixel = 7, 0, 1
+    content.PhotometricInterpretation, content.PixelSpacing = "MONOCHROME2", [1, 1]
+    if at_mm is not None:
+        content.ImageOrientationPatient, content.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [0, 0, at_mm]
+    content.PixelData = voxels(0, True, (16, 16)).astype(np.uint8).tobytes()
+    content.save_as(path, enforce_file_format=True)

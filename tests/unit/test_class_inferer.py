@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from blobs import CLASSES, classifier, labelled, picture, volume
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+from blobs import CLASSES, classifier, labelled, picture, volume, write_dicom
 
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.classification.batch import classify_all, images_in
@@ -29,6 +28,7 @@ from labelrounds.errors import BadInput, Cancelled, Conflict, NotFound, OutOfSpa
 from labelrounds.memory_cache import Memory
 from labelrounds.networks import build_network
 from labelrounds.reading import read_image, read_label
+from labelrounds.starting import classify_files
 from labelrounds.training import train_model
 from labelrounds.training_request import TrainingRequest
 
@@ -192,6 +192,101 @@ def test_a_folder_is_classified_with_a_row_for_each_image_also_for_one_that_cann
     assert all(float(row["none"]) + float(row["blob"]) == pytest.approx(1, abs=1e-3) for row in rows if row["label"])
 
 
+def test_a_run_that_is_ended_leaves_no_table_that_poses_as_whole(learnt, tmp_path, monkeypatch, capsys):
+    config, folder, output = classifier(), tmp_path / "images", tmp_path / "classes.csv"
+    Checkpoints(config).publish(learnt[0], {})
+    for number in range(4):
+        picture(folder, f"image_{number}", number, False)
+
+    def interrupted(ready, images, model):
+        if interrupted.calls:
+            raise KeyboardInterrupt
+        interrupted.calls += 1
+        return classify(ready, images, model)
+
+    interrupted.calls = 0
+    monkeypatch.setattr("labelrounds.classification.batch._AT_ONCE", 2)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("labelrounds.classification.batch.classify", interrupted)
+        classify_all(config, images_in(folder), folder, output, CPU)
+    part = tmp_path / "classes.csv.part"
+    assert not output.exists() and len(list(csv.DictReader(part.open()))) == 2
+    assert f"not finished: {output} was not written, {part} has the rows so far" in capsys.readouterr().err
+    classify_all(config, images_in(folder), folder, output, CPU)
+    assert len(list(csv.DictReader(output.open()))) == 4 and not part.exists()
+
+
+def test_a_file_name_in_another_encoding_is_a_row(learnt, tmp_path):
+    config, folder = classifier(), tmp_path / "images"
+    Checkpoints(config).publish(learnt[0], {})
+    picture(folder, "image", 1, True).rename(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.png"))
+    picture(folder, "other", 2, True)
+    assert "of 2 image(s)" in classify_all(config, images_in(folder), folder, tmp_path / "classes.csv", CPU)
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert [row["image"] for row in rows] == [r"caf\udce9.png", "other.png"] and rows[1]["label"]
+
+
+def test_the_images_of_a_studies_folder_are_classified_and_not_its_labels(tmp_path):
+    for folder in (".", "labels/final", "history/versions/one", ".hidden", "deep/labels"):
+        picture(tmp_path / folder, "one", 1, True)
+    (tmp_path / "datastore_v2.json").write_text("{}")
+    assert images_in(tmp_path) == [tmp_path / "one.png", tmp_path / "deep" / "labels" / "one.png"]
+
+
+def test_a_series_that_is_the_folder_one_stands_in_has_its_name(learnt, tmp_path, monkeypatch):
+    config = classifier()
+    Checkpoints(config).publish(learnt[0], {})
+    (tmp_path / "scan").mkdir()
+    for at_mm, name in enumerate(("a", "b")):
+        write_dicom(tmp_path / "scan" / name, "1.2.3", at_mm)
+    monkeypatch.chdir(tmp_path / "scan")
+    classify_all(config, images_in(Path()), Path(), tmp_path / "classes.csv", CPU)
+    (row,) = csv.DictReader((tmp_path / "classes.csv").open())
+    assert row["image"] == "scan" and row["label"]
+
+
+def test_two_views_in_one_series_are_an_image_each(learnt, tmp_path):
+    config, folder = classifier(), tmp_path / "chest"
+    Checkpoints(config).publish(learnt[0], {})
+    folder.mkdir()
+    for name in ("frontal", "lateral.dcm"):
+        write_dicom(folder / name, "1.2.3")
+    classify_all(config, images_in(folder), folder, tmp_path / "classes.csv", CPU)
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert [row["image"] for row in rows if row["label"]] == ["frontal", "lateral.dcm"]
+
+
+def test_dicom_files_without_an_ending_are_classified(learnt, tmp_path):
+    config, folder = classifier(), tmp_path / "images"
+    Checkpoints(config).publish(learnt[0], {})
+    folder.mkdir()
+    for name in ("IM000001", "1.2.840.7", "scan.ima"):
+        write_dicom(folder / name, f"1.2.{len(name)}")
+    classify_all(config, images_in(folder), folder, tmp_path / "classes.csv", CPU)
+    rows = list(csv.DictReader((tmp_path / "classes.csv").open()))
+    assert [(row["image"], row["error"]) for row in rows] == [
+        (name, "") for name in ("1.2.840.7", "IM000001", "scan.ima")
+    ]
+
+
+def test_an_output_that_cannot_be_written_or_is_there_already_is_refused(tmp_path):
+    image, there = picture(tmp_path, "one", 1, True), tmp_path / "there.csv"
+    there.write_text("mine")
+    (tmp_path / "folder.csv").mkdir()
+    for output, said in (
+        (tmp_path / "missing" / "x.csv", "the folder does not exist"),
+        (tmp_path / "folder.csv", "is a folder; name a file in it"),
+        (there, "is there already; choose another name, or --force"),
+        (tmp_path / "x.txt", "classes are written as .csv"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            classify_files(classifier(), image, output, "cpu")
+    assert there.read_text() == "mine"
+    with pytest.raises(Conflict):  # past the check: there is nothing trained
+        classify_files(classifier(), image, there, "cpu", force=True)
+    assert there.read_text() == "mine"
+
+
 def test_a_folder_without_an_image_says_so(tmp_path):
     with pytest.raises(NotFound, match="no image in it"):
         images_in(tmp_path)
@@ -310,27 +405,17 @@ def test_an_image_in_which_nothing_is_found_is_shown_with_the_likeliest_class(tm
     assert answer["label_names"] == {"blob 0 %": 1}
 
 
-def write_dicom(path: Path, series: str) -> None:
-    """Write a picture as a DICOM file of a series."""
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    content = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
-    content.SeriesInstanceUID, content.Rows, content.Columns = series, 16, 16
-    content.save_as(path, enforce_file_format=True)
-
-
 def test_no_dicom_file_of_a_folder_is_passed_over(tmp_path):
     def dicom(name: str, series: str) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        write_dicom(tmp_path / name, series)
+        write_dicom(tmp_path / name, series, len(list((tmp_path / name).parent.iterdir())))
 
     for name, series in (("a", "1"), ("b", "2"), ("c.dcm", "3"), ("alone/a", "4"), ("scan/a", "5"), ("scan/b", "5")):
         dicom(name, f"1.2.{series}")
     for name in ("DICOMDIR", "scan/DICOMDIR"):  # what lists them is no image, and none of a series
         dicom(name, "")
     found = [str(path.relative_to(tmp_path)) for path in images_in(tmp_path)]
-    assert sorted(found) == ["a", "alone", "b", "c.dcm", "scan"]
+    assert sorted(found) == ["a", "alone/a", "b", "c.dcm", "scan"]
 
 
 def test_an_image_for_which_the_memory_does_not_suffice_is_a_row_and_the_run_goes_on(learnt, tmp_path, monkeypatch):

@@ -169,12 +169,38 @@ def test_transfer_starts_from_another_models_encoder(items):
     assert own["head.weight"].shape == (2, other["head.weight"].shape[1])
 
 
-def test_transfer_from_nothing_or_another_network_says_so():
+def test_transfer_from_nothing_or_something_else_says_so():
     with pytest.raises(NotFound, match="no version of a model 'absent' is served"):
         network_of(None, Checkpoints(classifier(training={"init_from": "absent"})))
-    Checkpoints(classifier(name="wide")).publish(torch.nn.Linear(3, 3), {})
-    with pytest.raises(LabelRoundsError, match=r"init_from 'wide': none of its tensors fits the network of blobs"):
-        network_of(None, Checkpoints(classifier(training={"init_from": "wide"})))
+    Checkpoints(classifier(name="line")).publish(torch.nn.Linear(3, 3), {})
+    with pytest.raises(LabelRoundsError, match=r"init_from 'line': .* tensors are not those of blobs \(features\."):
+        network_of(None, Checkpoints(classifier(training={"init_from": "line"})))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"network": {"block_config": [2, 3]}}, r"features\..* is unknown"),
+        ({"network": {"stem": "full"}}, r"has shape \[8, 1, 7, 7\], not \[8, 1, 3, 3\]"),
+        ({"network": {"growth_rate": 6}}, "has shape"),
+        ({"network": {"squeeze_excitation": True}}, "is unknown"),
+        ({"channels": 3}, r"has shape \[8, 3, 3, 3\], not \[8, 1, 3, 3\]"),
+        ({"input_size": [16, 16, 16]}, "has shape"),
+    ],
+)
+def test_transfer_from_a_network_that_is_the_same_in_part_alone_is_refused_with_what_differs(changes, said):
+    source = classifier(name="source", **changes)
+    Checkpoints(source).publish(build_network(source), {})
+    with pytest.raises(LabelRoundsError, match=f"init_from 'source': .*{said}.*both need the same network"):
+        network_of(None, Checkpoints(classifier(training={"init_from": "source"})))
+
+
+def test_transfer_to_a_model_that_combines_slices_in_another_way_takes_the_features():
+    source = classifier(name="source")
+    Checkpoints(source).publish(build_network(source), {})
+    target = classifier(slices_of_volume=4, network={"slices": "attention"}, training={"init_from": "source"})
+    own, other = network_of(None, Checkpoints(target)).state_dict(), build_network(source).state_dict()
+    assert {name for name in own if name.startswith("features.")} <= other.keys()
 
 
 def test_scores_do_not_depend_on_how_cases_are_batched(items):

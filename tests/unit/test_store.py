@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import resource
 import shutil
@@ -20,7 +21,9 @@ import numpy as np
 import pytest
 from PIL import Image as Picture
 
+from labelrounds.classification.labels import ClassLabel
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, OutOfSpace, UnsupportedMedia
+from labelrounds.history import checksum
 from labelrounds.reading import read_label
 from labelrounds.store import LabelledCase, StudyStore
 from labelrounds.writing import write_label
@@ -792,3 +795,49 @@ def test_a_label_that_can_not_be_taken_out_of_the_index_stays_in_its_place(
         assert Path(store.get_label_uri("case_1", "final")).is_file()
         assert Path(store.get_image_uri("case_1")).is_file()
     assert not list(studies.rglob(".labelrounds-*"))
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, nested(100), nested(600), "\ud800"])
+def test_what_json_cannot_hold_is_refused_wherever_it_is_sent(store: StudyStore, tmp_path: Path, value: Any):
+    before = tree(store._root)
+    for note in (
+        lambda info: store.update_image_info("case_1", info),
+        lambda info: store.save_label("case_1", str(label_file(tmp_path / "label.nii.gz", 1)), "final", info),
+        lambda info: store.save_classes({"case_1": ClassLabel(("x",))}, info),
+    ):
+        with pytest.raises(BadInput, match=r"not a finite number|levels deep|cannot be kept as JSON"):
+            note({**listed("liver"), "seen": {"at": [value]}})
+    assert tree(store._root) == before
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, nested(250), nested(700), "\ud800", {"\ud800": 1}])
+def test_a_datastore_that_holds_what_json_cannot_is_listed_without_it(studies: Path, tmp_path: Path, value: Any):
+    store = StudyStore(studies)
+    store.save_label("case_1", str(label_file(tmp_path / "label.nii.gz", 1)), "final", {"by": "me"})
+    index = json.loads((studies / "datastore_v2.json").read_text())
+    index["objects"]["case_1"]["labels"]["final"]["info"]["seen"] = value
+    index["objects"]["case_1"]["image"]["info"]["seen"] = value
+    (studies / "datastore_v2.json").write_text(json.dumps(index))
+    for opened in (store, StudyStore(studies)):
+        listed_now = json.dumps(opened.json(), allow_nan=False)
+        assert len(listed_now) < 4000 and opened.get_label_info("case_1", "final")["by"] == "me"
+        opened.update_image_info("case_1", {"more": 1})
+    assert not list(studies.glob("*.broken-*"))
+
+
+def test_what_json_cannot_hold_is_left_out_where_the_index_is_rebuilt(studies: Path):
+    StudyStore(studies).update_image_info("case_1", {"by": "me"})
+    digest = checksum(next(studies.glob("case_1.*")))
+    line = {"image": "case_1", "tag": "", "info": {"sha256": digest, "name": "case_1", "seen": math.inf, "by": "me"}}
+    (studies / "history").mkdir(exist_ok=True)
+    (studies / "history" / "journal.jsonl").write_text(json.dumps(line) + "\n")
+    (studies / "datastore_v2.json").write_text("{torn")
+    info = StudyStore(studies).get_image_info("case_1")
+    assert info["by"] == "me" and info["seen"] is None

@@ -1,7 +1,7 @@
 """``labelrounds predict --images``: a folder of images classified, read by threads while the device computes.
 
-A file that can't be used is a row with its reason, and the run goes on. What is written is complete up to the last
-batch, also where the run is ended.
+A file that can't be used is a row with its reason, and the run goes on. The table takes its name when it is whole: of
+a run that is ended the rows up to the last batch stay in a file with ``.part`` after its name.
 """
 
 import csv
@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO
@@ -17,6 +17,7 @@ from typing import IO
 import pydicom
 import torch
 
+from labelrounds.atomic import disk_errors
 from labelrounds.classification.cases import prepared
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.inferer import Ready, ReadyClassifiers, classify
@@ -26,11 +27,14 @@ from labelrounds.formats import ending_of, is_dicom
 from labelrounds.itk_loading import load_itk
 from labelrounds.reading import read_image
 
+_INDEX, _NOT_IMAGES = "datastore_v2.json", ("labels", "history")
 _READERS, _AT_ONCE, _AHEAD = 4, 32, 96
 
 
 def images_in(source: Path) -> list[Path]:
     """Return the images of a folder and of those in it, sorted; a folder of one DICOM series counts as one.
+
+    Hidden folders are left out, and so are the labels and the history of a studies folder, which hold label maps.
 
     Raises:
         NotFound: there is none.
@@ -38,8 +42,13 @@ def images_in(source: Path) -> list[Path]:
     if source.is_file():
         return [source]
     found: list[Path] = []
-    for folder in sorted([source, *(path for path in source.rglob("*") if path.is_dir())]):
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    within = (path for path in source.rglob("*") if path.is_dir() and not _holds_no_images(path, source))
+    for folder in sorted([source, *within]):
+        try:
+            files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+        except OSError:  # reading it says so, in its row
+            found.append(folder)
+            continue
         slices = [path for path in files if _is_dicom(path)]
         found += [folder] if _are_one_series(slices) else slices
         found += [path for path in files if ending_of(path.name) and path not in slices]
@@ -48,23 +57,35 @@ def images_in(source: Path) -> list[Path]:
     return found
 
 
+def _holds_no_images(folder: Path, source: Path) -> bool:
+    parts = folder.relative_to(source).parts
+    if any(part.startswith(".") for part in parts):
+        return True
+    own = [depth for depth, part in enumerate(parts) if part in _NOT_IMAGES]
+    return any(source.joinpath(*parts[:depth], _INDEX).is_file() for depth in own)
+
+
 def _is_dicom(path: Path) -> bool:
     try:
         return path.name.upper() != "DICOMDIR" and is_dicom(path)  # that lists images, and is none
-    except OSError:  # reading it says so, in its row
+    except OSError:
         return False
 
 
 def _are_one_series(slices: Sequence[Path]) -> bool:
-    """Tell whether DICOM files are read by their folder: slices of one volume, or one whose name has no ending."""
+    """Tell whether DICOM files are slices of one volume, which is read by its folder.
+
+    Files of a series without a place in space, as two views of a chest, are an image each.
+    """
     if len(slices) < 2:
-        return any(not ending_of(path.name) for path in slices)
-    tag = "SeriesInstanceUID"
+        return False
+    tags = ["SeriesInstanceUID", "ImagePositionPatient"]
     try:
-        series = {str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag]).get(tag)) for path in slices}
+        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags)) for path in slices]
+        series = {str(header.get(tags[0])) for header in headers}
+        return len(series) == 1 and all(header.get(tags[1]) for header in headers)
     except Exception:  # whatever is wrong with a file, reading it alone says so
         return False
-    return len(series) == 1
 
 
 def classify_all(
@@ -85,9 +106,7 @@ def classify_all(
     load_itk()  # changes the working folder for a moment, which the reading threads must not see
     started, done, failed = time.perf_counter(), 0, 0
     with ExitStack() as stack:
-        file: IO[str] = sys.stdout
-        if output is not None:
-            file = stack.enter_context(output.open("w", newline="", encoding="utf-8"))
+        file = stack.enter_context(_table(output))
         rows = csv.writer(file)
         rows.writerow(["image", "label", *config.labels, "error"])
         pool = stack.enter_context(ThreadPoolExecutor(_READERS))
@@ -96,11 +115,11 @@ def classify_all(
             images = {path: found for path, found in batch if isinstance(found, torch.Tensor)}
             answers = dict(zip(images, _answers(ready, list(images.values()), config, device), strict=True))
             for path, found in batch:
-                name = str(path.relative_to(root)) if path != root else path.name
+                name = _printable(path.relative_to(root) if path != root else path.resolve().name)
                 answer = answers.get(path)
                 if not isinstance(answer, list):
                     failed += 1
-                    rows.writerow([name, "", *[""] * len(config.labels), str(answer or found)])
+                    rows.writerow([name, "", *[""] * len(config.labels), _printable(answer or found)])
                 else:
                     shown = [f"{value:.4f}" for value in answer]
                     rows.writerow([name, ";".join(_named(answer, config)), *shown, ""])
@@ -113,6 +132,33 @@ def classify_all(
     lost = f"; {failed} could not be used, see the column error" if failed else ""
     seconds = time.perf_counter() - started
     return f"{ready.version} classified {done - failed} of {done} image(s) in {seconds:.1f} s{where}{lost}"
+
+
+@contextmanager
+def _table(output: Path | None) -> Iterator[IO[str]]:
+    """Give the file to write rows to, which becomes ``output`` at the end of the block.
+
+    Raises:
+        OutOfSpace: it can't be written; ``output`` is as it was.
+    """
+    if output is None:
+        yield sys.stdout
+        return
+    part = output.with_name(f"{output.name}.part")
+    with disk_errors(output):
+        try:
+            with part.open("w", newline="", encoding="utf-8") as file:
+                yield file
+        except BaseException:
+            if part.exists():
+                print(f"\nnot finished: {output} was not written, {part} has the rows so far", file=sys.stderr)
+            raise
+        part.replace(output)
+
+
+def _printable(text: object) -> str:
+    """Return a text also where a file's name in it is not of the system's encoding."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def _read_ahead(

@@ -38,7 +38,8 @@ class ClassifierTraining(TrainingSection):
         balance: how rare classes are made up for: by drawing every class as often (``sampling``), by the ``weights`` of
             the loss, or not at all.
         label_smoothing: the share of the truth that is spread over all classes.
-        init_from: a model whose served weights a training from nothing starts from, as far as the tensors fit.
+        init_from: a model of the same network, whose served weights a training from nothing starts from, but for those
+            of its last layer.
         classifier: ``network`` trains the network; ``logistic`` and ``svm`` train none and fit a linear classifier to
             the embeddings of the weights that a training starts from; ``auto`` trains the network and, up to 500
             labels, takes what does best of the three.

@@ -48,12 +48,19 @@ def read_class_label(path: Path) -> ClassLabel:
     if len(content) > _MOST_BYTES:
         raise BadInput(f"{path.name}: over {_MOST_BYTES} bytes; a class label is as small as {{'label': 'pneumonia'}}")
     try:
-        found = json.loads(content.decode("utf-8"))
+        found = json.loads(content.decode("utf-8-sig"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{path.name}: not JSON in UTF-8: {error}") from error
     if not isinstance(found, dict) or list(found) not in (["label"], ["labels"]):
         raise BadInput(f"{path.name}: {str(found)[:100]!r} is neither {{'label': NAME}} nor {{'labels': [NAME, ...]}}")
     return class_label([found["label"]] if "label" in found else found["labels"], "labels" in found, path.name)
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key stands twice in {', '.join(key for key, _ in pairs)}")
+    return found
 
 
 def class_label(names: object, several: bool, where: str) -> ClassLabel:
@@ -79,7 +86,7 @@ def class_label(names: object, several: bool, where: str) -> ClassLabel:
 
 
 def check_known(label: ClassLabel, known: Sequence[str], several: Sequence[str], where: str) -> None:
-    """Refuse classes that no model of the app has, and several at once of models that take one.
+    """Refuse classes that no model of the app has, and none or several at once of models that take one.
 
     Args:
         label: the classes.
@@ -93,6 +100,8 @@ def check_known(label: ClassLabel, known: Sequence[str], several: Sequence[str],
     unknown = [name for name in label.classes if known and name not in known]
     if unknown:
         raise BadInput(f"{where}: class {unknown[0]!r} is not one of {', '.join(known)}")
+    if known and not label.classes and not several:
+        raise BadInput(f"{where}: an image is of one class of {', '.join(known)}; got none")
     single = [name for name in label.classes if known and name not in several]
     if len(label.classes) > 1 and single:
         raise BadInput(f"{where}: an image is of one class of {', '.join(known)}; got {', '.join(label.classes)}")
@@ -102,3 +111,22 @@ def named_in_slicer(names: Sequence[str], known: Sequence[str]) -> list[str] | N
     """Return the classes that the segments of a submitted segmentation name; None where one of them is no class."""
     found = [_PERCENT.sub("", name.strip()) for name in names]
     return found if found and all(name in known for name in found) else None
+
+
+def check_named(names: Sequence[str], known: Sequence[str], where: str) -> None:
+    """Refuse a segmentation without a voxel of which no segment's name says anything.
+
+    Args:
+        names: of its segments.
+        known: the classes and labels of the app's models.
+        where: it stands, for messages.
+
+    Raises:
+        BadInput: the name that is none of them, and what is allowed.
+    """
+    unknown = [name for name in names if _PERCENT.sub("", name.strip()) not in known]
+    if unknown:
+        raise BadInput(
+            f"{where}: nothing is segmented in it, and its segment {unknown[0][:100]!r} is not one of"
+            f" {', '.join(known)}"
+        )

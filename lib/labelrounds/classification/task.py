@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 5
 REPORT = "report"
 
 
@@ -66,10 +67,13 @@ def _groups(network: Any, config: ClassifierConfig) -> list[dict[str, Any]]:
 
 
 def _initialise(network: nn.Module, config: ClassifierConfig) -> None:
-    """Start from another model's served weights, as far as their names and shapes are the network's.
+    """Start from another model's served weights.
+
+    Its features must be the network's, all of them. How slices are combined is taken over where both do so alike; the
+    last layer, which is of other classes, never.
 
     Raises:
-        LabelRoundsError: there is no such model, it has no weights, it segments, or none of its weights fits.
+        LabelRoundsError: there is no such model, it has no weights, it segments, or its features are another network's.
     """
     source = config.training.init_from
     if source is None:
@@ -79,17 +83,28 @@ def _initialise(network: nn.Module, config: ClassifierConfig) -> None:
             f"training.init_from {source!r} is a segmentation model, whose features are of voxels and not of an image;"
             " only a classification model gives embeddings to start from"
         )
-    tensors = tensors_of_served(source)
-    own = network.state_dict()
-    fitting = {name: value for name, value in tensors.items() if name in own and own[name].shape == value.shape}
-    shared = [name for name in fitting if not name.startswith("head.")]
-    if not shared:
+    own, theirs = network.state_dict(), tensors_of_served(source)
+    features = sorted(name for name in own.keys() | theirs.keys() if name.startswith("features."))
+    differing = [f"{name} {_unlike(own, theirs, name)}" for name in features if _unlike(own, theirs, name)]
+    if differing or not features:
+        shown = "; ".join(differing[:_SHOWN]) + ("; ..." if len(differing) > _SHOWN else "")
         raise LabelRoundsError(
-            f"training.init_from {source!r}: none of its tensors fits the network of {config.name}; both need the same"
-            " network with the same options"
+            f"training.init_from {source!r}: {len(differing)} of its {len(features)} tensors are not those of"
+            f" {config.name} ({shown}); both need the same network with the same options, dimensions and channels"
         )
-    network.load_state_dict({**own, **{name: fitting[name] for name in shared}})
-    logger.info("%s starts from %d tensors of %s", config.name, len(shared), source)
+    taken = [name for name in own if not name.startswith("head.") and not _unlike(own, theirs, name)]
+    network.load_state_dict({**own, **{name: theirs[name] for name in taken}})
+    logger.info("%s starts from %d tensors of %s", config.name, len(taken), source)
+
+
+def _unlike(own: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], name: str) -> str:
+    """Return how a tensor of another network differs from one's own, "" where it has the same place."""
+    if name not in theirs:
+        return "is missing"
+    if name not in own:
+        return "is unknown"
+    found, wanted = list(theirs[name].shape), list(own[name].shape)
+    return "" if found == wanted else f"has shape {found}, not {wanted}"
 
 
 def _complete(plan: "TrainingPlan", outcome: "Outcome", config: ClassifierConfig, folder: Path) -> dict[str, Any]:
