@@ -12,6 +12,7 @@ import pytest
 from labelrounds import cold
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.database import Database
+from labelrounds.memory_cache import identity_of
 from labelrounds.networks import build_network
 from labelrounds.scores import SCHEMA, SCORES, CaseScores, ScoreStore, preparation_of, weights_of
 
@@ -101,8 +102,6 @@ def test_a_changed_image_is_missing_and_no_other_one(store, checkpoints, publish
 def test_scores_of_a_file_that_changed_while_it_was_scored_are_not_taken_for_the_new_ones(
     store, checkpoints, publish, images
 ):
-    from labelrounds.memory_cache import identity_of
-
     before = identity_of(images["a"])
     images["a"].write_text("other")
     store.put(images["a"], scores_of(), publish(), before)
