@@ -150,7 +150,8 @@ def classify_files(config: ClassifierConfig, source: Path, output: Path | None, 
     Raises:
         LabelRoundsError: no trained version, nothing to classify, an output that can't be written.
     """
-    from labelrounds.classification.batch import classify_all, images_in
+    from labelrounds.archive_files import images_in
+    from labelrounds.classification.batch import classify_all
 
     if not source.exists():
         raise NotFound(f"{source}: there is no such file or folder")

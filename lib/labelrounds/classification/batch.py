@@ -14,57 +14,17 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-import pydicom
 import torch
 
 from labelrounds.classification.cases import prepared
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.inferer import Ready, ReadyClassifiers, classify
 from labelrounds.devices import is_out_of_memory
-from labelrounds.errors import LabelRoundsError, NotFound, TooLarge
-from labelrounds.formats import ending_of, is_dicom
+from labelrounds.errors import LabelRoundsError, TooLarge
 from labelrounds.itk_loading import load_itk
 from labelrounds.reading import read_image
 
 _READERS, _AT_ONCE, _AHEAD = 4, 32, 96
-
-
-def images_in(source: Path) -> list[Path]:
-    """Return the images of a folder and of those in it, sorted; a folder of one DICOM series counts as one.
-
-    Raises:
-        NotFound: there is none.
-    """
-    if source.is_file():
-        return [source]
-    found: list[Path] = []
-    for folder in sorted([source, *(path for path in source.rglob("*") if path.is_dir())]):
-        files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        slices = [path for path in files if _is_dicom(path)]
-        found += [folder] if _are_one_series(slices) else slices
-        found += [path for path in files if ending_of(path.name) and path not in slices]
-    if not found:
-        raise NotFound(f"{source}: no image in it")
-    return found
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        return path.name.upper() != "DICOMDIR" and is_dicom(path)  # that lists images, and is none
-    except OSError:  # reading it says so, in its row
-        return False
-
-
-def _are_one_series(slices: Sequence[Path]) -> bool:
-    """Tell whether DICOM files are read by their folder: slices of one volume, or one whose name has no ending."""
-    if len(slices) < 2:
-        return any(not ending_of(path.name) for path in slices)
-    tag = "SeriesInstanceUID"
-    try:
-        series = {str(pydicom.dcmread(path, stop_before_pixels=True, specific_tags=[tag]).get(tag)) for path in slices}
-    except Exception:  # whatever is wrong with a file, reading it alone says so
-        return False
-    return len(series) == 1
 
 
 def classify_all(
