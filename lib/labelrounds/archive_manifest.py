@@ -13,6 +13,7 @@ import csv
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -133,10 +134,8 @@ class Manifest:
             os.truncate(path, whole)
 
     def _take(self, line: str) -> None:
-        try:
+        with suppress(ValueError, TypeError, KeyError):  # a damaged line: its image is done again
             self._lines[json.loads(line)["image"]] = line
-        except (ValueError, TypeError, KeyError):  # a damaged line: its image is done again
-            pass
 
     def _write(self, row: dict[str, Any]) -> str:
         line = _line(row)

@@ -1,16 +1,16 @@
 """Cases worked off by a crew of workers, each once, whatever becomes of a worker.
 
-The driver hands a case to a worker that has room, and no further one until it has: so a case is read when it is computed
-soon, and a million of them take no memory (back-pressure). A worker that is lost is replaced by its crew; the cases
+The driver hands a case to a worker that has room, and no further one until it has: so a case is read when it is
+computed soon, and a million of them take no memory (back-pressure). A worker that is lost is replaced by its crew; the cases
 that it had in hand are done again when all others are, each alone on a worker, so that the one that kills its
 worker shows. After `MOST_ATTEMPTS` it counts as failed, and the run goes on.
 
 Concurrency
-    The driver is one thread, and the only one that keeps results; a case's first outcome counts, a later one is dropped.
+    The driver is one thread, and the only one that keeps results; of a case the first outcome counts.
 
 Crash
-    What was taken is whoever takes it's (`archive_manifest.py`, the store of scores). A stop, by Ctrl-C or SIGTERM, hands out
-    nothing more, lets the running cases end for a while, and keeps them.
+    An outcome is kept by whom it is handed to (`archive_manifest.py`, the store of scores). A stop, by Ctrl-C or SIGTERM,
+    hands out nothing more, lets the running cases end for a while, and keeps them.
 """
 
 import signal

@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+from labelrounds.atomic import disk_errors
 from labelrounds.checkpoints import Version
 from labelrounds.config import AnyConfig, ModelConfig
 from labelrounds.devices import choose_device, is_out_of_memory, settle
@@ -54,7 +55,7 @@ class Outcome:
     Attributes:
         found: the result, where there is one.
         reason: why there is none.
-        unusable: whether that is the image's fault for good: as long as it is the same, another try would find the same.
+        unusable: whether that is the image's fault: as long as it is the same, another try would find the same.
         halts: whether no further case can be kept: a full disk.
         cancelled: whether the run was stopped in the middle of it.
         seconds: how long it took.
@@ -178,12 +179,33 @@ class Segmenting(Work):
         with self._computing:
             settle(self._device)
             label = segment(self._network, image, self._config, self._device, stopped)
-        case.output.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(case.output):
+            case.output.parent.mkdir(parents=True, exist_ok=True)
         write_label(label, image.affine, case.output, self._config.labels)
         x, y, z = image.spacing_mm
         counts = {name: int((label == value).sum()) for name, value in self._config.label_values.items()}
         volumes = {name: round(count * x * y * z / 1000, 3) for name, count in counts.items()}
         return {"volumes_ml": volumes, "voxels": label.size, "bytes": case.output.stat().st_size}
+
+
+class RayWorker:
+    """A worker in a process of its own, which Ray starts."""
+
+    def __init__(self) -> None:
+        self._work: Work | None = None
+
+    def load(self, order: Order) -> str:
+        """Load the model; return why that is not possible, else ""."""
+        try:
+            self._work = order.begin()
+        except LabelRoundsError as error:
+            return str(error)
+        return ""
+
+    def do(self, case: Case) -> Outcome:
+        """Do a case."""
+        assert self._work is not None, "load comes first"
+        return attempt(self._work, case, lambda: False)
 
 
 _WORKS: dict[str, Callable[[Order, torch.device], Work]] = {"segment": Segmenting}

@@ -138,12 +138,6 @@ def configured(model: str, configs: Path | None) -> AnyConfig:
     return known[model]
 
 
-def classifier(model: str, configs: Path | None) -> ClassifierConfig | None:
-    """Return a classification model's configuration; None for a segmentation model. Raises as `configured` does."""
-    config = configured(model, configs)
-    return config if isinstance(config, ClassifierConfig) else None
-
-
 def classify_files(config: ClassifierConfig, source: Path, output: Path | None, device: str) -> str:
     """Classify an image, a DICOM series or all in a folder; return a sentence about it.
 
