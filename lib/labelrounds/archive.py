@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
 from typing import Any
 
 from labelrounds.archive_files import find_images, identity
@@ -20,13 +19,12 @@ from labelrounds.atomic import remove_leftovers
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig
 from labelrounds.errors import BadInput, Cancelled, Conflict, NotFound
-from labelrounds.fleet import Crew, LocalCrew, duration, stopped_by_signals, work_off
+from labelrounds.fleet import MakeCrew, duration, stopped_by_signals, work_off
 from labelrounds.fleet_work import Case, Order, Outcome
 from labelrounds.formats import ending_of
 from labelrounds.writing import LABEL_ENDINGS
 
 _LEFT_BEHIND_S = 60.0  # after which what a killed worker left half written is nobody's any more
-MakeCrew = Callable[[Order, Event], Crew]
 
 
 @dataclass(frozen=True)
@@ -40,19 +38,6 @@ class Planned:
 
     case: Case
     reason: str = ""
-
-
-def crew_of(ray: str, workers: int | None) -> MakeCrew:
-    """Return what makes a crew: on Ray, or where no address is given, in this process."""
-
-    def make(order: Order, stop: Event) -> Crew:
-        if not ray:
-            return LocalCrew(order.begin(), stop)
-        from labelrounds.fleet_ray import RayCrew
-
-        return RayCrew(order, ray, workers)
-
-    return make
 
 
 def segment_archive(
@@ -113,7 +98,7 @@ def segment_archive(
     if len(waiting) < len(planned):
         said += f"; {len(planned) - len(waiting):,} were known from an earlier run or not tried"
     if waiting:
-        said += f"; {tally.done + tally.failed:,} done now in {duration(tally.seconds)}"
+        said += f"; {tally.done + tally.failed:,} done now in {duration(tally.seconds)}{tally.losses()}"
     if states[""]:
         raise Cancelled(f"stopped; {said}. {table.name} lists them; run the same again to go on with the others")
     return said

@@ -185,14 +185,13 @@ def predict(
 
     if (image is None) == (images is None):
         raise BadInput("give either --image or --images")
-    if workers is not None and not ray:
-        raise BadInput("--workers goes with --ray: without it all is done in this process")
     config = configured(model, configs)
     if isinstance(config, ModelConfig):
         if output is None:
             raise BadInput(f"model {model} segments: give --output")
         if images is not None:
-            from labelrounds.archive import crew_of, segment_archive
+            from labelrounds.archive import segment_archive
+            from labelrounds.fleet import crew_of
 
             print(segment_archive(config, images, output, ending, device, crew_of(ray, workers), again))
         elif ray:
@@ -203,6 +202,27 @@ def predict(
         raise BadInput(f"model {model} classifies; that is done in this process: leave out --ray")
     else:
         print(classify_files(config, image or images or Path(), output, device))
+
+
+@app.command()
+def score(
+    studies: Annotated[Path, typer.Option(help="The folder with the images.")],
+    model: Annotated[str, typer.Option(help="The model that scores them; see `labelrounds models`.")],
+    costly: Annotated[
+        str,
+        typer.Option(help="Scores that take passes of their own, separated by commas: tta, committee, epistemic."),
+    ] = "",
+    configs: Configs = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
+    ray: Ray = "",
+    workers: Workers = None,
+) -> None:
+    """Score the images of a studies folder now, for the rounds of a server, which shares the scores."""
+    from labelrounds.fleet import crew_of
+    from labelrounds.starting import score_folder
+
+    names = tuple(name.strip() for name in costly.split(",") if name.strip())
+    print(score_folder(studies, model, configs, names, device, crew_of(ray, workers)))
 
 
 @app.command()

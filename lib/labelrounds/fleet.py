@@ -1,16 +1,16 @@
 """Cases worked off by a crew of workers, each once, whatever becomes of a worker.
 
 The driver hands a case to a worker that has room, and no further one until it has: so a case is read when it is
-computed soon, and a million of them take no memory (back-pressure). A worker that is lost is replaced by its crew; the cases
-that it had in hand are done again when all others are, each alone on a worker, so that the one that kills its
+computed soon, and a million of them take no memory (back-pressure). A worker that is lost is replaced by its crew; the
+cases that it had in hand are done again when all others are, each alone on a worker, so that the one that kills its
 worker shows. After `MOST_ATTEMPTS` it counts as failed, and the run goes on.
 
 Concurrency
     The driver is one thread, and the only one that keeps results; of a case the first outcome counts.
 
 Crash
-    An outcome is kept by whom it is handed to (`archive_manifest.py`, the store of scores). A stop, by Ctrl-C or SIGTERM,
-    hands out nothing more, lets the running cases end for a while, and keeps them.
+    An outcome is kept by whom it is handed to (`archive_manifest.py`, the store of scores). A stop, by Ctrl-C or
+    SIGTERM, hands out nothing more, lets the running cases end for a while, and keeps them.
 """
 
 import signal
@@ -24,8 +24,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from labelrounds.errors import OutOfSpace
-from labelrounds.fleet_work import Case, Outcome, Work, attempt
+from labelrounds.errors import BadInput, OutOfSpace
+from labelrounds.fleet_work import Case, Order, Outcome, Work, attempt
 
 MOST_ATTEMPTS = 3
 AT_ONCE = 2  # cases in a worker's hands: one is read or written while another computes
@@ -94,6 +94,28 @@ class LocalCrew(Crew):
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
+MakeCrew = Callable[[Order, threading.Event], Crew]
+
+
+def crew_of(ray: str, workers: int | None) -> MakeCrew:
+    """Return what makes a crew: on Ray, or where no address is given, in this process.
+
+    Raises:
+        BadInput: workers, and no Ray.
+    """
+    if workers is not None and not ray:
+        raise BadInput("--workers goes with --ray: without it all is done in this process")
+
+    def make(order: Order, stop: threading.Event) -> Crew:
+        if not ray:
+            return LocalCrew(order.begin(), stop)
+        from labelrounds.fleet_ray import RayCrew
+
+        return RayCrew(order, ray, workers)
+
+    return make
+
+
 @dataclass
 class Tally:
     """How a run has gone.
@@ -111,6 +133,10 @@ class Tally:
     failed: int = 0
     lost: int = 0
     seconds: float = 0.0
+
+    def losses(self) -> str:
+        """Return a clause on the workers that were lost; "" where there was none."""
+        return f", {self.lost:,} time(s) a case was lost with its worker" if self.lost else ""
 
 
 @dataclass
@@ -236,7 +262,7 @@ class _Run:
                 self._suspects.append(ended.case)
                 return
             reason = f"its worker ended {attempts} times while it had it in hand: {ended.reason or 'killed'}"
-            ended = Outcome(ended.case, reason=reason)
+            ended = Outcome(ended.case, reason=reason, unusable=True)
         if ended.cancelled:
             return
         if ended.halts:

@@ -27,6 +27,7 @@ from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, 
 from labelrounds.inference import segment
 from labelrounds.itk_loading import load_itk
 from labelrounds.reading import read_image
+from labelrounds.scoring import Scorer
 from labelrounds.served import ServedNetworks
 from labelrounds.writing import write_label
 
@@ -115,7 +116,7 @@ class Order:
         costly: names of scores beyond the one pass, for ``score``.
     """
 
-    kind: Literal["segment"]
+    kind: Literal["segment", "score"]
     config: AnyConfig
     version: Version
     weights: bytes
@@ -188,6 +189,24 @@ class Segmenting(Work):
         return {"volumes_ml": volumes, "voxels": label.size, "bytes": case.output.stat().st_size}
 
 
+class Scoring(Work):
+    """Scores an image by one pass of the model."""
+
+    def __init__(self, order: Order, device: torch.device) -> None:
+        self._scorer, self._device = Scorer(order.config, order.version), device
+        self._costly = order.costly
+        self._computing = threading.Lock()
+        lacking = set(order.costly) - set(self._scorer.able(order.costly))
+        if lacking:
+            raise Conflict(f"{socket.gethostname()} can't compute {', '.join(lacking)}: it lacks the version before")
+
+    def do(self, case: Case, stopped: Stopped) -> Mapping[str, Any]:
+        """Return ``{"scores": CaseScores}``."""
+        prepared = self._scorer.read(case.image)
+        with self._computing:
+            return {"scores": self._scorer.score_prepared(prepared, self._device, self._costly, stopped)}
+
+
 class RayWorker:
     """A worker in a process of its own, which Ray starts."""
 
@@ -208,5 +227,5 @@ class RayWorker:
         return attempt(self._work, case, lambda: False)
 
 
-_WORKS: dict[str, Callable[[Order, torch.device], Work]] = {"segment": Segmenting}
+_WORKS: dict[str, Callable[[Order, torch.device], Work]] = {"segment": Segmenting, "score": Scoring}
 _kept: list[tempfile.TemporaryDirectory[str]] = []  # until the process ends

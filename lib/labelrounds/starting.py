@@ -22,6 +22,7 @@ from labelrounds.client import free_port
 from labelrounds.config import AUTO, AnyConfig, ModelConfig
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
+from labelrounds.fleet import MakeCrew
 from labelrounds.inference import segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
@@ -152,6 +153,25 @@ def classify_files(config: ClassifierConfig, source: Path, output: Path | None, 
     if output is not None and not (output.name.endswith(".csv") and output.expanduser().resolve().parent.is_dir()):
         raise BadInput(f"output {str(output)!r}: classes are written as .csv, into a folder that exists")
     return classify_all(config, images_in(source), source, output, choose_device(device))
+
+
+def score_folder(
+    studies: Path, model: str, configs: Path | None, costly: tuple[str, ...], device: str, make_crew: MakeCrew
+) -> str:
+    """Score the images of a studies folder; return a sentence about it.
+
+    Raises:
+        LabelRoundsError: an unknown model, no trained version, no such folder, no worker can begin.
+    """
+    from labelrounds.fleet_scoring import score_studies
+
+    if "://" in str(studies) or not studies.expanduser().is_dir():
+        raise BadInput(
+            f"studies {str(studies)!r} is not a folder; images of a DICOMweb server are scored by the server itself"
+        )
+    configured(model, configs)
+    folder = Path(studies_of(str(studies)))
+    return score_studies(configured_models(conf_of("", configs)), model, folder, costly, device, make_crew)
 
 
 def predict_file(model: str, image: Path, output: Path, configs: Path | None, device: str) -> str:
