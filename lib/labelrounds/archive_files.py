@@ -58,7 +58,8 @@ def find_images(source: Path, leave_out: Path | None = None) -> Iterator[Found]:
             yield Found(folder)
         else:
             yield from map(Found, slices)
-        yield from (Found(path) for path in files if ending_of(path.name) and path not in set(slices))
+        others = set(files) - set(slices)
+        yield from (Found(path) for path in files if path in others and ending_of(path.name))
 
 
 def identity(path: Path) -> str:

@@ -1,9 +1,10 @@
 """Ray, the extra ``labelrounds[ray]``: a local one that nobody else can reach, or a cluster that is there already.
 
-A local Ray listens on 127.0.0.1 alone, asks whoever comes for a secret that is made anew each time, has no dashboard,
-and keeps its files in a folder of this user's that is removed at the end. Usage statistics are off in either case.
+A local Ray listens on 127.0.0.1 alone, asks whoever comes for a secret of this process, has no dashboard, and keeps its
+files in a folder of this user's that is removed at the end. Usage statistics are off in either case.
 """
 
+import functools
 import os
 import secrets
 import shutil
@@ -85,7 +86,7 @@ def cluster(address: str) -> Iterator[Any]:
             # Ray opens its own folder to all; nobody else comes through the one around it.
             folder = tempfile.mkdtemp(prefix="lr-", dir=None if len(tempfile.gettempdir()) < 20 else "/tmp")
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            settings |= _LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+            settings |= _LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _secret()}
             options |= {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
             options |= {"object_store_memory": _OBJECTS_BYTES, "_temp_dir": str(Path(folder) / "r")}
         stack.enter_context(_environment(settings))
@@ -113,6 +114,11 @@ def _ray() -> Any:
             " in this process"
         ) from error
     return ray
+
+
+@functools.cache  # a process of Ray's library reads it once
+def _secret() -> str:
+    return secrets.token_hex(32)
 
 
 @contextmanager
