@@ -15,7 +15,7 @@ from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError
 from labelrounds.fleet import MakeCrew, Tally, duration, stopped_by_signals, work_off
 from labelrounds.fleet_work import Case, Order, Outcome
 from labelrounds.memory_cache import identity_of
-from labelrounds.scores import SCHEMA, ScoreStore, weights_of
+from labelrounds.scores import SCHEMA, Known, ScoreStore, weights_of
 from labelrounds.scoring import COSTLY
 from labelrounds.store import CLASSES, FINAL, StudyStore
 
@@ -57,7 +57,7 @@ def score_studies(
     images = images_of(studies, configs)
     store = ScoreStore(Database(rounds_file(str(studies)), SCHEMA), order.config)
     weights = weights_of(order.version)
-    waiting = store.lacking(images, weights, frozenset(costly))
+    waiting = _waiting(store.known(images, Checkpoints(order.config)), images, costly)
     failures: dict[str, str] = {}
     identities: dict[str, str] = {}
 
@@ -92,6 +92,14 @@ def score_studies(
     if tally.done + len(failures) < len(waiting):
         raise Cancelled(f"stopped; {said}. Run the same again to go on")
     return said
+
+
+def _waiting(known: Known, images: Mapping[str, Path], costly: tuple[str, ...]) -> list[str]:
+    """Return the images that the served version has not scored yet, or not by all costly scores that are wanted."""
+    scores = {} if known.stale else known.scores
+    short = {image_id for image_id, found in scores.items() if not set(costly) <= found.values.keys()}
+    short |= set(known.missing)
+    return [image_id for image_id in images if image_id in short]
 
 
 def images_of(studies: Path, configs: Mapping[str, AnyConfig]) -> dict[str, Path]:

@@ -41,7 +41,7 @@ from tests.benchmarks import machine
 
 DATA = Path(os.environ.get("LABELROUNDS_DATA", "../shared/data"))
 VOLUMES = 100_000
-HIPPOCAMPI, CTS = 160, 8
+HIPPOCAMPI, CTS = 60, 4
 WORKERS = {"in this process": "", "2 workers on Ray": "local"}
 
 
