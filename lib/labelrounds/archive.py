@@ -19,7 +19,7 @@ from labelrounds.atomic import remove_leftovers
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig
 from labelrounds.errors import BadInput, Cancelled, Conflict, NotFound
-from labelrounds.fleet import MakeCrew, duration, stopped_by_signals, work_off
+from labelrounds.fleet import MakeCrew, Tally, duration, stopped_by_signals, work_off
 from labelrounds.fleet_work import Case, Order, Outcome
 from labelrounds.formats import ending_of
 from labelrounds.writing import LABEL_ENDINGS
@@ -77,30 +77,25 @@ def segment_archive(
             raise NotFound(f"{source}: no image in it")
         _clear(planned)
         identities: dict[str, str] = {}
-        waiting = []
-        for each in planned:
-            row = _row_of_plan(each, stamp, identities)
-            if row is None and not _is_known(each.case, manifest, stamp, identities[each.case.key], again):
-                waiting.append(each.case)
-            elif row is not None and manifest.get(each.case.key) != row:
-                manifest.add(row)
+        waiting = _waiting(planned, manifest, stamp, again, identities)
 
         def take(outcome: Outcome) -> None:
             manifest.add(_row(outcome, output, stamp, identities[outcome.case.key], str(order.version)))
 
+        tally = Tally(0)
         if waiting:
             tally = work_off(make_crew(order, stop), waiting, len(waiting), take, stop, say)
-        table = manifest.write_table(config.labels, {each.case.key for each in planned})
+        manifest.write_table(config.labels, {each.case.key for each in planned})
         states = Counter((manifest.get(each.case.key) or {}).get("status", "") for each in planned)
+    done = tally.done + tally.failed
     said = f"{order.version}: {states[DONE]:,} of {len(planned):,} image(s) segmented into {output}"
     if failed := states[FAILED] + states[UNUSABLE]:
         said += f"; {failed:,} could not be, see the column error of {TABLE}"
-    if len(waiting) < len(planned):
-        said += f"; {len(planned) - len(waiting):,} were known from an earlier run or not tried"
-    if waiting:
-        said += f"; {tally.done + tally.failed:,} done now in {duration(tally.seconds)}{tally.losses()}"
-    if states[""]:
-        raise Cancelled(f"stopped; {said}. {table.name} lists them; run the same again to go on with the others")
+    said += f"; {done:,} done now in {duration(tally.seconds)}{tally.losses()}"
+    if known := len(planned) - len(waiting):
+        said += f"; {known:,} were known from an earlier run or not tried"
+    if done < len(waiting):
+        raise Cancelled(f"stopped; {said}. Run the same again to go on with the other {len(waiting) - done:,}")
     return said
 
 
@@ -166,6 +161,20 @@ def _clear(planned: list[Planned]) -> None:
     for folder in {each.case.output.parent for each in planned if each.case.output is not None}:
         if folder.is_dir():
             remove_leftovers(folder, older_than_s=_LEFT_BEHIND_S)
+
+
+def _waiting(
+    planned: list[Planned], manifest: Manifest, stamp: str, again: bool, identities: dict[str, str]
+) -> list[Case]:
+    """Return what is to be done; note the images' identities, and those that can't be tried in the manifest."""
+    waiting = []
+    for each in planned:
+        row = _row_of_plan(each, stamp, identities)
+        if row is None and not _is_known(each.case, manifest, stamp, identities[each.case.key], again):
+            waiting.append(each.case)
+        elif row is not None and manifest.get(each.case.key) != row:
+            manifest.add(row)
+    return waiting
 
 
 def _row_of_plan(each: Planned, stamp: str, identities: dict[str, str]) -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ the size of a clinical one (0.75 mm in the plane, 120 slices), segmented on the 
 network. That has the weights of ``unet_phantom``, so its labels mean little, but its time and the size of its results
 are what they are.
 
-The rates are those of the images after the first; what is loaded once is ``start_s``. The core-hours are of the
-processors' own time, so that they hold for a machine that does other things too, as ``load`` tells; of the
+The rates are those of the images after each worker's first; what is loaded once is ``start_s``. The core-hours are of
+the processors' own time, so that they hold for a machine that does other things too, as ``load`` tells; of the
 volumes an hour such a machine takes away.
 """
 
@@ -34,8 +34,8 @@ from labelrounds import folders
 from labelrounds.archive import segment_archive
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig, load_configs
-from labelrounds.fleet import Crew, crew_of
-from labelrounds.fleet_work import Order
+from labelrounds.fleet import Crew, Lost, crew_of
+from labelrounds.fleet_work import Case, Order, Outcome
 from labelrounds.networks import build_network
 from tests.benchmarks import machine
 
@@ -100,44 +100,66 @@ def sizes(source: Path) -> dict[str, Any]:
     return {"shape": shape, "file_mb": round(sum(file.stat().st_size for file in files) / len(files) / 1e6, 3)}
 
 
+class Watched(Crew):
+    """A crew, and what had been spent when each case ended.
+
+    Attributes:
+        ends: seconds of the clock and of the processors.
+    """
+
+    def __init__(self, crew: Crew) -> None:
+        self._crew = crew
+        self.ends: list[tuple[float, float]] = []
+
+    def has_room(self, alone: bool = False) -> bool:
+        """See `Crew`."""
+        return self._crew.has_room(alone)
+
+    def give(self, case: Case, alone: bool = False) -> None:
+        """See `Crew`."""
+        self._crew.give(case, alone)
+
+    def close(self) -> None:
+        """See `Crew`."""
+        self._crew.close()
+
+    def ended(self, timeout_s: float) -> list[Outcome | Lost]:
+        """See `Crew`."""
+        found = self._crew.ended(timeout_s)
+        if found:
+            self.ends += [(time.monotonic(), processor_s())] * len(found)
+        return found
+
+
 def measured(config: ModelConfig, source: Path, output: Path, ray: str) -> dict[str, Any]:
     """Segment an archive; return its rate, and what `VOLUMES` such images would cost."""
-    started = time.time()
-    spent: list[float] = []
+    crews: list[Watched] = []
+    workers = 2 if ray else None
 
     def make_crew(order: Order, stop: Event) -> Crew:
-        crew = crew_of(ray, 2 if ray else None)(order, stop)
-        close = crew.close
+        crews.append(Watched(crew_of(ray, workers)(order, stop)))
+        return crews[0]
 
-        def closing() -> None:
-            spent.append(processor_s())  # before the workers are gone, and theirs with them
-            close()
-
-        crew.close = closing  # type: ignore[method-assign]
-        return crew
-
-    def say(line: str) -> None:
-        spent.append(processor_s())  # first of all when the first image is done
-
-    segment_archive(config, source, output, ".nii.gz", "cpu", make_crew, say=say)
-    whole = time.time() - started
+    started = time.monotonic()
+    segment_archive(config, source, output, ".nii.gz", "cpu", make_crew, say=lambda line: None)
+    begun = workers or 1  # the first image of each worker, in which it begins
+    first, last = crews[0].ends[begun - 1], crews[0].ends[-1]
+    counted = len(crews[0].ends) - begun
     maps = list(output.rglob("*.nii.gz"))
-    ends = sorted(path.stat().st_mtime for path in maps)
-    hourly = 3600 * (len(ends) - 1) / (ends[-1] - ends[0])
-    lines = (output / "manifest.jsonl").stat().st_size / len(maps)
     written = sum(path.stat().st_size for path in maps) / len(maps)
+    lines = (output / "manifest.jsonl").stat().st_size / len(maps)
     shutil.rmtree(output)
     read = sum(file.stat().st_size for file in source.iterdir()) / len(maps)
-    each = (spent[-1] - spent[0]) / (len(maps) - 1)
+    hourly, each = 3600 * counted / (last[0] - first[0]), (last[1] - first[1]) / counted
     return {
         "volumes_an_hour": round(hourly),
-        "start_s": round(whole - (ends[-1] - ends[0]), 1),
+        "start_s": round(first[0] - started, 1),
         "hours": round(VOLUMES / hourly, 1),
         "core_s_a_volume": round(each, 3),
         "core_hours": round(VOLUMES * each / 3600, 1),
         "read_gb": round(VOLUMES * read / 1e9, 1),
-        "written_gb": round(VOLUMES * written / 1e9, 2),
         "read_mb_s": round(read * hourly / 3600 / 1e6, 3),
+        "written_gb": round(VOLUMES * written / 1e9, 2),
         "manifest_mb": round(VOLUMES * lines / 1e6, 1),
     }
 

@@ -116,12 +116,20 @@ def test_another_version_does_all_anew(segmented, config):
 
 
 def test_a_stopped_run_is_gone_on_with_and_no_image_is_done_twice(segmented, tmp_path):
-    with pytest.raises(Cancelled, match="run the same again"):
+    with pytest.raises(Cancelled, match="Run the same again to go on"):
         segmented(make_crew=stopping_after(1))
     first = [row["image"] for row in rows(tmp_path / "out").values()]
     assert 1 <= len(first) < 4
     _, second = segmented()
     assert sorted([*first, *second]) == sorted(PLACES) and maps(tmp_path / "out") == sorted(PLACES)
+
+
+def test_a_run_that_is_stopped_while_it_does_all_anew_does_not_count_what_was_done_before(segmented, config):
+    segmented()
+    Checkpoints(config).publish(build_network(config), {})
+    with pytest.raises(Cancelled, match="Run the same again to go on"):
+        segmented(make_crew=stopping_after(1))
+    assert 0 < len(segmented()[1]) < 4
 
 
 def test_a_line_that_a_kill_cut_short_is_dropped_and_its_image_done_again(segmented, tmp_path):
