@@ -15,9 +15,7 @@ import pytest
 
 from labelrounds.phantoms import write_studies
 
-pytest.importorskip("ray", reason="the extra labelrounds[ray] is not installed")
-
-IMAGES = 12
+IMAGES = 10
 # Both commands' work in one process, which starts Ray twice; the killed worker is the first one's.
 PROGRAM = """
 import sys
@@ -49,7 +47,7 @@ def workers_of(program: psutil.Process) -> list[psutil.Process]:
     return [child for child in program.children(recursive=True) if "RayWorker" in " ".join(child.cmdline())]
 
 
-def wait_for(found, program: subprocess.Popen, seconds: float = 120):
+def wait_for(found, program: subprocess.Popen, seconds: float = 180):
     """Wait until something is found, and return it."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and program.poll() is None:
@@ -59,7 +57,7 @@ def wait_for(found, program: subprocess.Popen, seconds: float = 120):
     raise AssertionError(f"not found in time; the program ended with {program.poll()}")
 
 
-@pytest.mark.timeout(600)  # half a minute on two cores of its own
+@pytest.mark.timeout(600)  # under a minute on two cores of its own
 def test_a_worker_that_is_killed_in_the_middle_loses_no_image_and_repeats_none(tmp_path):
     source, output = tmp_path / "studies", tmp_path / "out"
     write_studies(source, IMAGES)
@@ -84,7 +82,7 @@ def test_a_worker_that_is_killed_in_the_middle_loses_no_image_and_repeats_none(t
         }
         os.kill(workers[0].pid, signal.SIGKILL)
         at_kill = len(lines(output))
-        said, complaints = program.communicate(timeout=200)
+        said, complaints = program.communicate(timeout=400)
     finally:
         program.kill()
     assert program.returncode == 0, complaints
