@@ -39,6 +39,17 @@ Studies = Annotated[
         " Left out: invented patients, made in LABELROUNDS_HOME, and the model for them."
     ),
 ]
+Ray = Annotated[
+    str,
+    typer.Option(
+        help="Work on Ray: `local` for this machine's GPUs and cores, or a cluster's HOST:PORT; in this process when"
+        " left out. Needs `pip install 'labelrounds[ray]'`."
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes on Ray, each with a model; one a GPU, or one for four cores when left out."),
+]
 
 
 @app.command()
@@ -148,28 +159,71 @@ def predict(
         Path | None, typer.Option(help="NIfTI, NRRD, a DICOM file, a folder with one DICOM series, PNG, JPEG or TIFF.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="A folder of images to classify; folders in it too, each DICOM series as one.")
+        Path | None, typer.Option(help="A folder of images; folders in it too, each DICOM series as one image.")
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to write: a segmentation as .nii.gz, .nii, .nrrd or .seg.nrrd, classes as .csv."),
+        typer.Option(
+            help="Where to write: a segmentation as .nii.gz, .nii, .nrrd or .seg.nrrd, classes as .csv, the"
+            " segmentations of --images into a folder; where an earlier run ended, this one goes on."
+        ),
     ] = None,
     configs: Configs = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an output that is there already.")] = False,
+    ending: Annotated[
+        str, typer.Option(help="Of the segmentations of --images: .nii.gz, .nii, .nrrd or .seg.nrrd.")
+    ] = ".nii.gz",
+    again: Annotated[
+        bool, typer.Option("--again", help="Of --images, try those again that an earlier run found unusable.")
+    ] = False,
+    ray: Ray = "",
+    workers: Workers = None,
 ) -> None:
-    """Segment one image into a file, or classify one or a folder of them, without a server."""
-    from labelrounds.starting import classifier, classify_files, predict_file
+    """Segment or classify an image, or a folder of them, without a server."""
+    from labelrounds.config import ModelConfig
+    from labelrounds.starting import classify_files, configured, predict_file
 
     if (image is None) == (images is None):
         raise BadInput("give either --image or --images")
-    config = classifier(model, configs)
-    if config is not None:
-        print(classify_files(config, image or images or Path(), output, device, force))
-    elif image is None or output is None:
-        raise BadInput(f"model {model} segments one image at a time: give --image and --output")
+    config = configured(model, configs)
+    if isinstance(config, ModelConfig):
+        if output is None:
+            raise BadInput(f"model {model} segments: give --output")
+        if images is not None:
+            from labelrounds.archive import segment_archive
+            from labelrounds.fleet import crew_of
+
+            print(segment_archive(config, images, output, ending, device, crew_of(ray, workers), again))
+        elif ray:
+            raise BadInput("--ray is for --images")
+        else:
+            print(predict_file(model, image or Path(), output, configs, device, force))
+    elif ray:
+        raise BadInput(f"model {model} classifies; that is done in this process: leave out --ray")
     else:
-        print(predict_file(model, image, output, configs, device, force))
+        print(classify_files(config, image or images or Path(), output, device, force))
+
+
+@app.command()
+def score(
+    studies: Annotated[Path, typer.Option(help="The folder with the images.")],
+    model: Annotated[str, typer.Option(help="The model that scores them; see `labelrounds models`.")],
+    costly: Annotated[
+        str,
+        typer.Option(help="Scores that take passes of their own, separated by commas: tta, committee, epistemic."),
+    ] = "",
+    configs: Configs = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
+    ray: Ray = "",
+    workers: Workers = None,
+) -> None:
+    """Score the images of a studies folder now, for the rounds of a server, which shares the scores."""
+    from labelrounds.fleet import crew_of
+    from labelrounds.starting import score_folder
+
+    names = tuple(name.strip() for name in costly.split(",") if name.strip())
+    print(score_folder(studies, model, configs, names, device, crew_of(ray, workers)))
 
 
 @app.command()

@@ -90,9 +90,16 @@ class ServedNetworks:
                 )
             known = self._known(version, device)
             if known is None:
-                subject = self._subject(version, device)
-                known = self._loaded[str(device)] = ServedNetwork(version, subject, self._wanted(version, device))
+                known = self._loaded[str(device)] = self.load(version, device)
             return known
+
+    def load(self, version: Version, device: torch.device) -> ServedNetwork:
+        """Return a version's network, loaded anew, for who keeps to it whatever is served later.
+
+        Raises:
+            Conflict, BadInput: its weights are not this model's.
+        """
+        return ServedNetwork(version, self._subject(version, device), self._wanted(version, device))
 
     def runtime(self, version: Version, device: torch.device) -> str:
         """Return the name of what runs a version, or will when it is loaded."""

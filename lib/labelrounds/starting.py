@@ -22,6 +22,7 @@ from labelrounds.client import free_port
 from labelrounds.config import AUTO, AnyConfig, ModelConfig
 from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
+from labelrounds.fleet import MakeCrew
 from labelrounds.inference import segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
@@ -138,12 +139,6 @@ def configured(model: str, configs: Path | None) -> AnyConfig:
     return known[model]
 
 
-def classifier(model: str, configs: Path | None) -> ClassifierConfig | None:
-    """Return a classification model's configuration; None for a segmentation model. Raises as `configured` does."""
-    config = configured(model, configs)
-    return config if isinstance(config, ClassifierConfig) else None
-
-
 def check_output(output: Path, force: bool) -> None:
     """Refuse a file that can't be written, or that would replace another one.
 
@@ -166,7 +161,8 @@ def classify_files(
     Raises:
         LabelRoundsError: no trained version, nothing to classify, an output that can't be written.
     """
-    from labelrounds.classification.batch import classify_all, images_in
+    from labelrounds.archive_files import images_in
+    from labelrounds.classification.batch import classify_all
 
     if not source.exists():
         raise NotFound(f"{source}: there is no such file or folder")
@@ -175,6 +171,25 @@ def classify_files(
         if not output.name.lower().endswith(".csv"):
             raise BadInput(f"output {str(output)!r}: classes are written as .csv")
     return classify_all(config, images_in(source), source, output, choose_device(device))
+
+
+def score_folder(
+    studies: Path, model: str, configs: Path | None, costly: tuple[str, ...], device: str, make_crew: MakeCrew
+) -> str:
+    """Score the images of a studies folder; return a sentence about it.
+
+    Raises:
+        LabelRoundsError: an unknown model, no trained version, no such folder, no worker can begin.
+    """
+    from labelrounds.fleet_scoring import score_studies
+
+    if "://" in str(studies) or not studies.expanduser().is_dir():
+        raise BadInput(
+            f"studies {str(studies)!r} is not a folder; images of a DICOMweb server are scored by the server itself"
+        )
+    configured(model, configs)
+    folder = Path(studies_of(str(studies)))
+    return score_studies(configured_models(conf_of("", configs)), model, folder, costly, device, make_crew)
 
 
 def predict_file(model: str, image: Path, output: Path, configs: Path | None, device: str, force: bool = False) -> str:

@@ -16,8 +16,9 @@ import pytest
 import torch
 from blobs import CLASSES, classifier, labelled, picture, volume, write_dicom
 
+from labelrounds.archive_files import images_in
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.classification.batch import classify_all, images_in
+from labelrounds.classification.batch import classify_all
 from labelrounds.classification.cases import prepared
 from labelrounds.classification.explaining import METHODS, explain, occlusion
 from labelrounds.classification.images import onto_image
@@ -315,7 +316,8 @@ def test_a_folder_named_from_where_one_stands_is_classified_also_as_the_first_th
     (tmp_path / "config.json").write_text(config.model_dump_json())
     program = (
         "import labelrounds.host, torch; from pathlib import Path;"
-        "from labelrounds.classification.batch import classify_all, images_in;"
+        "from labelrounds.archive_files import images_in;"
+        "from labelrounds.classification.batch import classify_all;"
         "from labelrounds.classification.config import ClassifierConfig;"
         "config = ClassifierConfig.model_validate_json(Path('config.json').read_text());"
         "print(classify_all(config, images_in(Path('images')), Path('images'), Path('out.csv'), torch.device('cpu')))"

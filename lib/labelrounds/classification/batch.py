@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-import pydicom
 import torch
 
 from labelrounds.atomic import disk_errors
@@ -22,70 +21,11 @@ from labelrounds.classification.cases import prepared
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.inferer import Ready, ReadyClassifiers, classify
 from labelrounds.devices import is_out_of_memory
-from labelrounds.errors import LabelRoundsError, NotFound, TooLarge
-from labelrounds.formats import ending_of, is_dicom
+from labelrounds.errors import LabelRoundsError, TooLarge
 from labelrounds.itk_loading import load_itk
 from labelrounds.reading import read_image
 
-_INDEX, _NOT_IMAGES = "datastore_v2.json", ("labels", "history")
 _READERS, _AT_ONCE, _AHEAD = 4, 32, 96
-
-
-def images_in(source: Path) -> list[Path]:
-    """Return the images of a folder and of those in it, sorted; a folder of one DICOM series counts as one.
-
-    Hidden folders are left out, and so are the labels and the history of a studies folder, which hold label maps.
-
-    Raises:
-        NotFound: there is none.
-    """
-    if source.is_file():
-        return [source]
-    found: list[Path] = []
-    within = (path for path in source.rglob("*") if path.is_dir() and not _holds_no_images(path, source))
-    for folder in sorted([source, *within]):
-        try:
-            files = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-        except OSError:  # reading it says so, in its row
-            found.append(folder)
-            continue
-        slices = [path for path in files if _is_dicom(path)]
-        found += [folder] if _are_one_series(slices) else slices
-        found += [path for path in files if ending_of(path.name) and path not in slices]
-    if not found:
-        raise NotFound(f"{source}: no image in it")
-    return found
-
-
-def _holds_no_images(folder: Path, source: Path) -> bool:
-    parts = folder.relative_to(source).parts
-    if any(part.startswith(".") for part in parts):
-        return True
-    own = [depth for depth, part in enumerate(parts) if part in _NOT_IMAGES]
-    return any(source.joinpath(*parts[:depth], _INDEX).is_file() for depth in own)
-
-
-def _is_dicom(path: Path) -> bool:
-    try:
-        return path.name.upper() != "DICOMDIR" and is_dicom(path)  # that lists images, and is none
-    except OSError:
-        return False
-
-
-def _are_one_series(slices: Sequence[Path]) -> bool:
-    """Tell whether DICOM files are slices of one volume, which is read by its folder.
-
-    Files of a series without a place in space, as two views of a chest, are an image each.
-    """
-    if len(slices) < 2:
-        return False
-    tags = ["SeriesInstanceUID", "ImagePositionPatient"]
-    try:
-        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags)) for path in slices]
-        series = {str(header.get(tags[0])) for header in headers}
-        return len(series) == 1 and all(header.get(tags[1]) for header in headers)
-    except Exception:  # whatever is wrong with a file, reading it alone says so
-        return False
 
 
 def classify_all(
