@@ -138,7 +138,9 @@ class PoolSource:
 
         Those without a label come first.
         """
-        files, labelled = self._store.files_at_hand(), set(self._store.get_labeled_images())
+        files = self._store.files_at_hand()
+        # Of the images at hand alone: a DICOMweb server is not to be asked every few seconds.
+        labelled = {image for image, entry in self._store.entries.items() if self._tag in entry.labels}
         wanted = _without_test(files, self._parts(sorted(labelled), list(files), files))
         return {image: wanted[image] for image in sorted(wanted, key=lambda image: (image in labelled, image))}
 

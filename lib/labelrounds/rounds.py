@@ -172,8 +172,9 @@ class Rounds:
             NotFound: no such model, or none of the task that the datastore's labels are of.
         """
         task = "classification" if self._app.datastore().rounds_tag == CLASSES else "segmentation"
-        fitting = [name for name, config in self._app.configs.items() if config.task == task]
-        name = asked or self._app.usual_model(task)
+        configs = self._app.configs
+        fitting = [name for name, config in configs.items() if config.task == task] or list(configs)
+        name = asked or self._app.usual_model(task) or next(iter(fitting), None)
         if name not in fitting:
             raise NotFound(f"model {str(asked)[:100]!r} is not one of {', '.join(fitting)}")
         return str(name)
