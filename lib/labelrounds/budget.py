@@ -11,6 +11,7 @@ Advice to stop is for people; nothing follows from it by itself. What too few da
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -212,7 +213,9 @@ def advise(
     elif len(unknown) == len(reasons):
         sentence = "Go on labelling: it is too early to say more."
     else:
-        sentence = "Go on labelling: no reason to stop" + (f", {len(unknown)} of 3 too early to say." if unknown else ".")
+        sentence = "Go on labelling: no reason to stop" + (
+            f", {len(unknown)} of 3 too early to say." if unknown else "."
+        )
     return {
         "stop": bool(holding),
         "sentence": sentence,
@@ -229,7 +232,7 @@ def gain_reason(points: Sequence[Point], measure: str = "Dice") -> Reason:
     if len(last) < 3:
         few = f"{_count(len(last), 'version')} of different numbers of labels and judged on cases held out"
         return Reason(name, None, f"Too early: {few}; 3 are needed.")
-    steps = list(zip(last, last[1:], strict=False))
+    steps = list(pairwise(last))
     gains = [_gain(*step) for step in steps]
     shown = " and ".join(
         f"{gain:+.3f} (standard error {'unknown' if error is None else f'{error:.3f}'}) from {before.labels} to"
@@ -262,7 +265,7 @@ def plateau_reason(pool: Sequence[PoolMean]) -> Reason:
     last = list(pool)[-3:]
     if len(last) < 3:
         return Reason(name, None, f"Too early: the pool was scored by {_count(len(last), 'version')}; 3 are needed.")
-    steps = list(zip(last, last[1:], strict=False))
+    steps = list(pairwise(last))
     changes = [(after.mean - before.mean) / max(abs(before.mean), 1e-9) for before, after in steps]
     flat = all(abs(change) < PLATEAU for change in changes)
     means = ", ".join(f"{each.mean:.3f} (version {each.version}, {_count(each.cases, 'case')})" for each in last)

@@ -155,7 +155,9 @@ class Database:
                 raise OutOfSpace(f"{self.path.name}: not written, the disk is full; free some space first") from error
             if _code(error) in _DAMAGED:
                 self.close()  # the next one who opens it keeps it aside
-            raise Unwritable(f"{self.path.name}: {error}; {self.path.parent} must be writable for the server") from error
+            raise Unwritable(
+                f"{self.path.name}: {error}; {self.path.parent} must be writable for the server"
+            ) from error
         except OSError as error:
             raise Unwritable(
                 f"{self.path.name}: {error.strerror or error}; {self.path.parent} must be writable for the server"

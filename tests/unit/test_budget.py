@@ -36,7 +36,11 @@ def point(number: int, labels: int, scores: list[float], judged_by: str = "valid
 
 
 def test_the_curve_has_the_mean_over_labels_of_the_mean_over_cases():
-    scores = {"a": {"liver": 0.9, "spleen": 0.5}, "b": {"liver": 0.7, "spleen": None}, "c": {"liver": 0.8, "spleen": 0.7}}
+    scores = {
+        "a": {"liver": 0.9, "spleen": 0.5},
+        "b": {"liver": 0.7, "spleen": None},
+        "c": {"liver": 0.8, "spleen": 0.7},
+    }
     (found,) = budget_curve([version(1, 5, scores)])
     assert found.labels == 5
     assert found.score == pytest.approx((0.8 + 0.6) / 2)
@@ -74,7 +78,10 @@ def test_a_version_without_scores_is_left_out(scores):
 def test_two_small_gains_in_a_row_are_a_reason_to_stop():
     rng = np.random.default_rng(1)
     base = 0.8 + 0.05 * rng.standard_normal(20)
-    points = [point(1, 10, list(base)), *(point(n, 10 * n, list(base + 0.02 * rng.standard_normal(20) - 0.004)) for n in (2, 3))]
+    points = [
+        point(1, 10, list(base)),
+        *(point(n, 10 * n, list(base + 0.02 * rng.standard_normal(20) - 0.004)) for n in (2, 3)),
+    ]
     found = gain_reason(points)
     assert found.holds is True
     assert "from 10 to 20 labels" in found.sentence
