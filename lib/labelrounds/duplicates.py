@@ -2,8 +2,8 @@
 
 Read by `labelrounds.round_state`. The embedding finds candidates in a pool of thousands within a blink; a network
 takes different patients for alike, so the intensities have the last word. The small pictures that they are compared by
-are kept in memory by path, time and size of the file, and read a few at a time: a caller is never kept waiting for a
-pool that is looked at for the first time.
+are kept in memory for as long as the files are the same, and read a few at a time: a caller is never kept waiting for
+a pool that is looked at for the first time.
 """
 
 import logging
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from labelrounds.errors import LabelRoundsError
+from labelrounds.memory_cache import identity_of
 from labelrounds.reading import read_image
 from labelrounds.transforms import closest_to_ras
 
@@ -111,22 +112,17 @@ def find_duplicates(
 
 def _correlation(path_of: Callable[[str], Path], one: str, other: str) -> float | None:
     try:
-        first, second = (_small(*_known_by(path_of(image))) for image in (one, other))
+        first, second = (_small(path, identity_of(path)) for path in (path_of(one), path_of(other)))
     except (LabelRoundsError, OSError) as error:
         logger.warning("Not compared, %s with %s: %s", one, other, error)
         return None
     return float(np.mean(first * second))
 
 
-def _known_by(path: Path) -> tuple[str, int, int]:
-    stat = path.stat()
-    return str(path), stat.st_mtime_ns, stat.st_size
-
-
 @lru_cache(maxsize=1024)
-def _small(path: str, changed: int, size: int) -> NDArray[np.float32]:
+def _small(path: Path, identity: str) -> NDArray[np.float32]:
     """Return an image's first channel at 24 x 24 x 8, axes near R, A and S, with mean 0 and deviation 1."""
-    image = read_image(Path(path))
+    image = read_image(path)
     axes, flips = closest_to_ras(image)
     array = np.transpose(image.array[0], axes)
     for axis, flip in enumerate(flips):
