@@ -29,6 +29,8 @@ class Pool:
         taken: ids of the cases that others have in hand: a choice should be unlike them, too.
         scores: by id, what the model's one pass has said of candidates, taken and labelled cases; some may be missing.
         cold: by id, an embedding that needs no model (`labelrounds.cold`); asked for only where `CaseStrategy.cold`.
+        labelled_once: ids of labelled cases that one annotator only has labelled, and not the one who asks: for a
+            second opinion.
         classes: the labels of the model: organs, or classes of whole images.
         present: by id of a labelled case, which of the classes its label has.
         trained: whether the scores are by a model that was trained on these studies' labels or ships trained.
@@ -42,6 +44,7 @@ class Pool:
     taken: Sequence[str] = ()
     scores: Mapping[str, CaseScores] = field(default_factory=dict)
     cold: Mapping[str, Embedding] = field(default_factory=dict)
+    labelled_once: Sequence[str] = ()
     classes: Sequence[str] = ()
     present: Mapping[str, Sequence[str]] = field(default_factory=dict)
     trained: bool = False
@@ -53,6 +56,11 @@ class Pool:
     def round(self) -> int:
         """The number of the round, from 0: it goes up with every batch of labels."""
         return len(self.labelled) // max(1, self.batch)
+
+    @property
+    def drawn(self) -> int:
+        """The number of cases handed out so far: the place of the next one, the same after a restart."""
+        return len(self.labelled) + len(self.taken)
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,29 @@
 """Random choice: the baseline that every other strategy has to beat."""
 
-import hashlib
-from typing import Any
-
-from monailabel.interfaces.datastore import Datastore
-from monailabel.interfaces.tasks.strategy import Strategy
-
-from labelrounds.strategies.base import candidates, strategies
+from labelrounds.strategies.base import CaseStrategy, Choice, Pool, strategies
+from labelrounds.strategies.ordering import shuffled
 
 
 @strategies.register("random")
-class RandomStrategy(Strategy):
+class RandomStrategy(CaseStrategy):
     """Hands out the unlabelled cases in a random order that is the same for the same pool of cases."""
 
-    def __init__(self) -> None:
-        super().__init__("Random: unlabelled cases in an order that follows from nothing but their names")
+    description = "Random: unlabelled cases in a random order"
 
-    def __call__(self, request: dict[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """Return ``{"id", "reason"}`` of the next case, or None when every case has a label."""
-        choice = candidates(datastore, request.get("client_id"))
-        if not choice:
-            return None
-        chosen = min(choice, key=lambda image_id: hashlib.sha256(image_id.encode()).digest())
-        return {"id": chosen, "reason": f"chosen at random from {len(choice)} cases without a label"}
+    def order(self, pool: Pool, count: int) -> list[Choice]:
+        """Return cases in random order."""
+        reason = f"chosen at random from {len(pool.candidates)} cases without a label"
+        return at_random(pool, count, reason)
+
+
+def at_random(pool: Pool, count: int, reason: str, without: frozenset[str] = frozenset()) -> list[Choice]:
+    """Return candidates in random order, but for those ``without``."""
+    left = [name for name in pool.candidates if name not in without]
+    return [Choice(name, reason) for name in shuffled(left, pool.seed)[: max(0, count)]]
+
+
+def completed(pool: Pool, count: int, chosen: list[Choice], reason: str) -> list[Choice]:
+    """Return ``count`` choices: those chosen, then at random what they left out, for a reason."""
+    chosen = chosen[: max(0, count)]
+    taken = frozenset(choice.image_id for choice in chosen)
+    return chosen + at_random(pool, count - len(chosen), reason, taken)
