@@ -275,7 +275,7 @@ def _warnings(parts: Parts, versions: Sequence[Version]) -> list[str]:
         found.append(f"Model {parts.config.name} has no trained version yet.")
     if known.stale:
         found.append(
-            f"The scores are of version {known.version}: the served one has {len(known.missing)} images to pass over yet."
+            f"The scores are of version {known.version}: the served one has {len(known.missing)} images to score yet."
         )
     if known.failed:
         image, reason = next(iter(sorted(known.failed.items())))

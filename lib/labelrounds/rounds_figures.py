@@ -51,12 +51,11 @@ def png(figure: Figure) -> bytes:
 
 def draw_curve(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
     """Draw the score of each version against the labels it learnt from, with its band, and that of random cases."""
-    figure, axes = _figure(7.2, 4.2, shades)
     curve, points = state["curve"], state["curve"]["points"]
-    _dress(axes, shades, "labels that the version learnt from", f"{curve['measure']} (1 is best)")
     if not points:
-        _say(axes, "No version was trained and judged yet.", shades)
-        return figure
+        return _said("No version was trained and judged yet.", shades)
+    figure, axes = _figure(6.2, 4.8, shades)
+    _dress(axes, shades, "labels that the version learnt from", f"{curve['measure']} (1 is best)")
     _draw_points(axes, points, curve["measure"], shades)
     _draw_monitor(axes, points, curve["monitor"], shades)
     axes.axhline(state["stop"]["target"], color=_RED, linewidth=1.2, linestyle=":", label="target of random cases")
@@ -66,7 +65,7 @@ def draw_curve(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
     margin = max(1.0, 0.08 * (max(labels) - min(labels)))
     axes.set_xlim(min(labels) - margin, max(labels) + margin)
     axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.legend(frameon=False, fontsize=9, labelcolor=shades.ink, loc="lower right")
+    _legend(axes, shades, columns=2)
     return figure
 
 
@@ -93,7 +92,7 @@ def _draw_points(axes: Axes, points: list[dict[str, Any]], measure: str, shades:
         axes.annotate(
             f"v{point['version']}",
             (point["labels"], point["score"]),
-            (0, 7),
+            (0, -14),
             textcoords="offset points",
             ha="center",
             fontsize=8,
@@ -123,11 +122,10 @@ def _with_bars(points: list[dict[str, Any]], key: str) -> tuple[list[float], lis
 
 def draw_map(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
     """Draw the cases by their embeddings: near each other what the model takes for alike."""
-    figure, axes = _figure(7.2, 5.6, shades)
     found = state["map"]
     if not found["points"]:
-        _say(axes, "No case has an embedding yet:\nno version has passed over the images.", shades)
-        return figure
+        return _said("No case has an embedding yet:\nno version has passed over the images.", shades)
+    figure, axes = _figure(6.2, 5.6, shades)
     for kind, (marker, size, colour, name) in _MARKS.items():
         points = [point for point in found["points"] if point["kind"] == kind]
         if points:
@@ -147,9 +145,7 @@ def draw_map(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
     share = [f"{part:.0%}" for part in found["explained"]]
     _dress(axes, shades, f"first principal component ({share[0]} of the variance)", f"second ({share[1]})")
     axes.set(xlim=(-1.08, 1.08), aspect="equal", xticks=[], yticks=[])
-    axes.legend(
-        frameon=False, fontsize=9, labelcolor=shades.ink, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3
-    )
+    _legend(axes, shades, columns=2)
     return figure
 
 
@@ -185,7 +181,14 @@ def _dress(axes: Axes, shades: Shades, below: str, beside: str) -> None:
     axes.set_axisbelow(True)
 
 
-def _say(axes: Axes, text: str, shades: Shades) -> None:
+def _legend(axes: Axes, shades: Shades, columns: int) -> None:
+    axes.figure.legend(
+        loc="outside lower center", ncols=columns, frameon=False, fontsize=9, labelcolor=shades.ink, handletextpad=0.6
+    )
+
+
+def _said(text: str, shades: Shades) -> Figure:
+    figure, axes = _figure(6.2, 1.4, shades)
     axes.set(xticks=[], yticks=[])
-    axes.grid(visible=False)
     axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=11, color=shades.ink)
+    return figure

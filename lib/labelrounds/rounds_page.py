@@ -26,7 +26,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 1000px;
   margin: 0 auto; padding: 1em; overflow-wrap: anywhere; }
 h1 { font-size: 1.4em; line-height: 1.25; } h2 { font-size: 1.1em; margin: 2em 0 0.5em; }
-img { max-width: 100%; height: auto; }
+.scroll img { display: block; width: 100%; min-width: 26em; max-width: 46em; height: auto; }
 a { color: inherit; } .skip { position: absolute; left: -999em; } .skip:focus { position: static; }
 .note { color: var(--note); } .warn { border-left: 4px solid var(--warn); padding-left: 0.8em; margin: 0.6em 0; }
 .advice { background: var(--soft); border-radius: 8px; padding: 0.8em 1em; } .advice strong { font-size: 1.05em; }
@@ -118,7 +118,8 @@ def _advice(state: Mapping[str, Any]) -> str:
 
 def _picture(name: str, words: str, light: Mapping[str, bytes], dark: Mapping[str, bytes]) -> str:
     by_night = f'<source media="(prefers-color-scheme: dark)" srcset="{_address(dark[name])}">'
-    return f'<picture>{by_night}<img alt="{_text(words)}" src="{_address(light[name])}"></picture>'
+    picture = f'<picture>{by_night}<img alt="{_text(words)}" src="{_address(light[name])}"></picture>'
+    return f'<div class="scroll" role="region" aria-label="{name}" tabindex="0">{picture}</div>'
 
 
 def _address(content: bytes) -> str:
@@ -161,11 +162,11 @@ def _card(queued: Mapping[str, Any]) -> str:
     picture = '<div class="blank" aria-hidden="true">no picture</div>'
     if str(queued.get("thumbnail") or "").startswith("data:image/png;base64,"):
         picture = f'<img alt="Middle slice of {_text(queued["id"])}" src="{escape(queued["thumbnail"])}">'
-    score = "" if queued["score"] is None else f" · score {number(queued['score'])}"
-    more = f" · {_text(notes(queued))}" if notes(queued) else ""
+    score = [] if queued["score"] is None else [f"score {number(queued['score'])}"]
+    more = _text(", ".join(text for text in (*score, notes(queued)) if text))
     return (
         f'<li>{picture}<div><p class="id">{queued["rank"]}. {_text(queued["id"])}</p><p>{_text(queued["reason"])}</p>'
-        f'<p class="note">rank {queued["rank"]}{score}{more}</p></div></li>'
+        f'<p class="note">{more}</p></div></li>'
     )
 
 

@@ -119,7 +119,8 @@ def _is_of(version: Version, saved: float | None) -> bool:
         ended = datetime.fromisoformat(str(version.record.get("created"))).timestamp()
     except ValueError:
         return False
-    return saved <= ended - float(version.record.get("wall_time_s") or 0.0)
+    # Labels are dated by the whole second.
+    return saved + 1 <= ended - float(version.record.get("wall_time_s") or 0.0)
 
 
 # What is suspect -----------------------------------------------------------------------------------------------------
