@@ -101,13 +101,30 @@ def find_duplicates(
         seconds: after which no more pictures are read; pairs that are left have no correlation yet.
     """
     until, found = time.monotonic() + seconds, []
-    for one, other, cosine in near_pairs(embeddings):
+    for one, other, cosine in _last.pairs_of(embeddings):
         correlation = None
         if time.monotonic() < until:
             correlation = _correlation(path_of, one, other)
         if correlation is None or correlation >= SAME_CORRELATION:
             found.append(Pair((one, other), cosine, correlation, (patient_of(one), patient_of(other))))
     return found
+
+
+class _Last:
+    """The pairs of the embeddings that were last asked about: they stay until a version or an image comes."""
+
+    def __init__(self) -> None:
+        self._known: tuple[dict[str, Embedding], list[tuple[str, str, float]]] = ({}, [])
+
+    def pairs_of(self, embeddings: Mapping[str, Embedding]) -> list[tuple[str, str, float]]:
+        known, pairs = self._known  # replaced as one, so that any thread may ask
+        if len(known) != len(embeddings) or any(known.get(image) is not each for image, each in embeddings.items()):
+            pairs = near_pairs(embeddings)
+            self._known = dict(embeddings), pairs
+        return pairs
+
+
+_last = _Last()
 
 
 def _correlation(path_of: Callable[[str], Path], one: str, other: str) -> float | None:
