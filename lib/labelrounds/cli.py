@@ -174,7 +174,7 @@ def predict(
 @app.command()
 def rounds(
     studies: Studies = "",
-    model: Annotated[str, typer.Option(help="The model that labels are for; the one that is served when left out.")] = "",
+    model: Annotated[str, typer.Option(help="The model that labels are for; a served one when left out.")] = "",
     strategy: Annotated[str, typer.Option(help="By which the next cases are chosen.")] = "auto",
     count: Annotated[int, typer.Option(min=0, max=500, help="How many of the next cases are shown.")] = 10,
     target: Annotated[

@@ -58,6 +58,7 @@ class Parts:
         choices: the next cases, the first one first.
         ledger: all entries, the oldest first.
         progress: how far the pass over the pool is.
+        cold: by image, an embedding that needs no model, for the map of a pool that no version has scored.
         ready: tells whether the prediction of an image is in memory.
         target: mean Dice of predictions on random cases at which to stop.
         thumbnails: whether the queue has pictures, for which images are read.
@@ -71,6 +72,7 @@ class Parts:
     choices: Sequence[Choice] = ()
     ledger: Sequence[Mapping[str, Any]] = ()
     progress: Mapping[str, Any] = field(default_factory=dict)
+    cold: Mapping[str, Any] = field(default_factory=dict)
     ready: Callable[[Path], bool] = lambda image: False
     target: float = TARGET
     thumbnails: bool = False
@@ -245,7 +247,7 @@ def _embeddings(parts: Parts) -> dict[str, Any]:
     """Return the images' embeddings by the version that has scored them, else those that need no model."""
     if parts.gathered.known.scores:
         return {image: scores.embedding for image, scores in parts.gathered.known.scores.items()}
-    return dict(parts.gathered.pool.cold)
+    return dict(parts.cold)
 
 
 def _map(parts: Parts, suspects: Sequence[Suspect]) -> dict[str, Any]:

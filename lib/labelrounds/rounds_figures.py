@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from labelrounds.classification.figures import plain
 
@@ -64,7 +65,7 @@ def draw_curve(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
     labels = [point["labels"] for point in points]
     margin = max(1.0, 0.08 * (max(labels) - min(labels)))
     axes.set_xlim(min(labels) - margin, max(labels) + margin)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend(axes, shades, columns=2)
     return figure
 
@@ -82,8 +83,8 @@ def _draw_points(axes: Axes, points: list[dict[str, Any]], measure: str, shades:
     if len(banded) == 1:
         axes.errorbar(*_with_bars(banded, "score"), fmt="none", ecolor=shades.line, capsize=4, label="95 % interval")
     elif banded:
-        at, ends = [each["labels"] for each in banded], [[each[end] for each in banded] for end in ("low", "high")]
-        axes.fill_between(at, *ends, color=shades.line, alpha=0.2, linewidth=0, label="95 % interval")
+        at, low, high = ([each[key] for each in banded] for key in ("labels", "low", "high"))
+        axes.fill_between(at, low, high, color=shades.line, alpha=0.2, linewidth=0, label="95 % interval")
     learnt = [point for point in points if not point["claims"]]
     if learnt:
         where = [point["labels"] for point in learnt], [point["score"] for point in learnt]

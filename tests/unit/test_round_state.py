@@ -67,7 +67,7 @@ class Group:
     def parts(self, **options) -> Parts:
         gathered = self.source.gather()
         chosen = [Choice(image, "unlike any labelled case", 0.5) for image in gathered.pool.candidates[:3]]
-        ledger = self.leases.ledger()
+        ledger = self.leases.ledger.entries()
         known = {"choices": chosen, "ledger": ledger, **options}
         return Parts(self.config, self.store, self.database, gathered, **known)
 
@@ -134,10 +134,10 @@ def test_the_map_shows_what_is_labelled_taken_queued_and_suspect(group):
 def test_the_curve_and_the_random_cases_come_from_versions_and_ledger(group):
     found = group()
     found.label("case_00")
-    submission = found.leases.ledger(event="submitted")[0]["id"]
+    submission = found.leases.ledger.entries(event="submitted")[0]["id"]
     with found.database.writing() as connection:
         connection.execute("UPDATE ledger SET monitor = 1 WHERE id = ?", (submission,))
-    found.leases.note_agreement(submission, 0.8, {"model": "tiny", "version": 1})
+    found.leases.ledger.note_agreement(submission, 0.8, {"model": "tiny", "version": 1})
     held_out = {f"held_{index}": {"near": 0.7, "far": 0.9} for index in range(4)}
     found.train(scores=held_out, judged_by="validation", cases={"train": {"case_00": "key"}})
     state = strict(state_of(found.parts()))
