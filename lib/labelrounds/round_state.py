@@ -18,6 +18,7 @@ import numpy as np
 from labelrounds.annotators import annotators_agree
 from labelrounds.budget import TARGET, Pick, advise, as_json, budget_curve, monitor_curve
 from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.classification.config import ClassifierConfig
 from labelrounds.config import AnyConfig
 from labelrounds.database import Database
 from labelrounds.duplicates import find_duplicates
@@ -204,17 +205,15 @@ def _label_infos(parts: Parts) -> dict[str, Mapping[str, Any]]:
 def _suspects(parts: Parts, versions: Sequence[Version]) -> list[Suspect]:
     infos = _label_infos(parts)
     saved = {image: float(info.get("ts") or 0) for image, info in infos.items()}
-    checksums = {image: str(info.get("sha256", "-")) for image, info in infos.items()}
     evidence = evidence_of_versions(versions, saved, task_of(parts.config).measure)
-    found = outliers([*evidence, *evidence_of_corrections(parts.ledger, checksums)])
-    if parts.config.task == "classification":
+    if isinstance(parts.config, ClassifierConfig):
         given = {image: [str(name) for name in info.get("classes") or ()] for image, info in infos.items()}
         likely = {**out_of_fold_probabilities(versions, saved), **_present_probabilities(parts, versions)}
-        classes = list(parts.config.labels)
-        wrong = wrong_classes(likely, given, classes, bool(getattr(parts.config, "multilabel", False)))
-        named = {suspect.image for suspect in wrong}
-        found = wrong + [suspect for suspect in found if suspect.image not in named]
-    return found
+        wrong = wrong_classes(likely, given, list(parts.config.labels), parts.config.multilabel)
+        # A model that errs on a class is no reason to doubt it, unless nothing more is known of the image.
+        return wrong + outliers(each for each in evidence if each.image not in likely)
+    checksums = {image: str(info.get("sha256", "-")) for image, info in infos.items()}
+    return outliers([*evidence, *evidence_of_corrections(parts.ledger, checksums)])
 
 
 def _present_probabilities(parts: Parts, versions: Sequence[Version]) -> dict[str, list[float]]:
