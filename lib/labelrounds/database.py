@@ -8,9 +8,11 @@ Concurrency
 
 Crash
     A transaction is in the file whole or not at all, also after ``kill -9``. A file that is damaged is kept aside,
-    and a new one begun; the administrator is told by the log and `Database.warnings`.
+    and a new one begun, which the other threads and processes go on with; the administrator is told by the log and
+    `Database.warnings`.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -18,17 +20,43 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from labelrounds import folders
-from labelrounds.errors import LabelRoundsError, OutOfSpace, Unwritable
+from labelrounds.errors import LabelRoundsError, OutOfSpace, Overloaded, Unwritable
 
 logger = logging.getLogger(__name__)
 
 _WAIT_S = 30.0
-# SQLite's codes SQLITE_FULL, SQLITE_CORRUPT and SQLITE_NOTADB, of which Python 3.10 has no names.
-_FULL, _DAMAGED = (13,), (11, 26)
+_RETRY_S = 0.02
+# SQLite's codes FULL; CORRUPT, NOTADB; BUSY, LOCKED; PERM, READONLY, IOERR, CANTOPEN: Python 3.10 has no names of them.
+_FULL, _DAMAGED, _TAKEN, _NO_ACCESS = (13,), (11, 26), (5, 6), (3, 8, 10, 14)
+_CODES = {
+    "is full": 13,
+    "malformed": 11,
+    "not a database": 26,
+    "locked": 5,
+    "readonly": 8,
+    "disk I/O": 10,
+    "unable to open": 14,
+}
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A connection, the process that made it, and the file that it is to."""
+
+    connection: sqlite3.Connection
+    process: int
+    file: tuple[int, int] | None
+
+
+# Connections of a parent process, which its children leave alone.
+_INHERITED: list[_Opened] = []
 
 
 class Database:
@@ -52,9 +80,8 @@ class Database:
         self.warnings: list[str] = []
         self._schema = schema
         self._local = threading.local()
-        self._mending = threading.Lock()
+        self._damaged: tuple[int, int] | None = None  # the file that was found so
         with self._errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
             self._connection()
 
     @contextmanager
@@ -62,15 +89,11 @@ class Database:
         """Give a connection to read with; all that the block reads is of one moment.
 
         Raises:
+            Overloaded: another process has had the file for half a minute.
             LabelRoundsError: the file can't be read.
         """
-        with self._errors():
-            connection = self._connection()
-            connection.execute("BEGIN")
-            try:
-                yield connection
-            finally:
-                connection.execute("COMMIT")
+        with self._transaction("BEGIN") as connection:
+            yield connection
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
@@ -79,17 +102,10 @@ class Database:
         Raises:
             OutOfSpace: the disk is full; nothing was changed.
             Unwritable: the file can't be written to; nothing was changed.
+            Overloaded: another process has had the file for half a minute; nothing was changed.
         """
-        with self._errors():
-            connection = self._connection()
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                if connection.in_transaction:
-                    connection.execute("ROLLBACK")
-                raise
-            connection.execute("COMMIT")
+        with self._transaction("BEGIN IMMEDIATE") as connection:
+            yield connection
 
     def changes(self) -> int:
         """Return a number that differs, for this thread, once another connection has changed the file."""
@@ -98,31 +114,68 @@ class Database:
 
     def close(self) -> None:
         """Close this thread's connection."""
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is not None:
-            connection.close()
-            self._local.connection = None
+        opened: _Opened | None = getattr(self._local, "opened", None)
+        if opened is not None and opened.process == os.getpid():
+            opened.connection.close()
+            self._local.opened = None
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
+        with self._errors():
+            connection = self._connection()
+            connection.execute(begin)
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # what went wrong counts; SQLite may have rolled back already
+                    connection.execute("ROLLBACK")
+                raise
 
     def _connection(self) -> sqlite3.Connection:
-        known: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if known is not None and self._local.process == os.getpid():
-            return known
+        """Return this thread's connection.
+
+        Raises:
+            OutOfSpace, Unwritable, Overloaded: as for `writing`.
+        """
+        try:
+            return self._connected()
+        except Timeout as error:
+            raise Overloaded(f"{self.path.name}: another process is replacing it; try again in a moment") from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise self._full() from error
+            raise self._unwritable(error.strerror or error) from error
+
+    def _connected(self) -> sqlite3.Connection:
+        opened: _Opened | None = getattr(self._local, "opened", None)
+        if opened is not None:
+            if opened.process != os.getpid():  # closing it in a child would disturb the parent's
+                _INHERITED.append(opened)
+            elif opened.file == self._file():
+                return opened.connection
+            else:  # another thread or process has kept the file aside and begun another
+                opened.connection.close()
+        self._local.opened = None
+        if self._file() == self._damaged and self._damaged is not None:
+            self._keep_aside(self._damaged)
         try:
             made = self._opened()
         except sqlite3.DatabaseError as error:
             if _code(error) not in _DAMAGED:
                 raise
-            with self._mending:
-                made = self._begun_anew()
-        self._local.connection, self._local.process = made, os.getpid()
+            self._keep_aside(self._file())
+            made = self._opened()
+        self._local.opened = _Opened(made, os.getpid(), self._file())
         return made
 
     def _opened(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         # Closed by whichever thread ends last; each is used by its own alone.
         connection = sqlite3.connect(self.path, timeout=_WAIT_S, isolation_level=None, check_same_thread=False)
         try:
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA journal_mode = WAL")
+            _switch_to_wal(connection)
             connection.execute("PRAGMA synchronous = FULL")  # what was answered to a client outlives a power cut
             connection.executescript(self._schema)
         except BaseException:
@@ -130,37 +183,69 @@ class Database:
             raise
         return connection
 
-    def _begun_anew(self) -> sqlite3.Connection:
-        """Keep a damaged file aside and begin another."""
+    def _file(self) -> tuple[int, int] | None:
+        """Return which file lies at the path now, None where there is none."""
         try:
-            return self._opened()  # another thread has done so in the meantime
-        except sqlite3.DatabaseError:
+            found = self.path.stat()
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _keep_aside(self, damaged: tuple[int, int] | None) -> None:
+        """Move a damaged file out of the way, with what belongs to it; once, whoever else finds it damaged too."""
+        with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
+            if damaged is None or self._file() != damaged:
+                return
             aside = self.path.with_name(f"{self.path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
             self.path.replace(aside)
-            for leftover in ("-wal", "-shm"):
-                self.path.with_name(self.path.name + leftover).unlink(missing_ok=True)
-            self.warnings.append(f"{self.path.name} was damaged; it is kept as {aside.name}, and another was begun")
-            logger.warning("%s: %s", self.path.parent, self.warnings[-1])
-            return self._opened()
+            for part in ("-wal", "-shm"):  # the first may have what the file has not yet
+                with suppress(FileNotFoundError):
+                    self.path.with_name(self.path.name + part).replace(f"{aside}{part}")
+        self.warnings.append(f"{self.path.name} was damaged; it is kept as {aside.name}, and another was begun")
+        logger.warning("%s: %s", self.path.parent, self.warnings[-1])
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """Turn what SQLite or the disk says into an error for the user."""
+        """Turn what SQLite says into an error for the user; another error of the block is left as it is."""
         try:
             yield
-        except LabelRoundsError:
-            raise
         except sqlite3.Error as error:
-            if _code(error) in _FULL:
-                raise OutOfSpace(f"{self.path.name}: not written, the disk is full; free some space first") from error
-            if _code(error) in _DAMAGED:
-                self.close()  # the next one who opens it keeps it aside
-            raise self._unwritable(error) from error
-        except OSError as error:
-            raise self._unwritable(error.strerror or error) from error
+            raise self._error_of(error) from error
+
+    def _error_of(self, error: sqlite3.Error) -> LabelRoundsError:
+        code = _code(error)
+        if code in _FULL:
+            return self._full()
+        if code in _TAKEN:
+            return Overloaded(
+                f"{self.path.name}: another process has had it for {_WAIT_S:.0f} seconds; try again in a moment"
+            )
+        if code in _DAMAGED:
+            self._damaged = self._file()  # who opens it next keeps it aside
+            self._local.opened = None
+            return LabelRoundsError(f"{self.path.name}: {error}; it is kept aside, and another begun: try again")
+        if code in _NO_ACCESS:
+            return self._unwritable(error)
+        return LabelRoundsError(f"{self.path.name}: {error}")
+
+    def _full(self) -> OutOfSpace:
+        return OutOfSpace(f"{self.path.name}: not written, the disk is full; free some space first")
 
     def _unwritable(self, reason: object) -> Unwritable:
         return Unwritable(f"{self.path.name}: {reason}; {self.path.parent} must be writable for the server")
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    """Switch to write-ahead logging, which SQLite refuses without waiting while another is just doing so."""
+    until = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _TAKEN or time.monotonic() > until:
+                raise
+        time.sleep(_RETRY_S)
 
 
 def _code(error: sqlite3.Error) -> int:
@@ -169,8 +254,7 @@ def _code(error: sqlite3.Error) -> int:
     if code is not None:
         return int(code) & 0xFF
     text = str(error)
-    by_text = {"malformed": 11, "not a database": 26, "is full": 13}
-    return next((number for part, number in by_text.items() if part in text), 1)
+    return next((number for part, number in _CODES.items() if part in text), 1)
 
 
 def rounds_file(studies: str) -> Path:
