@@ -14,7 +14,6 @@ Crash
     can't be written to, who asks for a case is told so with 507; labels are saved, and everything else goes on.
 """
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -29,19 +28,22 @@ from monailabel.interfaces.tasks.strategy import Strategy
 
 from labelrounds import cold, leases, scores
 from labelrounds.agreement import Agreement
+from labelrounds.budget import TARGET
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.database import Database, rounds_file
 from labelrounds.engine import Engine
 from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
-from labelrounds.leases import DEFER, Asking, Leases
+from labelrounds.leases import Asking, Leases
+from labelrounds.leftovers import nothing_left, order_of
 from labelrounds.pool import Gathered, PoolSource
 from labelrounds.pool_scoring import PoolScoring
 from labelrounds.readable import Readable
+from labelrounds.round_state import Parts, state_of
 from labelrounds.store import CLASSES
 from labelrounds.strategies import strategies
-from labelrounds.strategies.base import CaseStrategy, Choice
+from labelrounds.strategies.base import Choice
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +51,6 @@ DEFAULT, SECOND = "auto", "second_opinion"
 AHEAD = 3
 _LOOK_EVERY_S = 5.0
 _CLOSING_S = 5.0
-_AGAIN = "you have it in hand already, and no other case is left"
-_HELD_BACK = "of a patient by whom the model is measured; no case to learn from is left"
 
 
 class Served(Protocol):
@@ -192,16 +192,14 @@ class Rounds:
             NotFound: no such strategy or model.
             OutOfSpace: the database can't be written to.
         """
-        name = request.get("strategy") or DEFAULT
-        if name not in strategies.names():
-            raise NotFound(f"strategy {str(name)[:100]!r} is not one of {', '.join(strategies.names())}")
-        strategy, model = strategies.get(str(name))(), self.model(request.get("model"))
+        name, model = self._strategy(request.get("strategy")), self.model(request.get("model"))
+        strategy = strategies.get(name)()
         self._costly = tuple(sorted({*self._costly, *strategy.costly}))
-        asking = Asking(str(request.get("client_id") or ""), str(name), model, second=name == SECOND)
+        asking = Asking(str(request.get("client_id") or ""), name, model, second=name == SECOND)
         while True:
             with self._choosing:
                 gathered = self._of(model).source.gather(asking.client, strategy.cold)
-                order, asking = self._order(strategy, gathered, replace(asking, version=gathered.known.version))
+                order, asking = order_of(strategy, gathered, replace(asking, version=gathered.known.version), AHEAD + 1)
                 place = self._take(order, asking, gathered)
             if not order:
                 return {}, nothing_left(gathered, asking)
@@ -246,27 +244,52 @@ class Rounds:
         """Hand a case out again; raises `NotFound` where there is no such image, or it is not put aside."""
         self.opened().leases.put_back(image, client)
 
-    def state(self, strategy: str | None = None, count: int = 10, model: str | None = None) -> dict[str, Any]:
-        """Return what is next and why, who has what in hand, what is put aside, and the end of the ledger."""
-        name, served = strategy or DEFAULT, self.model(model)
-        if name not in strategies.names():
-            raise NotFound(f"strategy {name[:100]!r} is not one of {', '.join(strategies.names())}")
-        chooser = strategies.get(name)()
-        of = self._of(served)
+    def state(
+        self,
+        strategy: str | None = None,
+        count: int = 10,
+        model: str | None = None,
+        target: float = TARGET,
+        thumbnails: bool = False,
+    ) -> dict[str, Any]:
+        """Return how the labelling stands; see `labelrounds.round_state`.
+
+        Args:
+            strategy: by which the queue is ordered, by default ``auto``.
+            count: of the queue's cases.
+            model: by default the one that the rounds are about.
+            target: mean Dice of predictions on random cases at which to stop.
+            thumbnails: whether the queue has pictures.
+
+        Raises:
+            NotFound: no such strategy or model.
+            OutOfSpace: the database can't be written to.
+        """
+        name, served = self._strategy(strategy), self.model(model)
+        chooser, of, opened = strategies.get(name)(), self._of(served), self.opened()
         gathered = of.source.gather(cold=chooser.cold)
-        order = chooser.order(gathered.pool, count) if gathered.pool.candidates else []
-        standing = gathered.standing
-        return {
-            "strategy": name,
-            "model": served,
-            "cases": _counts(gathered),
-            "queue": [{**vars(choice), "rank": rank} for rank, choice in enumerate(order, start=1)],
-            "leases": [vars(lease) for lease in standing.leases.values()],
-            "aside": [vars(one) for one in standing.aside.values()],
-            "unreadable": [{"image": image, "reason": why} for image, why in gathered.unreadable.items()],
-            "scoring": of.scoring.progress(),
-            "ledger": self.opened().leases.ledger.entries(last=50),
-        }
+        return state_of(
+            Parts(
+                config=of.source.config,
+                store=self._app.datastore(),
+                database=opened.database,
+                gathered=gathered,
+                strategy=name,
+                choices=chooser.order(gathered.pool, count) if gathered.pool.candidates else [],
+                ledger=opened.leases.ledger.entries(),
+                progress=of.scoring.progress(),
+                cold=gathered.pool.cold,
+                ready=self._app.is_ready,
+                target=target,
+                thumbnails=thumbnails,
+            )
+        )
+
+    def _strategy(self, name: object) -> str:
+        name = name or DEFAULT
+        if name not in strategies.names():
+            raise NotFound(f"strategy {str(name)[:100]!r} is not one of {', '.join(strategies.names())}")
+        return str(name)
 
     def _of(self, model: str) -> _Model:
         opened = self.opened()
@@ -274,21 +297,6 @@ class Rounds:
             if model not in self._models:
                 self._models[model] = _Model(self._app.configs[model], self._app, opened)
             return self._models[model]
-
-    def _order(self, strategy: CaseStrategy, gathered: Gathered, asking: Asking) -> tuple[list[Choice], Asking]:
-        """Return the next few cases, and the request for them."""
-        if gathered.pool.candidates or asking.second:
-            return strategy.order(gathered.pool, AHEAD + 1), asking
-        if gathered.held_back:
-            return [Choice(image, _HELD_BACK) for image in shuffled(gathered.held_back)[: AHEAD + 1]], asking
-        mine = [lease.image for lease in gathered.in_hand if lease.client == asking.client]
-        if mine:
-            return [Choice(image, _AGAIN) for image in mine], replace(asking, again=True)
-        deferred = [one for one in gathered.put_aside if one.kind == DEFER]
-        return [
-            Choice(one.image, f"put off before ({one.reason or 'no reason given'}), and no other case is left")
-            for one in sorted(deferred, key=lambda one: one.left_s or 0.0)
-        ], asking
 
     def _take(self, order: Sequence[Choice], asking: Asking, gathered: Gathered) -> int | None:
         """Take the first case that is free and, as far as it is at hand, readable; return its place."""
@@ -367,43 +375,6 @@ class Rounds:
         for image in of.source.scores.known(images, of.source.checkpoints).failed:
             if image not in unreadable:
                 self._is_readable(image, images[image])
-
-
-def shuffled(images: Sequence[str]) -> list[str]:
-    """Return images in an order that follows from nothing but their names."""
-    return sorted(images, key=lambda image: hashlib.sha256(image.encode()).digest())
-
-
-def nothing_left(gathered: Gathered, asking: Asking) -> str:
-    """Say why no case is handed out."""
-    if asking.second:
-        return "No case has a label of one other annotator alone, so there is none for a second opinion."
-    if not gathered.images:
-        return "There is no image in the datastore yet."
-    if not gathered.unlabelled:
-        return f"Every case has a label: {gathered.images} of {gathered.images}."
-    held = [lease.left_s for lease in gathered.in_hand]
-    parts = []
-    if held:
-        parts.append(f"{len(held)} in others' hands, the first free again in {min(held) / 60:.0f} min at the latest")
-    if gathered.put_aside:
-        parts.append(f"{len(gathered.put_aside)} put aside")
-    if gathered.unreadable:
-        parts.append(f"{len(gathered.unreadable)} that can't be read")
-    return f"No case is left to hand out: of {len(gathered.unlabelled)} without a label {'; '.join(parts)}."
-
-
-def _counts(gathered: Gathered) -> dict[str, int]:
-    return {
-        "images": gathered.images,
-        "labelled": len(gathered.pool.labelled),
-        "candidates": len(gathered.pool.candidates),
-        "in_hand": len(gathered.in_hand),
-        "held_back": len(gathered.held_back),
-        "put_aside": len(gathered.put_aside),
-        "unreadable": len(gathered.unreadable),
-        "scored": len(gathered.known.scores),
-    }
 
 
 def _stale(gathered: Gathered) -> str:

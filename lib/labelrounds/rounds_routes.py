@@ -70,9 +70,10 @@ def see_rounds(
     strategy: str = "auto",
     model: str = "",
     count: Annotated[int, Query(ge=0, le=_MOST_SHOWN)] = 10,
+    pictures: bool = False,
 ) -> dict[str, Any]:
-    """Return the queue with its reasons, leases, cases put aside, the end of the ledger, and how far scoring is."""
-    state: dict[str, Any] = app_instance().rounds.state(strategy, count, model or None)
+    """Return the queue with its reasons, leases, cases put aside, the budget curve, suspects, the end of the ledger."""
+    state: dict[str, Any] = app_instance().rounds.state(strategy, count, model or None, thumbnails=pictures)
     return state
 
 
