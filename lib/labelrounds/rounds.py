@@ -26,7 +26,7 @@ import labelrounds.host  # noqa: F401 - makes the next import possible
 # isort: split
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from labelrounds import cold, leases, scores
+from labelrounds import cold, leases, pool_means, scores
 from labelrounds.agreement import Agreement
 from labelrounds.budget import TARGET
 from labelrounds.checkpoints import Checkpoints
@@ -47,6 +47,7 @@ from labelrounds.strategies.base import Choice
 
 logger = logging.getLogger(__name__)
 
+SCHEMA = leases.SCHEMA + scores.SCHEMA + cold.SCHEMA + pool_means.SCHEMA
 DEFAULT, SECOND = "auto", "second_opinion"
 AHEAD = 3
 _LOOK_EVERY_S = 5.0
@@ -146,7 +147,7 @@ class Rounds:
         """
         with self._opening:
             if self._open is None:
-                database = Database(rounds_file(self._studies), leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
+                database = Database(rounds_file(self._studies), SCHEMA)
                 held = Leases(database)
                 self._open = _Open(database, held, Agreement(self._app, held.ledger))
             return self._open
