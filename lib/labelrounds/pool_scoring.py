@@ -327,6 +327,7 @@ class PoolScoring:
 
     def _keep(self, put: Callable[[], None]) -> None:
         """Write to the database, again and again while the disk does not take it."""
+        note = self._progress.note
         while not self._closed:
             try:
                 put()
@@ -335,7 +336,7 @@ class PoolScoring:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, _PAUSE_S)
             else:
-                self._say("")
+                self._say(note)
                 return
 
     def _begin(self, version: int | None, left: int, failed: int) -> None:
