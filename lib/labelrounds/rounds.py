@@ -27,8 +27,9 @@ import labelrounds.host  # noqa: F401 - makes the next import possible
 # isort: split
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from labelrounds import cold, leases, scores
+from labelrounds import cold, leases, pool_means, scores
 from labelrounds.agreement import Agreement
+from labelrounds.budget import TARGET
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.database import Database, rounds_file
@@ -37,8 +38,10 @@ from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
 from labelrounds.leases import DEFER, Asking, Leases
 from labelrounds.pool import Gathered, PoolSource
+from labelrounds.pool_means import note_pool_mean
 from labelrounds.pool_scoring import PoolScoring
 from labelrounds.readable import Readable
+from labelrounds.round_state import Parts, state_of
 from labelrounds.store import CLASSES
 from labelrounds.strategies import strategies
 from labelrounds.strategies.base import CaseStrategy, Choice
@@ -146,7 +149,8 @@ class Rounds:
         """
         with self._opening:
             if self._open is None:
-                database = Database(rounds_file(self._studies), leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
+                schema = leases.SCHEMA + scores.SCHEMA + cold.SCHEMA + pool_means.SCHEMA
+                database = Database(rounds_file(self._studies), schema)
                 held = Leases(database)
                 self._open = _Open(database, held, Agreement(self._app, held.ledger))
             return self._open
@@ -245,27 +249,47 @@ class Rounds:
         """Hand a case out again; raises `NotFound` where there is no such image, or it is not put aside."""
         self.opened().leases.put_back(image, client)
 
-    def state(self, strategy: str | None = None, count: int = 10, model: str | None = None) -> dict[str, Any]:
-        """Return what is next and why, who has what in hand, what is put aside, and the end of the ledger."""
+    def state(
+        self,
+        strategy: str | None = None,
+        count: int = 10,
+        model: str | None = None,
+        target: float = TARGET,
+        thumbnails: bool = False,
+    ) -> dict[str, Any]:
+        """Return how the labelling stands, ready for JSON; see `labelrounds.round_state`. Nothing is handed out.
+
+        Args:
+            strategy: by which the next cases are chosen; by default ``auto``.
+            count: how many of them.
+            model: that the labels are for; by default the one that users ask for.
+            target: Dice of predictions on random cases at which to stop.
+            thumbnails: whether the next cases have pictures, for which images are read.
+
+        Raises:
+            NotFound: no such strategy or model.
+            OutOfSpace: the database can't be written to.
+        """
         name, served = strategy or DEFAULT, self.model(model)
         if name not in strategies.names():
             raise NotFound(f"strategy {name[:100]!r} is not one of {', '.join(strategies.names())}")
-        chooser = strategies.get(name)()
-        of = self._of(served)
+        chooser, of, opened = strategies.get(name)(), self._of(served), self.opened()
         gathered = of.source.gather(cold=chooser.cold)
-        order = chooser.order(gathered.pool, count) if gathered.pool.candidates else []
-        standing = gathered.standing
-        return {
-            "strategy": name,
-            "model": served,
-            "cases": _counts(gathered),
-            "queue": [{**vars(choice), "rank": rank} for rank, choice in enumerate(order, start=1)],
-            "leases": [vars(lease) for lease in standing.leases.values()],
-            "aside": [vars(one) for one in standing.aside.values()],
-            "unreadable": [{"image": image, "reason": why} for image, why in gathered.unreadable.items()],
-            "scoring": of.scoring.progress(),
-            "ledger": self.opened().leases.ledger.entries(last=50),
-        }
+        parts = Parts(
+            config=self._app.configs[served],
+            store=self._app.datastore(),
+            database=opened.database,
+            gathered=gathered,
+            strategy=name,
+            choices=chooser.order(gathered.pool, count) if gathered.pool.candidates and count else [],
+            ledger=opened.leases.ledger.entries(),
+            progress=of.scoring.progress(),
+            cold={} if gathered.known.scores else of.source.cold.known(gathered.files)[0],
+            ready=self._app.is_ready,
+            target=target,
+            thumbnails=thumbnails,
+        )
+        return state_of(parts)
 
     def _of(self, model: str) -> _Model:
         opened = self.opened()
@@ -363,7 +387,9 @@ class Rounds:
         of.want(self._costly)
         unreadable = self.opened().leases.standing().unreadable
         images = of.source.to_score()
-        for image in of.source.scores.known(images, of.source.checkpoints).failed:
+        known = of.source.scores.known(images, of.source.checkpoints)
+        note_pool_mean(self.opened().database, model, known, self._app.datastore().get_unlabeled_images())
+        for image in known.failed:
             if image not in unreadable:
                 self._is_readable(image, images[image])
 
@@ -390,19 +416,6 @@ def nothing_left(gathered: Gathered, asking: Asking) -> str:
     if gathered.unreadable:
         parts.append(f"{len(gathered.unreadable)} that can't be read")
     return f"No case is left to hand out: of {len(gathered.unlabelled)} without a label {'; '.join(parts)}."
-
-
-def _counts(gathered: Gathered) -> dict[str, int]:
-    return {
-        "images": gathered.images,
-        "labelled": len(gathered.pool.labelled),
-        "candidates": len(gathered.pool.candidates),
-        "in_hand": len(gathered.in_hand),
-        "held_back": len(gathered.held_back),
-        "put_aside": len(gathered.put_aside),
-        "unreadable": len(gathered.unreadable),
-        "scored": len(gathered.known.scores),
-    }
 
 
 def _stale(gathered: Gathered) -> str:

@@ -9,10 +9,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from blobs import CLASSES as CLASSES_OF_BLOBS
+from blobs import classifier, picture
 
 from labelrounds import leases, pool_means, scores
 from labelrounds.budget import PoolMean
 from labelrounds.checkpoints import Checkpoints
+from labelrounds.classification.labels import class_label
 from labelrounds.database import Database
 from labelrounds.leases import Asking, Leases
 from labelrounds.networks import build_network
@@ -20,7 +23,7 @@ from labelrounds.pool import PoolSource
 from labelrounds.pool_means import note_pool_mean
 from labelrounds.round_state import Parts, plain_json, state_of
 from labelrounds.scores import SCORES, CaseScores, Known, weights_of
-from labelrounds.store import StudyStore
+from labelrounds.store import CLASSES, StudyStore
 from labelrounds.strategies.base import Choice
 
 
@@ -215,3 +218,43 @@ def test_two_thousand_cases_take_a_moment(group):
     state = state_of(parts)
     assert len(state["map"]["points"]) == 2000
     assert time.perf_counter() - began < 5  # 0.5 s on an idle core
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A group that classifies: 24 pictures with a class each, of which the first has a wrong one."""
+    config = classifier()
+    group = Group(tmp_path, config, 0)
+    group.store = StudyStore(tmp_path / "studies", known_classes=config.labels, rounds_tag=CLASSES)
+    truth = {f"picture_{index:02d}": CLASSES_OF_BLOBS[index % 2] for index in range(24)}
+    for index, name in enumerate(truth):
+        picture(tmp_path / "studies", name, seed=index, blob=bool(index % 2))
+    group.store._reconcile_datastore()
+    given = {**truth, "picture_00": CLASSES_OF_BLOBS[1]}
+    group.store.save_classes({image: class_label([name], False, "test") for image, name in given.items()})
+    group.source = PoolSource(config, group.store, group.database, group.leases)
+    return group, truth
+
+
+def test_a_wrong_class_is_named_by_a_version_that_did_not_learn_from_it(pictures):
+    group, truth = pictures
+    group.train(cases={"train": {"picture_23": "key"}})
+    version = Checkpoints(group.config).current()
+    for image, path in group.store.files_at_hand().items():
+        sure = {name: 0.9 if name == truth[image] else 0.1 for name in CLASSES_OF_BLOBS}
+        found = CaseScores(dict.fromkeys(SCORES, 0.1), {"presence": sure}, np.ones(2, np.float32), version.number)
+        group.source.scores.put(path, found, weights_of(version))
+    (suspect,) = strict(state_of(group.parts()))["suspects"]
+    assert (suspect["image"], suspect["label"]) == ("picture_00", "blob")
+    assert "labelled blob (10%); a model says none (90%)" in suspect["reason"]
+
+
+def test_wrong_predictions_of_a_classifier_are_no_suspects(pictures):
+    group, truth = pictures
+    later = datetime.fromtimestamp(time.time() + 60, timezone.utc).isoformat()
+    scored = {image: {truth[image]: 0.1 if image == "picture_04" else 0.95} for image in list(truth)[1:]}
+    right = {image: [0.9, 0.1] if name == "none" else [0.1, 0.9] for image, name in truth.items()}
+    group.train(scores=scored, judged_by="validation", created=later, cases={"train": {}}, out_of_fold=right)
+    state = strict(state_of(group.parts()))
+    assert [each["image"] for each in state["suspects"]] == ["picture_00"]
+    assert state["curve"]["measure"] == "Quadratic score"
