@@ -54,6 +54,11 @@ class Group:
         self.leases.submitted(image, client, digest, self.config.name, 1)
         return digest
 
+    def compare(self, image: str, dice: float, version: int) -> None:
+        """Note how well a prediction agreed with the last label of an image."""
+        last = [each for each in self.leases.ledger.entries(event="submitted") if each["image"] == image][-1]
+        self.leases.ledger.note_agreement(last["id"], dice, {"model": self.config.name, "version": version})
+
     def train(self, **record) -> None:
         Checkpoints(self.config).publish(build_network(self.config), {"wall_time_s": 0.0, **record})
 
@@ -136,17 +141,19 @@ def test_the_map_shows_what_is_labelled_taken_queued_and_suspect(group):
 
 def test_the_curve_and_the_random_cases_come_from_versions_and_ledger(group):
     found = group()
-    found.label("case_00")
-    submission = found.leases.ledger.entries(event="submitted")[0]["id"]
-    with found.database.writing() as connection:
-        connection.execute("UPDATE ledger SET monitor = 1 WHERE id = ?", (submission,))
-    found.leases.ledger.note_agreement(submission, 0.8, {"model": "tiny", "version": 1})
+    for image, monitor in (("case_00", True), ("case_01", False)):
+        choice = Choice(image, "drawn at random", monitor=monitor)
+        found.leases.take(choice, 1, Asking("berta", "auto", "tiny", 1), found.leases.standing())
+        found.label(image, "somebody else")
+        found.compare(image, 0.8, version=1)
+    found.label("case_00", "berta", size=4)
+    found.compare("case_00", 1.0, version=2)  # which has learnt from it
     held_out = {f"held_{index}": {"near": 0.7, "far": 0.9} for index in range(4)}
     found.train(scores=held_out, judged_by="validation", cases={"train": {"case_00": "key"}})
     state = strict(state_of(found.parts()))
     (point,) = state["curve"]["points"]
     assert (point["labels"], point["score"], point["version"]) == (1, pytest.approx(0.8), 1)
-    assert [(each["version"], each["dice"]) for each in state["curve"]["monitor"]] == [(1, 0.8)]
+    assert [(each["version"], each["dice"], each["cases"]) for each in state["curve"]["monitor"]] == [(1, 0.8, 1)]
     assert "1 random case corrected" in state["stop"]["reasons"][2]["sentence"]
 
 
