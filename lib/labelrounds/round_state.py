@@ -104,7 +104,7 @@ def state_of(parts: Parts) -> dict[str, Any]:
             "points": [as_json(point) for point in points],
             "monitor": monitor_curve(picks),
         },
-        "stop": advise(points, _pool_means(parts), picks, parts.target, measure),
+        "stop": _advice(parts, advise(points, _pool_means(parts), picks, parts.target, measure)),
         "queue": [_queued(parts, choice, rank) for rank, choice in enumerate(parts.choices, start=1)],
         "leases": [vars(lease) for lease in gathered.standing.leases.values()],
         "aside": [vars(one) for one in gathered.standing.aside.values()],
@@ -188,6 +188,15 @@ def _pool_means(parts: Parts) -> list[Any]:
     except LabelRoundsError as error:
         logger.warning("The pool's mean score is not kept: %s", error)
     return pool_means(parts.database, parts.config.name)
+
+
+def _advice(parts: Parts, advice: dict[str, Any]) -> dict[str, Any]:
+    """Return the advice, which is to go on only where there is something to go on with."""
+    images = parts.gathered.images
+    if parts.gathered.unlabelled or not images:
+        return advice
+    more = f" {advice['sentence']}" if advice["stop"] else ""
+    return {**advice, "sentence": f"Every case has a label: {images} of {images}.{more}"}
 
 
 def _queued(parts: Parts, choice: Choice, rank: int) -> dict[str, Any]:

@@ -198,6 +198,13 @@ def test_scores_of_an_earlier_version_are_no_mean_of_the_pool(group):
     assert pool_means.pool_means(found.database, "tiny") == []
 
 
+def test_where_every_case_has_a_label_nobody_is_told_to_go_on(group):
+    found = group(2)
+    found.label("case_00")
+    found.label("case_01")
+    assert state_of(found.parts())["stop"]["sentence"] == "Every case has a label: 2 of 2."
+
+
 def test_numbers_that_json_has_not_are_null():
     assert plain_json({"a": float("nan"), "b": [np.float32("inf"), np.int64(3)], 4: (Path("x"), True)}) == {
         "a": None,
