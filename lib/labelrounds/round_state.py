@@ -104,7 +104,7 @@ def state_of(parts: Parts) -> dict[str, Any]:
             "points": [as_json(point) for point in points],
             "monitor": monitor_curve(picks),
         },
-        "stop": advise(points, _pool_means(parts), picks, parts.target, measure),
+        "stop": _advice(parts, advise(points, _pool_means(parts), picks, parts.target, measure)),
         "queue": [_queued(parts, choice, rank) for rank, choice in enumerate(parts.choices, start=1)],
         "leases": [vars(lease) for lease in gathered.standing.leases.values()],
         "aside": [vars(one) for one in gathered.standing.aside.values()],
@@ -165,14 +165,21 @@ def _counts(parts: Parts) -> dict[str, int]:
 
 
 def _picks(ledger: Sequence[Mapping[str, Any]], model: str) -> list[Pick]:
-    """Return the cases drawn at random that a model predicted and a human corrected, each by its last comparison."""
-    found: dict[str, Pick] = {}
+    """Return the cases drawn at random that a model predicted and a human corrected, in the order of the corrections.
+
+    Of each the first comparison counts, as later versions may have learnt from it. Whether it was drawn at random is a
+    property of how it was handed out, whoever then submits it: clients do not always say who they are.
+    """
+    drawn: dict[str, bool] = {}
+    found: dict[str, Pick | None] = {}
     for entry in ledger:
-        dice = entry.get("dice")
-        if entry.get("monitor") and entry.get("model") in (model, None) and isinstance(dice, int | float):
-            found.pop(str(entry["image"]), None)  # which goes to the end, as the newest
-            found[str(entry["image"])] = Pick(int(entry.get("version") or 0), float(dice))
-    return [pick for pick in found.values() if math.isfinite(pick.dice)]
+        image, dice = str(entry["image"]), entry.get("dice")
+        if entry["event"] == "handed_out":
+            drawn.setdefault(image, bool(entry.get("monitor")))
+        elif isinstance(dice, int | float) and math.isfinite(dice) and image not in found:
+            random = (entry.get("monitor") or drawn.get(image)) and entry.get("model") in (model, None)
+            found[image] = Pick(int(entry.get("version") or 0), float(dice)) if random else None
+    return [pick for pick in found.values() if pick is not None]
 
 
 def _pool_means(parts: Parts) -> list[Any]:
@@ -181,6 +188,15 @@ def _pool_means(parts: Parts) -> list[Any]:
     except LabelRoundsError as error:
         logger.warning("The pool's mean score is not kept: %s", error)
     return pool_means(parts.database, parts.config.name)
+
+
+def _advice(parts: Parts, advice: dict[str, Any]) -> dict[str, Any]:
+    """Return the advice, which is to go on only where there is something to go on with."""
+    images = parts.gathered.images
+    if parts.gathered.unlabelled or not images:
+        return advice
+    more = f" {advice['sentence']}" if advice["stop"] else ""
+    return {**advice, "sentence": f"Every case has a label: {images} of {images}.{more}"}
 
 
 def _queued(parts: Parts, choice: Choice, rank: int) -> dict[str, Any]:
@@ -213,7 +229,8 @@ def _suspects(parts: Parts, versions: Sequence[Version]) -> list[Suspect]:
         # A model that errs on a class is no reason to doubt it, unless nothing more is known of the image.
         return wrong + outliers(each for each in evidence if each.image not in likely)
     checksums = {image: str(info.get("sha256", "-")) for image, info in infos.items()}
-    return outliers([*evidence, *evidence_of_corrections(parts.ledger, checksums)])
+    learnt = {version.number: learnt_from(version) for version in versions}
+    return outliers([*evidence, *evidence_of_corrections(parts.ledger, checksums, learnt)])
 
 
 def _present_probabilities(parts: Parts, versions: Sequence[Version]) -> dict[str, list[float]]:

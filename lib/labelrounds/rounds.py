@@ -38,6 +38,7 @@ from labelrounds.history import checksum
 from labelrounds.leases import Asking, Leases
 from labelrounds.leftovers import nothing_left, order_of
 from labelrounds.pool import Gathered, PoolSource
+from labelrounds.pool_means import note_pool_mean
 from labelrounds.pool_scoring import PoolScoring
 from labelrounds.readable import Readable
 from labelrounds.round_state import Parts, state_of
@@ -279,7 +280,7 @@ class Rounds:
                 choices=chooser.order(gathered.pool, count) if gathered.pool.candidates else [],
                 ledger=opened.leases.ledger.entries(),
                 progress=of.scoring.progress(),
-                cold=gathered.pool.cold,
+                cold={} if gathered.known.scores else of.source.cold.known(gathered.files)[0],
                 ready=self._app.is_ready,
                 target=target,
                 thumbnails=thumbnails,
@@ -373,7 +374,9 @@ class Rounds:
         of.want(self._costly)
         unreadable = self.opened().leases.standing().unreadable
         images = of.source.to_score()
-        for image in of.source.scores.known(images, of.source.checkpoints).failed:
+        known = of.source.scores.known(images, of.source.checkpoints)
+        note_pool_mean(self.opened().database, model, known, of.source.unlabelled_at_hand())
+        for image in known.failed:
             if image not in unreadable:
                 self._is_readable(image, images[image])
 

@@ -145,7 +145,7 @@ def draw_map(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
     _draw_ranks(axes, state, shades)
     share = [f"{part:.0%}" for part in found["explained"]]
     _dress(axes, shades, f"first principal component ({share[0]} of the variance)", f"second ({share[1]})")
-    axes.set(xlim=(-1.08, 1.08), aspect="equal", xticks=[], yticks=[])
+    axes.set(aspect="equal", adjustable="datalim", xticks=[], yticks=[])
     _legend(axes, shades, columns=2)
     return figure
 

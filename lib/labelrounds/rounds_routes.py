@@ -14,6 +14,7 @@ from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, ConfigDict, Field
 
 from labelrounds.access import Annotator, Caller, client_of, parse_body
+from labelrounds.budget import TARGET
 from labelrounds.errors import BadInput
 from labelrounds.names import check_id
 
@@ -64,16 +65,17 @@ def next_sample(http: Request, who: Caller, strategy: str, params: Sent = None) 
     return JSONResponse(chosen, headers={MESSAGE: why} if why else None)
 
 
-@rounds.get("/rounds/", summary="See what is next, who has what in hand, and what was")
+@rounds.get("/rounds/", summary="See how the labelling stands")
 def see_rounds(
     _: Caller,
     strategy: str = "auto",
     model: str = "",
     count: Annotated[int, Query(ge=0, le=_MOST_SHOWN)] = 10,
-    pictures: bool = False,
+    target: Annotated[float, Query(ge=0, le=1)] = TARGET,
+    thumbnails: bool = False,
 ) -> dict[str, Any]:
-    """Return the queue with its reasons, leases, cases put aside, the budget curve, suspects, the end of the ledger."""
-    state: dict[str, Any] = app_instance().rounds.state(strategy, count, model or None, thumbnails=pictures)
+    """Return curve, advice, the queue with its reasons, who has what in hand, suspects, map, and more."""
+    state: dict[str, Any] = app_instance().rounds.state(strategy, count, model or None, target, thumbnails)
     return state
 
 

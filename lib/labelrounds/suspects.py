@@ -11,7 +11,7 @@ do not sway; wrong classes by confident learning (DOI 10.1613/jair.1.12125) with
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -86,18 +86,25 @@ def evidence_of_versions(
     return list(found.values())
 
 
-def evidence_of_corrections(ledger: Iterable[Mapping[str, Any]], checksums: Mapping[str, str]) -> list[Evidence]:
+def evidence_of_corrections(
+    ledger: Iterable[Mapping[str, Any]],
+    checksums: Mapping[str, str],
+    learnt: Mapping[int, Collection[str]],
+) -> list[Evidence]:
     """Return the Dice between the labels as they are now and the predictions that they were corrected from.
 
     Args:
         ledger: the entries, the oldest first.
         checksums: of each image's label as it is now.
+        learnt: the images that each version has learnt from, whose predictions on them are left out.
     """
     found: dict[str, Evidence] = {}
     for entry in ledger:
-        dice, image = entry.get("dice"), str(entry.get("image"))
-        if isinstance(dice, int | float) and math.isfinite(dice) and entry.get("label") == checksums.get(image, ""):
-            found[image] = Evidence(image, {"": float(dice)}, entry.get("version"), CORRECTION)
+        dice, image, version = entry.get("dice"), str(entry.get("image")), entry.get("version")
+        if not isinstance(dice, int | float) or not math.isfinite(dice) or image in learnt.get(version or 0, ()):
+            continue
+        if entry.get("label") == checksums.get(image, ""):
+            found[image] = Evidence(image, {"": float(dice)}, version, CORRECTION)
     return list(found.values())
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
+from blobs import CLASSES as CLASSES_OF_BLOBS
+from blobs import classifier, picture
 
 from labelrounds import leases, pool_means, scores
 from labelrounds.budget import PoolMean
 from labelrounds.checkpoints import Checkpoints
+from labelrounds.classification.labels import class_label
 from labelrounds.database import Database
 from labelrounds.leases import Asking, Leases
 from labelrounds.networks import build_network
@@ -20,7 +23,7 @@ from labelrounds.pool import PoolSource
 from labelrounds.pool_means import note_pool_mean
 from labelrounds.round_state import Parts, plain_json, state_of
 from labelrounds.scores import SCORES, CaseScores, Known, weights_of
-from labelrounds.store import StudyStore
+from labelrounds.store import CLASSES, StudyStore
 from labelrounds.strategies.base import Choice
 
 
@@ -50,6 +53,11 @@ class Group:
         digest = self.store.get_label_info(image, "final")["sha256"]
         self.leases.submitted(image, client, digest, self.config.name, 1)
         return digest
+
+    def compare(self, image: str, dice: float, version: int) -> None:
+        """Note how well a prediction agreed with the last label of an image."""
+        last = [each for each in self.leases.ledger.entries(event="submitted") if each["image"] == image][-1]
+        self.leases.ledger.note_agreement(last["id"], dice, {"model": self.config.name, "version": version})
 
     def train(self, **record) -> None:
         Checkpoints(self.config).publish(build_network(self.config), {"wall_time_s": 0.0, **record})
@@ -133,17 +141,19 @@ def test_the_map_shows_what_is_labelled_taken_queued_and_suspect(group):
 
 def test_the_curve_and_the_random_cases_come_from_versions_and_ledger(group):
     found = group()
-    found.label("case_00")
-    submission = found.leases.ledger.entries(event="submitted")[0]["id"]
-    with found.database.writing() as connection:
-        connection.execute("UPDATE ledger SET monitor = 1 WHERE id = ?", (submission,))
-    found.leases.ledger.note_agreement(submission, 0.8, {"model": "tiny", "version": 1})
+    for image, monitor in (("case_00", True), ("case_01", False)):
+        choice = Choice(image, "drawn at random", monitor=monitor)
+        found.leases.take(choice, 1, Asking("berta", "auto", "tiny", 1), found.leases.standing())
+        found.label(image, "somebody else")
+        found.compare(image, 0.8, version=1)
+    found.label("case_00", "berta", size=4)
+    found.compare("case_00", 1.0, version=2)  # which has learnt from it
     held_out = {f"held_{index}": {"near": 0.7, "far": 0.9} for index in range(4)}
     found.train(scores=held_out, judged_by="validation", cases={"train": {"case_00": "key"}})
     state = strict(state_of(found.parts()))
     (point,) = state["curve"]["points"]
     assert (point["labels"], point["score"], point["version"]) == (1, pytest.approx(0.8), 1)
-    assert [(each["version"], each["dice"]) for each in state["curve"]["monitor"]] == [(1, 0.8)]
+    assert [(each["version"], each["dice"], each["cases"]) for each in state["curve"]["monitor"]] == [(1, 0.8, 1)]
     assert "1 random case corrected" in state["stop"]["reasons"][2]["sentence"]
 
 
@@ -188,6 +198,13 @@ def test_scores_of_an_earlier_version_are_no_mean_of_the_pool(group):
     assert pool_means.pool_means(found.database, "tiny") == []
 
 
+def test_where_every_case_has_a_label_nobody_is_told_to_go_on(group):
+    found = group(2)
+    found.label("case_00")
+    found.label("case_01")
+    assert state_of(found.parts())["stop"]["sentence"] == "Every case has a label: 2 of 2."
+
+
 def test_numbers_that_json_has_not_are_null():
     assert plain_json({"a": float("nan"), "b": [np.float32("inf"), np.int64(3)], 4: (Path("x"), True)}) == {
         "a": None,
@@ -215,3 +232,43 @@ def test_two_thousand_cases_take_a_moment(group):
     state = state_of(parts)
     assert len(state["map"]["points"]) == 2000
     assert time.perf_counter() - began < 5  # 0.5 s on an idle core
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """A group that classifies: 24 pictures with a class each, of which the first has a wrong one."""
+    config = classifier()
+    group = Group(tmp_path, config, 0)
+    group.store = StudyStore(tmp_path / "studies", known_classes=config.labels, rounds_tag=CLASSES)
+    truth = {f"picture_{index:02d}": CLASSES_OF_BLOBS[index % 2] for index in range(24)}
+    for index, name in enumerate(truth):
+        picture(tmp_path / "studies", name, seed=index, blob=bool(index % 2))
+    group.store._reconcile_datastore()
+    given = {**truth, "picture_00": CLASSES_OF_BLOBS[1]}
+    group.store.save_classes({image: class_label([name], False, "test") for image, name in given.items()})
+    group.source = PoolSource(config, group.store, group.database, group.leases)
+    return group, truth
+
+
+def test_a_wrong_class_is_named_by_a_version_that_did_not_learn_from_it(pictures):
+    group, truth = pictures
+    group.train(cases={"train": {"picture_23": "key"}})
+    version = Checkpoints(group.config).current()
+    for image, path in group.store.files_at_hand().items():
+        sure = {name: 0.9 if name == truth[image] else 0.1 for name in CLASSES_OF_BLOBS}
+        found = CaseScores(dict.fromkeys(SCORES, 0.1), {"presence": sure}, np.ones(2, np.float32), version.number)
+        group.source.scores.put(path, found, weights_of(version))
+    (suspect,) = strict(state_of(group.parts()))["suspects"]
+    assert (suspect["image"], suspect["label"]) == ("picture_00", "blob")
+    assert "labelled blob (10%); a model says none (90%)" in suspect["reason"]
+
+
+def test_wrong_predictions_of_a_classifier_are_no_suspects(pictures):
+    group, truth = pictures
+    later = datetime.fromtimestamp(time.time() + 60, timezone.utc).isoformat()
+    scored = {image: {truth[image]: 0.1 if image == "picture_04" else 0.95} for image in list(truth)[1:]}
+    right = {image: [0.9, 0.1] if name == "none" else [0.1, 0.9] for image, name in truth.items()}
+    group.train(scores=scored, judged_by="validation", created=later, cases={"train": {}}, out_of_fold=right)
+    state = strict(state_of(group.parts()))
+    assert [each["image"] for each in state["suspects"]] == ["picture_00"]
+    assert state["curve"]["measure"] == "Quadratic score"

@@ -93,8 +93,10 @@ def test_a_correction_counts_as_long_as_the_label_is_that_one():
         {"image": "b", "dice": 0.4, "label": "former", "version": 2},
         {"image": "c", "dice": None, "label": "sha-c", "version": 2},
         {"image": "d", "event": "handed_out"},
+        {"image": "e", "dice": 0.4, "label": "sha-e", "version": 2},
     ]
-    (found,) = evidence_of_corrections(ledger, {"a": "sha-a", "b": "sha-b", "c": "sha-c"})
+    checksums = {name: f"sha-{name}" for name in "abce"}
+    (found,) = evidence_of_corrections(ledger, checksums, {2: {"e"}})
     assert found == Evidence("a", {"": 0.4}, 2, CORRECTION)
 
 
