@@ -227,6 +227,30 @@ def score(
 
 
 @app.command()
+def rounds(
+    studies: Studies = "",
+    model: Annotated[str, typer.Option(help="The model that labels are for; a served one when left out.")] = "",
+    strategy: Annotated[str, typer.Option(help="By which the next cases are chosen.")] = "auto",
+    count: Annotated[int, typer.Option(min=0, max=500, help="How many of the next cases are shown.")] = 10,
+    target: Annotated[
+        float, typer.Option(min=0, max=1, help="Dice of predictions on random cases at which you would stop.")
+    ] = 0.9,
+    output: Annotated[
+        Path | None, typer.Option(help="A folder for rounds.html, curve.png and map.png; made if need be.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as JSON, as GET /rounds/ answers.")] = False,
+    configs: Configs = None,
+) -> None:
+    """Show what the labels have brought, which cases come next and why, and which labels to look at again.
+
+    Beside a running server or without one; it hands out no case and computes with no model.
+    """
+    from labelrounds.starting import see_rounds
+
+    see_rounds(studies, model, strategy, count, target, output, as_json, configs)
+
+
+@app.command()
 def models(configs: Configs = None) -> None:
     """List the models, their labels and their trained versions with scores."""
     from rich.console import Console

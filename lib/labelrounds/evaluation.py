@@ -19,6 +19,8 @@ from labelrounds.networks import SegmentationNetwork
 logger = logging.getLogger(__name__)
 
 _CPU = torch.device("cpu")
+# Key of a version's record: by image, the classes' probabilities of cases that it has not learnt from.
+OUT_OF_FOLD = "out_of_fold"
 
 Scores = dict[str, dict[str, float]]
 """Dice per label of cases, by image id; nan where a label is neither in the prediction nor in the truth."""

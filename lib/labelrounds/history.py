@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,20 @@ class History:
         except OSError as error:
             logger.warning("the journal lacks a line: %s: %s", record, error)
 
-    def latest(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return the last info of each image and tag ("" for the image itself) that the journal has."""
-        found: dict[tuple[str, str], dict[str, Any]] = {}
+    def entries(self) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the journal, the oldest first; damaged ones are passed over."""
         lines = self._journal.read_bytes().splitlines() if self._journal.is_file() else []
         for line in lines:
             try:
-                record = read_tamed(line)
+                yield dict(read_tamed(line))
+            except (ValueError, TypeError):
+                continue
+
+    def latest(self) -> dict[tuple[str, str], dict[str, Any]]:
+        """Return the last info of each image and tag ("" for the image itself) that the journal has."""
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for record in self.entries():
+            try:
                 found[str(record["image"]), str(record["tag"])] = dict(record["info"])
             except (ValueError, KeyError, TypeError):
                 continue

@@ -57,6 +57,11 @@ class IndexedFolder(LocalDatastore):
             self._handler.on_moved = self._on_any_event
 
     @property
+    def history(self) -> History:
+        """The journal, and the versions of each label."""
+        return self._history
+
+    @property
     def _datastore(self) -> LocalDatastoreModel:
         """The newest index. It is replaced, never changed, so a reader may go on with the one it took."""
         with self._mutex:

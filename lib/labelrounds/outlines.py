@@ -31,7 +31,7 @@ def _picture(
     image: npt.NDArray[np.float32], label: npt.NDArray[np.uint8], prediction: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.uint8]:
     level = int(np.argmax(np.count_nonzero(label if label.any() else prediction, axis=(0, 1))))
-    grey, truth, found = (_as_read(volume[:, :, level]) for volume in (image, label, prediction))
+    grey, truth, found = (as_read(volume[:, :, level]) for volume in (image, label, prediction))
     low, high = np.percentile(grey.astype(np.float32), [1, 99])
     shade = np.clip((grey - low) / max(float(high - low), 1e-6), 0, 1) * 255
     factor = max(1, -(-_SMALLEST_SIDE // max(grey.shape)))  # enlarged first, so that outlines stay thin
@@ -41,7 +41,7 @@ def _picture(
     return picture
 
 
-def _as_read(plane: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def as_read(plane: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """Turn ``(right, anterior)`` to rows and columns, anterior first, the patient's right first."""
     return np.asarray(np.flip(plane.T, axis=(0, 1)))
 

@@ -24,6 +24,7 @@ from concurrent.futures import CancelledError as CancelledReading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ class PoolScoring:
         """Yield the images while each next one is read."""
         ahead: Future[Prepared] | None = None
         try:
-            for path, following in zip(paths, [*paths[1:], None], strict=True):
+            for path, following in zip_longest(paths, paths[1:]):
                 reading = ahead or self._reader.submit(scorer.read, path)
                 ahead = self._reader.submit(scorer.read, following) if following is not None else None
                 yield path, reading

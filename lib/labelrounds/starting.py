@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -12,6 +13,7 @@ import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 
 # isort: split
 from monailabel.config import settings
+from rich.console import Console
 from rich.table import Table
 
 from labelrounds import folders
@@ -26,6 +28,8 @@ from labelrounds.fleet import MakeCrew
 from labelrounds.inference import segment
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
+from labelrounds.rounds_page import write_rounds
+from labelrounds.rounds_tables import round_tables
 from labelrounds.runtime_choice import read_measurement
 from labelrounds.runtimes import REFERENCE, default_runtime, runtimes
 from labelrounds.served import ServedNetworks
@@ -124,6 +128,41 @@ def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> d
         signal.signal(ending, lambda number, frame: stop.set())
     app = LabelRoundsApp(settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_CONF)
     return app.train(request, stop.is_set)
+
+
+def see_rounds(
+    studies: str,
+    model: str,
+    strategy: str,
+    count: int,
+    target: float,
+    output: Path | None,
+    as_json: bool,
+    configs: Path | None,
+) -> None:
+    """Print how the labelling of a studies folder stands, and write its page and pictures where a folder is named.
+
+    Raises:
+        LabelRoundsError: an unknown model or strategy, a folder that can't be written to.
+    """
+    if output is not None and output.exists() and not output.is_dir():
+        raise BadInput(f"output {str(output)!r} is a file; it has to be a folder, or nothing yet")
+    if not studies and not model and configs is None:
+        model = PHANTOM_MODEL
+    configure_host(studies, model, configs, settings.MONAI_LABEL_SERVER_PORT)
+    settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD = False
+    app = LabelRoundsApp(settings.MONAI_LABEL_APP_DIR, settings.MONAI_LABEL_STUDIES, settings.MONAI_LABEL_APP_CONF)
+    try:
+        state = app.rounds.state(strategy, count, model or None, target=target, thumbnails=output is not None)
+    finally:
+        app.close()
+    if as_json:
+        print(json.dumps(state, indent=2, allow_nan=False))
+    else:
+        Console().print(round_tables(state))
+    if output is not None:
+        *_, page = write_rounds(output, state)
+        print(f"Wrote {page}", file=sys.stderr)
 
 
 def configured(model: str, configs: Path | None) -> AnyConfig:

@@ -126,6 +126,21 @@ def test_while_a_new_version_is_being_scored_the_last_ones_scores_serve(store, c
     assert {scores.values["margin"] for scores in known.scores.values()} == {0.9}
 
 
+def test_an_image_that_only_the_new_version_could_not_score_does_not_keep_the_last_one_serving(
+    store, checkpoints, publish, images
+):
+    first = publish()
+    for file in images.values():
+        store.put(file, scores_of(), first)
+    second = publish()
+    for name in ("a", "b"):
+        store.put_failure(images[name], "too large", second, 2)
+        assert store.known(images, checkpoints).stale
+    store.put(images["c"], scores_of(version=2), second)
+    known = store.known(images, checkpoints)
+    assert (known.stale, known.version, list(known.scores), list(known.failed)) == (False, 2, ["c"], ["a", "b"])
+
+
 def test_a_new_image_does_not_bring_the_last_version_back(store, checkpoints, publish, images, tmp_path):
     first, second = publish(), publish()
     for version, weights in enumerate((first, second), start=1):

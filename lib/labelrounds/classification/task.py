@@ -21,6 +21,7 @@ from labelrounds.classification.outputs import logits_of, measured
 from labelrounds.classification.report import write_report
 from labelrounds.devices import device_of
 from labelrounds.errors import LabelRoundsError, TooLarge
+from labelrounds.evaluation import OUT_OF_FOLD
 from labelrounds.splits import TEST, TRAIN, VALIDATION
 from labelrounds.store import CLASSES
 from labelrounds.tasks import Task
@@ -115,6 +116,7 @@ def _complete(plan: "TrainingPlan", outcome: "Outcome", config: ClassifierConfig
     """
     device = device_of(outcome.network)
     metrics: dict[str, Any] = {}
+    unlearnt: dict[str, list[float]] = {}
     temperature = 1.0
     for part in (VALIDATION, TEST) if plan.parts[VALIDATION] else (TRAIN,):
         cases = plan.parts[part]
@@ -129,9 +131,12 @@ def _complete(plan: "TrainingPlan", outcome: "Outcome", config: ClassifierConfig
         if part == VALIDATION:
             temperature = temperature_of(logits, truth, config.multilabel)
         probabilities = probabilities_of(logits, config.multilabel, temperature).numpy()
+        if part != TRAIN:
+            rows = probabilities.round(6).tolist()
+            unlearnt |= {case.image_id: row for case, row in zip(cases, rows, strict=True)}
         metrics[part] = class_metrics(probabilities, truth.numpy(), config.labels, config.multilabel)
         _report(folder / REPORT / part, cases, probabilities, metrics[part], config, part)
-    return {"temperature": round(temperature, 6), "metrics": metrics}
+    return {"temperature": round(temperature, 6), "metrics": metrics, OUT_OF_FOLD: unlearnt}
 
 
 def _report(
