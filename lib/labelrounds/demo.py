@@ -72,13 +72,14 @@ def _play_round(client: Client, folder: Path) -> None:
 def _label_round(client: Client, truths: dict[str, Path]) -> None:
     """Ask for cases until there are none left; segment, correct and submit each."""
     _say("3  Label", "next case, segment, correct, submit - until no case is left")
-    while case := client.call("POST", "/activelearning/random", json={"client_id": "demo"}).json():
+    while case := client.call("POST", "/activelearning/auto", json={"client_id": "demo"}).json():
         image = case["id"]
         prediction = client.segment(MODEL, image=image)
         truth = read_label(truths[image]).array[0]
         corrected = 100 * float(np.mean(prediction[truth > 0] != truth[truth > 0]))
         client.submit(image, truths[image], LABELS)
-        _console.print(f"   {image}: segmented, {corrected:.0f} % of the organs' voxels corrected, submitted")
+        _console.print(f"   {image}: {case['reason']}")
+        _console.print(f"      segmented, {corrected:.0f} % of the organs' voxels corrected, submitted")
 
 
 def _train(client: Client) -> LearningCurve:

@@ -138,9 +138,14 @@ class PoolSource:
 
         Those without a label come first.
         """
-        files, labelled = self._store.files_at_hand(), set(self._store.get_labeled_images())
+        files = self._store.files_at_hand()
+        labelled = set(files) - set(self.unlabelled_at_hand())
         wanted = _without_test(files, self._parts(sorted(labelled), list(files), files))
         return {image: wanted[image] for image in sorted(wanted, key=lambda image: (image in labelled, image))}
+
+    def unlabelled_at_hand(self) -> list[str]:
+        """Return the ids of images at hand without a label; a DICOMweb server is not to be asked every few seconds."""
+        return sorted(image for image, entry in self._store.entries.items() if self._tag not in entry.labels)
 
     def _with_files(self, standing: Standing) -> Standing:
         """Leave out the images that were exchanged since they could not be read."""

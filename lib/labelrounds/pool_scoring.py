@@ -24,6 +24,7 @@ from concurrent.futures import CancelledError as CancelledReading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ class PoolScoring:
         """Yield the images while each next one is read."""
         ahead: Future[Prepared] | None = None
         try:
-            for path, following in zip(paths, [*paths[1:], None], strict=True):
+            for path, following in zip_longest(paths, paths[1:]):
                 reading = ahead or self._reader.submit(scorer.read, path)
                 ahead = self._reader.submit(scorer.read, following) if following is not None else None
                 yield path, reading
@@ -327,6 +328,7 @@ class PoolScoring:
 
     def _keep(self, put: Callable[[], None]) -> None:
         """Write to the database, again and again while the disk does not take it."""
+        note = self._progress.note
         while not self._closed:
             try:
                 put()
@@ -335,7 +337,7 @@ class PoolScoring:
                 with self._changed:
                     self._changed.wait_for(lambda: self._closed, _PAUSE_S)
             else:
-                self._say("")
+                self._say(note)
                 return
 
     def _begin(self, version: int | None, left: int, failed: int) -> None:

@@ -14,7 +14,6 @@ Crash
     can't be written to, who asks for a case is told so with 507; labels are saved, and everything else goes on.
 """
 
-import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,8 @@ from labelrounds.database import Database, rounds_file
 from labelrounds.engine import Engine
 from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
-from labelrounds.leases import DEFER, Asking, Leases
+from labelrounds.leases import Asking, Leases
+from labelrounds.leftovers import nothing_left, order_of
 from labelrounds.pool import Gathered, PoolSource
 from labelrounds.pool_means import note_pool_mean
 from labelrounds.pool_scoring import PoolScoring
@@ -44,16 +44,15 @@ from labelrounds.readable import Readable
 from labelrounds.round_state import Parts, state_of
 from labelrounds.store import CLASSES
 from labelrounds.strategies import strategies
-from labelrounds.strategies.base import CaseStrategy, Choice
+from labelrounds.strategies.base import Choice
 
 logger = logging.getLogger(__name__)
 
+SCHEMA = leases.SCHEMA + scores.SCHEMA + cold.SCHEMA + pool_means.SCHEMA
 DEFAULT, SECOND = "auto", "second_opinion"
 AHEAD = 3
 _LOOK_EVERY_S = 5.0
 _CLOSING_S = 5.0
-_AGAIN = "you have it in hand already, and no other case is left"
-_HELD_BACK = "of a patient by whom the model is measured; no case to learn from is left"
 
 
 class Served(Protocol):
@@ -149,8 +148,7 @@ class Rounds:
         """
         with self._opening:
             if self._open is None:
-                schema = leases.SCHEMA + scores.SCHEMA + cold.SCHEMA + pool_means.SCHEMA
-                database = Database(rounds_file(self._studies), schema)
+                database = Database(rounds_file(self._studies), SCHEMA)
                 held = Leases(database)
                 self._open = _Open(database, held, Agreement(self._app, held.ledger))
             return self._open
@@ -176,8 +174,9 @@ class Rounds:
             NotFound: no such model, or none of the task that the datastore's labels are of.
         """
         task = "classification" if self._app.datastore().rounds_tag == CLASSES else "segmentation"
-        fitting = [name for name, config in self._app.configs.items() if config.task == task]
-        name = asked or self._app.usual_model(task)
+        configs = self._app.configs
+        fitting = [name for name, config in configs.items() if config.task == task] or list(configs)
+        name = asked or self._app.usual_model(task) or next(iter(fitting), None)
         if name not in fitting:
             raise NotFound(f"model {str(asked)[:100]!r} is not one of {', '.join(fitting)}")
         return str(name)
@@ -195,16 +194,14 @@ class Rounds:
             NotFound: no such strategy or model.
             OutOfSpace: the database can't be written to.
         """
-        name = request.get("strategy") or DEFAULT
-        if name not in strategies.names():
-            raise NotFound(f"strategy {str(name)[:100]!r} is not one of {', '.join(strategies.names())}")
-        strategy, model = strategies.get(str(name))(), self.model(request.get("model"))
+        name, model = self._strategy(request.get("strategy")), self.model(request.get("model"))
+        strategy = strategies.get(name)()
         self._costly = tuple(sorted({*self._costly, *strategy.costly}))
-        asking = Asking(str(request.get("client_id") or ""), str(name), model, second=name == SECOND)
+        asking = Asking(str(request.get("client_id") or ""), name, model, second=name == SECOND)
         while True:
             with self._choosing:
                 gathered = self._of(model).source.gather(asking.client, strategy.cold)
-                order, asking = self._order(strategy, gathered, replace(asking, version=gathered.known.version))
+                order, asking = order_of(strategy, gathered, replace(asking, version=gathered.known.version), AHEAD + 1)
                 place = self._take(order, asking, gathered)
             if not order:
                 return {}, nothing_left(gathered, asking)
@@ -257,39 +254,44 @@ class Rounds:
         target: float = TARGET,
         thumbnails: bool = False,
     ) -> dict[str, Any]:
-        """Return how the labelling stands, ready for JSON; see `labelrounds.round_state`. Nothing is handed out.
+        """Return how the labelling stands; see `labelrounds.round_state`.
 
         Args:
-            strategy: by which the next cases are chosen; by default ``auto``.
-            count: how many of them.
-            model: that the labels are for; by default the one that users ask for.
-            target: Dice of predictions on random cases at which to stop.
-            thumbnails: whether the next cases have pictures, for which images are read.
+            strategy: by which the queue is ordered, by default ``auto``.
+            count: of the queue's cases.
+            model: by default the one that the rounds are about.
+            target: mean Dice of predictions on random cases at which to stop.
+            thumbnails: whether the queue has pictures.
 
         Raises:
             NotFound: no such strategy or model.
             OutOfSpace: the database can't be written to.
         """
-        name, served = strategy or DEFAULT, self.model(model)
-        if name not in strategies.names():
-            raise NotFound(f"strategy {name[:100]!r} is not one of {', '.join(strategies.names())}")
+        name, served = self._strategy(strategy), self.model(model)
         chooser, of, opened = strategies.get(name)(), self._of(served), self.opened()
         gathered = of.source.gather(cold=chooser.cold)
-        parts = Parts(
-            config=self._app.configs[served],
-            store=self._app.datastore(),
-            database=opened.database,
-            gathered=gathered,
-            strategy=name,
-            choices=chooser.order(gathered.pool, count) if gathered.pool.candidates and count else [],
-            ledger=opened.leases.ledger.entries(),
-            progress=of.scoring.progress(),
-            cold={} if gathered.known.scores else of.source.cold.known(gathered.files)[0],
-            ready=self._app.is_ready,
-            target=target,
-            thumbnails=thumbnails,
+        return state_of(
+            Parts(
+                config=of.source.config,
+                store=self._app.datastore(),
+                database=opened.database,
+                gathered=gathered,
+                strategy=name,
+                choices=chooser.order(gathered.pool, count) if gathered.pool.candidates else [],
+                ledger=opened.leases.ledger.entries(),
+                progress=of.scoring.progress(),
+                cold={} if gathered.known.scores else of.source.cold.known(gathered.files)[0],
+                ready=self._app.is_ready,
+                target=target,
+                thumbnails=thumbnails,
+            )
         )
-        return state_of(parts)
+
+    def _strategy(self, name: object) -> str:
+        name = name or DEFAULT
+        if name not in strategies.names():
+            raise NotFound(f"strategy {str(name)[:100]!r} is not one of {', '.join(strategies.names())}")
+        return str(name)
 
     def _of(self, model: str) -> _Model:
         opened = self.opened()
@@ -297,21 +299,6 @@ class Rounds:
             if model not in self._models:
                 self._models[model] = _Model(self._app.configs[model], self._app, opened)
             return self._models[model]
-
-    def _order(self, strategy: CaseStrategy, gathered: Gathered, asking: Asking) -> tuple[list[Choice], Asking]:
-        """Return the next few cases, and the request for them."""
-        if gathered.pool.candidates or asking.second:
-            return strategy.order(gathered.pool, AHEAD + 1), asking
-        if gathered.held_back:
-            return [Choice(image, _HELD_BACK) for image in shuffled(gathered.held_back)[: AHEAD + 1]], asking
-        mine = [lease.image for lease in gathered.in_hand if lease.client == asking.client]
-        if mine:
-            return [Choice(image, _AGAIN) for image in mine], replace(asking, again=True)
-        deferred = [one for one in gathered.put_aside if one.kind == DEFER]
-        return [
-            Choice(one.image, f"put off before ({one.reason or 'no reason given'}), and no other case is left")
-            for one in sorted(deferred, key=lambda one: one.left_s or 0.0)
-        ], asking
 
     def _take(self, order: Sequence[Choice], asking: Asking, gathered: Gathered) -> int | None:
         """Take the first case that is free and, as far as it is at hand, readable; return its place."""
@@ -388,34 +375,10 @@ class Rounds:
         unreadable = self.opened().leases.standing().unreadable
         images = of.source.to_score()
         known = of.source.scores.known(images, of.source.checkpoints)
-        note_pool_mean(self.opened().database, model, known, self._app.datastore().get_unlabeled_images())
+        note_pool_mean(self.opened().database, model, known, of.source.unlabelled_at_hand())
         for image in known.failed:
             if image not in unreadable:
                 self._is_readable(image, images[image])
-
-
-def shuffled(images: Sequence[str]) -> list[str]:
-    """Return images in an order that follows from nothing but their names."""
-    return sorted(images, key=lambda image: hashlib.sha256(image.encode()).digest())
-
-
-def nothing_left(gathered: Gathered, asking: Asking) -> str:
-    """Say why no case is handed out."""
-    if asking.second:
-        return "No case has a label of one other annotator alone, so there is none for a second opinion."
-    if not gathered.images:
-        return "There is no image in the datastore yet."
-    if not gathered.unlabelled:
-        return f"Every case has a label: {gathered.images} of {gathered.images}."
-    held = [lease.left_s for lease in gathered.in_hand]
-    parts = []
-    if held:
-        parts.append(f"{len(held)} in others' hands, the first free again in {min(held) / 60:.0f} min at the latest")
-    if gathered.put_aside:
-        parts.append(f"{len(gathered.put_aside)} put aside")
-    if gathered.unreadable:
-        parts.append(f"{len(gathered.unreadable)} that can't be read")
-    return f"No case is left to hand out: of {len(gathered.unlabelled)} without a label {'; '.join(parts)}."
 
 
 def _stale(gathered: Gathered) -> str:

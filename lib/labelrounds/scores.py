@@ -154,7 +154,7 @@ class ScoreStore:
         """Return what is known of some images by the version that is served, or by the last one that has scored them.
 
         All scores are of one version, as those of two can't be compared: of the one that is served as soon as
-        it has scored as many of the images as the last one.
+        it has looked at as many of the images as the last one.
 
         Args:
             images: by id, the file or the folder of a series.
@@ -175,7 +175,7 @@ class ScoreStore:
         failed = {image_id: row.reason for image_id, row in now.items() if row.reason is not None}
         missing = tuple(image_id for image_id in images if image_id not in now)
         last = _scored(tables.popitem()[1]) if tables else {}
-        stale = len(last) > len(found)
+        stale = bool(last) and (not found or len(last) > len(now))
         serving = last if stale else found
         number = next(iter(serving.values())).version if serving else None
         return Known(serving, number, stale, missing, failed)

@@ -183,7 +183,7 @@ def test_a_round_is_in_the_ledger_with_time_spent_and_dice(server, truths):
 
 
 def test_a_label_by_somebody_without_the_case_counts_too(server, truths):
-    image = state(server)["queue"][0]["image_id"]
+    image = state(server)["queue"][0]["id"]
     submit(server, image, truths[image], "passer-by")
     (entry,) = [row for row in events(server, "submitted") if row["image"] == image]
     assert entry["seconds"] is None and entry["client"].endswith("passer-by")

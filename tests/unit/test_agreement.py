@@ -1,5 +1,6 @@
 """Each submission is compared once with what the server had predicted, whatever else happens."""
 
+import json
 import threading
 import time
 from collections.abc import Mapping
@@ -219,15 +220,16 @@ def test_a_full_disk_delays_it_and_loses_nothing(app, leases, agreement, monkeyp
     ],
 )
 def test_of_classes_it_is_whether_they_were_right(tmp_path, leases, multilabel, scores, truth, dice):
-    config = ClassifierConfig(
-        name="pets",
-        description="pets",
-        labels=("cat", "dog"),
-        multilabel=multilabel,
-        intensity={"kind": "zscore"},
-        network={"name": "densenet", "blocks": [1], "growth": 2, "stem": 4},
-        input_size=[16, 16],
-    )
+    content = {
+        "name": "pets",
+        "description": "pets",
+        "labels": ["cat", "dog"],
+        "multilabel": multilabel,
+        "intensity": {"kind": "range"},
+        "network": {"name": "densenet", "growth_rate": 4, "init_features": 8, "block_config": [2, 2]},
+        "input_size": [32, 32, 1],
+    }
+    config = ClassifierConfig.model_validate_json(json.dumps(content))
     app = App(config, tmp_path)
     app.store.multilabel_classes = config.labels if multilabel else ()
     app.prediction = {"classes": [{"label": name, "score": score} for name, score in scores.items()]}

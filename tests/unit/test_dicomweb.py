@@ -9,9 +9,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from labelrounds import dicomweb
+from labelrounds import cold, dicomweb, leases, scores
+from labelrounds.database import Database
 from labelrounds.dicomweb import DicomwebStore, segment_names
 from labelrounds.errors import BadInput, Conflict, NotFound
+from labelrounds.pool import PoolSource
 from labelrounds.reading import read_geometry, read_image
 from labelrounds.writing import write_label
 
@@ -90,6 +92,15 @@ def test_series_are_listed_in_order_and_fetched_once(store: DicomwebStore, tmp_p
     assert image.array[0, 0, 0].tolist() == [0, 100, 200, 300, 400, 500]
     assert np.abs(image.affine - read_image(path.with_name(SERIES[0])).affine).max() < 1e-4
     assert store.get_image_info(SERIES[0])["PatientID"] == "P7"
+
+
+def test_a_round_chooses_from_all_series_and_fetches_none_to_score_it(store: DicomwebStore, config, tmp_path: Path):
+    database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
+    source = PoolSource(config, store, database, leases.Leases(database))
+    assert source.gather(cold=True).pool.candidates == sorted(SERIES)
+    assert not source.to_score() and store._client.fetched == []
+    store.get_image_uri(SERIES[0])
+    assert list(source.to_score()) == [SERIES[0]]
 
 
 def test_unknown_and_unsafe_series_are_refused(store: DicomwebStore):

@@ -12,6 +12,7 @@ import pytest
 from labelrounds import cold
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.database import Database
+from labelrounds.memory_cache import identity_of
 from labelrounds.networks import build_network
 from labelrounds.scores import SCHEMA, SCORES, CaseScores, ScoreStore, preparation_of, weights_of
 
@@ -101,8 +102,6 @@ def test_a_changed_image_is_missing_and_no_other_one(store, checkpoints, publish
 def test_scores_of_a_file_that_changed_while_it_was_scored_are_not_taken_for_the_new_ones(
     store, checkpoints, publish, images
 ):
-    from labelrounds.memory_cache import identity_of
-
     before = identity_of(images["a"])
     images["a"].write_text("other")
     store.put(images["a"], scores_of(), publish(), before)
@@ -125,6 +124,21 @@ def test_while_a_new_version_is_being_scored_the_last_ones_scores_serve(store, c
     known = store.known(images, checkpoints)
     assert (known.stale, known.version, known.missing) == (False, 2, ())
     assert {scores.values["margin"] for scores in known.scores.values()} == {0.9}
+
+
+def test_an_image_that_only_the_new_version_could_not_score_does_not_keep_the_last_one_serving(
+    store, checkpoints, publish, images
+):
+    first = publish()
+    for file in images.values():
+        store.put(file, scores_of(), first)
+    second = publish()
+    for name in ("a", "b"):
+        store.put_failure(images[name], "too large", second, 2)
+        assert store.known(images, checkpoints).stale
+    store.put(images["c"], scores_of(version=2), second)
+    known = store.known(images, checkpoints)
+    assert (known.stale, known.version, list(known.scores), list(known.failed)) == (False, 2, ["c"], ["a", "b"])
 
 
 def test_a_new_image_does_not_bring_the_last_version_back(store, checkpoints, publish, images, tmp_path):
