@@ -7,8 +7,8 @@ Concurrency
     logging does not work over a network.
 
 Crash
-    A transaction is in the file whole or not at all, also after ``kill -9``. A file that is damaged is kept aside, and a new
-    one begun; the administrator is told by the log and `Database.warnings`.
+    A transaction is in the file whole or not at all, also after ``kill -9``. A file that is damaged is kept aside,
+    and a new one begun; the administrator is told by the log and `Database.warnings`.
 """
 
 import hashlib
@@ -155,11 +155,12 @@ class Database:
                 raise OutOfSpace(f"{self.path.name}: not written, the disk is full; free some space first") from error
             if _code(error) in _DAMAGED:
                 self.close()  # the next one who opens it keeps it aside
-            raise Unwritable(f"{self.path.name}: {error}; {self.path.parent} must be writable for the server") from error
+            raise self._unwritable(error) from error
         except OSError as error:
-            raise Unwritable(
-                f"{self.path.name}: {error.strerror or error}; {self.path.parent} must be writable for the server"
-            ) from error
+            raise self._unwritable(error.strerror or error) from error
+
+    def _unwritable(self, reason: object) -> Unwritable:
+        return Unwritable(f"{self.path.name}: {reason}; {self.path.parent} must be writable for the server")
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -1,6 +1,7 @@
 """From an image to its label map: prepare, sliding window, argmax, clean, restore."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from labelrounds.errors import TooLarge
 from labelrounds.footprint import answering_bytes
 from labelrounds.networks.base import divisor_of
 from labelrounds.reading import Image
-from labelrounds.sliding import Blend, Run, Stopped, Windows
+from labelrounds.sliding import Blend, Block, Run, Stopped, Windows
 from labelrounds.transforms import Grid, clean, prepare, restore
 
 
@@ -37,7 +38,7 @@ def predict(
         TooLarge: it would not fit into the device's memory.
         Cancelled: ``stopped`` said so.
     """
-    windows = _windows(image, config, most_at_once)
+    windows = windows_of(image, config, most_at_once)
     _check_memory(windows, image.device, config, kept_bytes=1)
     with autocast(image.device):
         return sliding.label_map(run, image, windows, _blend(config), stopped)
@@ -50,13 +51,63 @@ def probabilities(run: Run, image: torch.Tensor, config: ModelConfig) -> torch.T
     Raises:
         TooLarge: it would not fit into the device's memory.
     """
-    windows = _windows(image, config)
+    windows = windows_of(image, config)
     _check_memory(windows, image.device, config, kept_bytes=4 * (len(config.labels) + 1))
     with autocast(image.device):
         return sliding.softmax(run, image, windows, _blend(config))
 
 
-def _windows(image: torch.Tensor, config: ModelConfig, most_at_once: int | None = None) -> Windows:
+@torch.inference_mode()
+def probability_pieces(
+    run: Run,
+    image: torch.Tensor,
+    config: ModelConfig,
+    stopped: Stopped | None = None,
+    most_at_once: int | None = None,
+) -> Iterator[tuple[Block, torch.Tensor]]:
+    """Yield blocks that make up the image and their softmax ``(K, *block)`` float32, of which no two are held at once.
+
+    Args:
+        run: as for `predict`, and so are the others.
+        image: as `transforms.prepare` returns it.
+        config: the model.
+        stopped: asked before each batch of windows whether to give up.
+        most_at_once: how many windows are computed together; as many as pay when None.
+
+    Raises:
+        TooLarge: it would not fit into the device's memory.
+        Cancelled: ``stopped`` said so.
+    """
+    windows = windows_of(image, config, most_at_once)
+    _check_memory(windows, image.device, config, kept_bytes=1)
+    yield from sliding.softmax_pieces(_in_autocast(run), image, windows, _blend(config), stopped)
+
+
+@torch.inference_mode()
+def logit_pieces(
+    run: Run, image: torch.Tensor, windows: Windows, config: ModelConfig, stopped: Stopped | None = None
+) -> Iterator[tuple[Block, torch.Tensor]]:
+    """Yield the logits of which `probability_pieces` gives the softmax, of windows that `windows_of` gave.
+
+    Raises:
+        TooLarge: it would not fit into the device's memory.
+        Cancelled: ``stopped`` said so.
+    """
+    _check_memory(windows, image.device, config, kept_bytes=1)
+    yield from sliding.logit_pieces(_in_autocast(run), image, windows, _blend(config), stopped)
+
+
+def _in_autocast(run: Run) -> Run:
+    """Return what runs in mixed precision, and leaves it to whoever asks for the pieces how he goes on with them."""
+
+    def computed(windows: torch.Tensor) -> torch.Tensor:
+        with autocast(windows.device):
+            return run(windows)
+
+    return computed
+
+
+def windows_of(image: torch.Tensor, config: ModelConfig, most_at_once: int | None = None) -> Windows:
     """Return the windows of an image: a single one where the model sees it as a whole, and the memory suffices."""
     shape, filled = image.shape[1:], image.device.type == "cuda"
     if config.inference.blend == "whole" and most_at_once is None:

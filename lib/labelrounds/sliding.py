@@ -153,13 +153,44 @@ def softmax(run: Run, image: torch.Tensor, windows: Windows, blend: Blend) -> to
         blend: how windows are brought together.
     """
     result = torch.empty(0)
-    # Windows that answer 1 add up to their weights.
-    weights = _pieces(lambda batch: torch.ones_like(batch[:, :1]), image, windows, blend)
-    for (block, sums), (_, weight) in zip(_pieces(run, image, windows, blend), weights, strict=True):
+    for block, chances in softmax_pieces(run, image, windows, blend):
         if not result.numel():
-            result = torch.empty(len(sums), *windows.shape, device=image.device)
-        _cut(result, block).copy_((sums.float() / weight).softmax(dim=0))
+            result = torch.empty(len(chances), *windows.shape, device=image.device)
+        _cut(result, block).copy_(chances)
     return result
+
+
+def softmax_pieces(
+    run: Run, image: torch.Tensor, windows: Windows, blend: Blend, stopped: Stopped | None = None
+) -> Iterator[tuple[Block, torch.Tensor]]:
+    """Yield blocks that make up the image, and the probability of each class there, ``(K, *block)`` float32.
+
+    Raises:
+        Cancelled: ``stopped`` said so.
+    """
+    for block, logits in logit_pieces(run, image, windows, blend, stopped):
+        yield block, logits.softmax(dim=0)
+
+
+def logit_pieces(
+    run: Run, image: torch.Tensor, windows: Windows, blend: Blend, stopped: Stopped | None = None
+) -> Iterator[tuple[Block, torch.Tensor]]:
+    """Yield blocks that make up the image, and the logits whose softmax are the probabilities, as `softmax_pieces`.
+
+    They are valid until the next block is asked for.
+    """
+    pieces = _pieces(run, image, windows, blend, stopped)
+    if blend == "owner" or windows.count == 1:
+        for block, logits in pieces:
+            yield block, logits.float()
+            del logits  # not held while the next windows are computed
+        return
+    # Windows that answer 1 add up to their weights.
+    one = torch.ones(1, *windows.reach, device=image.device)
+    corners = itertools.chain.from_iterable(windows.batches())
+    weights = _blended(((corner, one) for corner in corners), windows, image.device)
+    for (block, sums), (_, weight) in zip(pieces, weights, strict=True):
+        yield block, sums.float() / weight
 
 
 def _pieces(

@@ -11,7 +11,11 @@ from labelrounds.runtimes.base import REFERENCE, Runtime, Subject, runtimes
 
 @runtimes.register(REFERENCE)
 class Eager(Runtime):
-    """Float32, by which the others are judged."""
+    """Float32, by which the others are judged.
+
+    Attributes:
+        network: what runs, for hooks that look into it (`scoring.py`).
+    """
 
     weights: ClassVar[torch.dtype] = torch.float32
     mixed: ClassVar[bool] = False
@@ -22,12 +26,12 @@ class Eager(Runtime):
         return None
 
     def __init__(self, subject: Subject) -> None:
-        self._network = for_inference(subject.network, subject.device, subject.config.dimensions, self.weights)
+        self.network = for_inference(subject.network, subject.device, subject.config.dimensions, self.weights)
 
     def __call__(self, windows: torch.Tensor) -> torch.Tensor:
         """Return the logits; in bfloat16 where that is the arithmetic."""
         with torch.autocast(windows.device.type, dtype=torch.bfloat16, enabled=self.mixed):
-            logits: torch.Tensor = self._network(windows)
+            logits: torch.Tensor = self.network(windows)
         return logits
 
 
