@@ -11,7 +11,7 @@ import numpy as np
 
 from labelrounds.strategies.base import CaseStrategy, Choice, Pool, strategies
 from labelrounds.strategies.by_score import NOT_SCORED
-from labelrounds.strategies.clusters import Space, k_means, space_of
+from labelrounds.strategies.clusters import Space, k_means, space_of, squared_distances
 from labelrounds.strategies.ordering import powered, sharpness, shuffled
 from labelrounds.strategies.random import completed
 from labelrounds.strategies.reasons import Unusual, joined, predicted, unlike_labelled, unsure, value_of
@@ -24,6 +24,7 @@ LONGEST = 8  # times as many labels as classes end the wait for a class that per
 MONITOR = 5  # one pick in five is drawn at random
 SHORTLIST = 5  # times a batch: the most uncertain, from which unlike ones are picked
 ATYPICAL = 0.2  # share of the pool, the least typical, that comes last
+COPY = 0.25  # of the usual distance between like cases: below, one is nearly a copy of the other
 
 
 @strategies.register("auto")
@@ -38,7 +39,8 @@ class Auto(CaseStrategy):
         count = max(0, min(count, len(pool.candidates)))
         if early(pool):
             return completed(pool, count, by_quota(pool, embedded(pool), count), NO_EMBEDDING)
-        return monitored(pool, informative(pool), count)
+        space = space_of({name: scores.embedding for name, scores in pool.scores.items()})
+        return explained(pool, space, monitored(pool, informative(pool, space), count))
 
 
 def early(pool: Pool) -> bool:
@@ -83,33 +85,35 @@ def _seen_to_have(pool: Pool, left: list[str], labels: dict[str, int]) -> list[s
     return []
 
 
-def informative(pool: Pool) -> list[str]:
-    """Return the candidates with a score: the unsure and unlike ones first, then the unsure, last the least typical."""
-    space = space_of({name: scores.embedding for name, scores in pool.scores.items()})
+def informative(pool: Pool, space: Space) -> list[str]:
+    """Return the candidates with a score: the unsure and unlike ones first, then the unsure, last the unsuited."""
     batch = max(1, pool.batch)
     recent = [*pool.labelled[pool.round * batch :], *pool.taken]  # this round's, whose likes can wait
     values = {name: value_of(pool.scores.get(name), "margin") for name in (*pool.candidates, *recent)}
     ids = sorted(name for name, value in values.items() if value is not None)
     scores = [values[name] or 0.0 for name in ids]
     noisy = powered(ids, scores, pool.seed, str(pool.round), sharpness(pool.round))
-    usual = typical_enough(space)
-    faulty = np.array([name not in usual for name in ids], dtype=bool)
-    ordered = [ids[place] for place in np.lexsort((-noisy, faulty))]
-    shortlist = [name for name in ordered[: SHORTLIST * batch] if name in usual]
+    last = unsuited(pool, space)
+    late = np.array([name in last for name in ids], dtype=bool)
+    ordered = [ids[place] for place in np.lexsort((-noisy, late))]
+    shortlist = [name for name in ordered[: SHORTLIST * batch] if name not in last]
     free = set(pool.candidates)
     best = unlike_each_other(space, shortlist, recent, batch, pool.seed)
     return [name for name in dict.fromkeys([*best, *ordered]) if name in free]
 
 
-def typical_enough(space: Space) -> set[str]:
-    """Return the ids that are not among the least typical: those are often faulty, and a model is unsure of any fault.
+def unsuited(pool: Pool, space: Space) -> set[str]:
+    """Return the least typical cases, and those that nearly are copies of labelled ones.
 
-    The information density of Settles and Craven 2008 (DOI 10.3115/1613715.1613855), as a threshold.
+    A model is unsure of any fault of an image, and learns little from it: the information density of Settles and
+    Craven 2008 (DOI 10.3115/1613715.1613855), as a threshold.
     """
     if not space.ids:
         return set()
-    border = np.quantile(space.typicality, ATYPICAL)
-    return {name for name, dense in zip(space.ids, space.typicality, strict=True) if dense >= border}
+    rows = space.rows(pool.candidates)
+    atypical = space.typicality[rows] < np.quantile(space.typicality, ATYPICAL)
+    copies = space.distance(rows, space.rows(pool.labelled)) < COPY * space.spacing
+    return {space.ids[row] for row in rows[atypical | copies]}
 
 
 def unlike_each_other(space: Space, shortlist: list[str], recent: list[str], batch: int, seed: int) -> list[str]:
@@ -123,9 +127,10 @@ def unlike_each_other(space: Space, shortlist: list[str], recent: list[str], bat
     groups = k_means(space.points[space.rows(sorted(shortlist))], batch, seed).tolist()
     member = dict(zip(sorted(shortlist), groups, strict=True))
     had: dict[int, int] = {}
-    for name in recent:
-        if name in member:
-            had[member[name]] = had.get(member[name], 0) + 1
+    listed = space.rows(sorted(shortlist))
+    for row in space.rows(recent):
+        nearest = int(squared_distances(space.points[[row]], space.points[listed]).argmin())
+        had[groups[nearest]] = had.get(groups[nearest], 0) + 1
     placed: list[tuple[int, int, str]] = []
     for place, name in enumerate(shortlist):
         if name not in recent:
@@ -135,7 +140,7 @@ def unlike_each_other(space: Space, shortlist: list[str], recent: list[str], bat
     return [name for _, _, name in sorted(placed)]
 
 
-def monitored(pool: Pool, ordered: list[str], count: int) -> list[Choice]:
+def monitored(pool: Pool, ordered: list[str], count: int) -> list[tuple[str, bool]]:
     """Return the order with every fifth case drawn at random from all candidates; what it lacks follows at random."""
     lots = dict.fromkeys(shuffled(pool.candidates, pool.seed))
     left = dict.fromkeys([*ordered, *lots])
@@ -145,13 +150,12 @@ def monitored(pool: Pool, ordered: list[str], count: int) -> list[Choice]:
         name = next(iter(lots if monitor else left))
         del left[name], lots[name]
         drawn.append((name, monitor))
-    return explained(pool, drawn)
+    return drawn
 
 
-def explained(pool: Pool, drawn: list[tuple[str, bool]]) -> list[Choice]:
+def explained(pool: Pool, space: Space, drawn: list[tuple[str, bool]]) -> list[Choice]:
     """Return the cases, each with its reason and score."""
     unusual = Unusual(pool)
-    space = space_of({name: scores.embedding for name, scores in pool.scores.items()})
     novel = unlike_labelled(pool, space, [name for name, _ in drawn])
     chosen = []
     for name, monitor in drawn:

@@ -26,8 +26,9 @@ class Badge(CaseStrategy):
         """Return cases drawn with the squared distance from those in hand and those before."""
         space = space_of({name: scores.embedding for name, scores in pool.scores.items()})
         asked = {*pool.candidates, *pool.taken}
-        ids = [name for name in space.ids if name in asked and any(_errors(pool, pool.scores[name]))]
-        errors = np.array([_errors(pool, pool.scores[name]) for name in ids]).reshape(len(ids), len(pool.classes))
+        far = {name: _errors(pool, pool.scores[name]) for name in space.ids if name in asked}
+        ids = [name for name, errors in far.items() if any(errors)]
+        errors = np.array([far[name] for name in ids]).reshape(len(ids), len(pool.classes))
         points = np.hstack([space.points[space.rows(ids)].astype(np.float64), np.ones((len(ids), 1))])
         return completed(pool, count, _drawn(pool, ids, errors, points, count), NOT_SCORED)
 

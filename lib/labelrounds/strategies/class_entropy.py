@@ -19,7 +19,7 @@ class ClassEntropy(CaseStrategy):
 
     def order(self, pool: Pool, count: int) -> list[Choice]:
         """Return cases by their labels' entropy; those without any score last, at random."""
-        orders = {label: _falling(pool, label) for label in (None, *pool.classes)}
+        orders = _Orders(pool)
         unusual = Unusual(pool)
         chosen: dict[str, Choice] = {}
         while len(chosen) < count:
@@ -35,14 +35,27 @@ class ClassEntropy(CaseStrategy):
         return completed(pool, count, list(chosen.values()), NOT_SCORED)
 
 
+class _Orders(dict[str | None, list[tuple[str, float]]]):
+    """The candidates by each label's entropy, or for None by their own, falling but for noise; made when asked for."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__()
+        self._pool = pool
+
+    def __missing__(self, label: str | None) -> list[tuple[str, float]]:
+        self[label] = _falling(self._pool, label)
+        return self[label]
+
+
 def _falling(pool: Pool, label: str | None) -> list[tuple[str, float]]:
     """Return the candidates and a label's entropy, or their own, falling but for noise."""
     found = {
         name: value_of(scores, "entropy") if label is None else by_label(scores, "entropy").get(label)
-        for name in pool.candidates
+        for name in (*pool.candidates, *pool.taken)  # so that taking one leaves the others' ranks
         for scores in (pool.scores.get(name),)
     }
     values = {name: value for name, value in found.items() if value is not None}
     ids = sorted(values)
     noisy = powered(ids, [values[name] for name in ids], pool.seed, f"{pool.round}/{label}", sharpness(pool.round))
-    return [(name, values[name]) for _, name in sorted(zip((-noisy).tolist(), ids, strict=True))]
+    free = set(pool.candidates)
+    return [(name, values[name]) for _, name in sorted(zip((-noisy).tolist(), ids, strict=True)) if name in free]

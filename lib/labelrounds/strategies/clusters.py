@@ -4,7 +4,6 @@ What depends on the points alone is kept by their content, since they stay the s
 out: `space_of` answers for equal embeddings with the same `Space`.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
@@ -50,6 +49,11 @@ class Space:
         """How densely each point is surrounded, ``(N,)``."""
         return typicality(self.points, self.points)
 
+    @cached_property
+    def spacing(self) -> float:
+        """How far a case of middling typicality is from its neighbours."""
+        return float(1 / np.median(self.typicality)) if len(self.ids) else 0.0
+
     def clusters(self, count: int, seed: int) -> Rows:
         """Return the number of the cluster of each point, of at most ``count`` by k-means."""
         key = (min(count, MOST_CLUSTERS, len(self.ids)), seed)
@@ -64,42 +68,28 @@ class Space:
         return np.sqrt(squared_distances(self.points[rows], self.points[others]).min(axis=1))
 
 
-class _Content:
-    """Ids and rows, equal where their content is."""
-
-    def __init__(self, ids: list[str], rows: Points) -> None:
-        self.ids, self.rows = ids, rows
-        self.digest = hashlib.sha256("\0".join(ids).encode() + rows.tobytes()).digest()
-
-    def __hash__(self) -> int:
-        return hash(self.digest)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Content) and other.digest == self.digest
-
-
 def space_of(embeddings: Mapping[str, NDArray[np.float32]]) -> Space:
     """Return the space of the embeddings, whatever their order.
 
     Left out are those that are not finite, and those of another length than most. Where all are equal they say
     nothing: the space is then empty.
     """
-    lengths = Counter(len(one) for one in embeddings.values() if np.ndim(one) == 1 and len(one))
+    lengths = Counter(one.shape for one in embeddings.values() if one.ndim == 1 and one.size)
     if not lengths:
         return Space((), np.zeros((0, 1), np.float32))
-    length = max(lengths, key=lambda one: (lengths[one], one))
-    ids = sorted(name for name, one in embeddings.items() if np.ndim(one) == 1 and len(one) == length)
-    rows = np.stack([np.asarray(embeddings[name], dtype=np.float32) for name in ids])
-    usable = np.isfinite(rows).all(axis=1) & (np.abs(rows) < LARGEST).all(axis=1)
+    shape = max(lengths, key=lambda one: (lengths[one], one))
+    ids = sorted(name for name, one in embeddings.items() if one.shape == shape)
+    rows = np.array([embeddings[name] for name in ids], dtype=np.float32)
+    usable = np.abs(rows).max(axis=1) < LARGEST  # not so where one is not a number
     if not usable.all():
         ids, rows = [name for name, good in zip(ids, usable, strict=True) if good], rows[usable]
-    return _space(_Content(ids, rows))
+    return _space(tuple(ids), shape[0], rows.tobytes())
 
 
-@lru_cache(maxsize=8)
-def _space(content: _Content) -> Space:
-    points = reduced(content.rows)
-    return Space(content.ids if len(points) else (), points)
+@lru_cache(maxsize=4)
+def _space(ids: tuple[str, ...], length: int, content: bytes) -> Space:
+    points = reduced(np.frombuffer(content, np.float32).reshape(-1, length))
+    return Space(ids if len(points) else (), points)
 
 
 def reduced(rows: Points) -> Points:

@@ -55,7 +55,7 @@ def embedded(pool: Pool) -> Space:
 
 def typical_choices(pool: Pool, space: Space, eligible: Collection[str], count: int) -> list[Choice]:
     """Return the typical of the eligible cases: as many groups as there will be labels after this round."""
-    groups = (pool.drawn // max(1, pool.batch) + 1) * max(1, pool.batch)
+    groups = (pool.round + 1) * max(1, pool.batch)
     found = typical(space, eligible, [*pool.labelled, *pool.taken], groups, pool.seed, count)
     unusual = Unusual(pool)
     return [Choice(one.image_id, joined(one.reason, unusual(one.image_id))) for one in found]
