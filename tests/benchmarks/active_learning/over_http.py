@@ -3,9 +3,9 @@
     python -m tests.benchmarks.active_learning --tier http
 
 For each case: `POST /activelearning/STRATEGY`, `POST /infer` for the prediction that an annotator would correct,
-`PUT /datastore/label` with the true label; after each batch `POST /train`, the way a clinic works. The model and the
-loop are smaller than tier C's and the pool is 40 of the training cases of `split.json`, as a server does more than train:
-it prepares, splits, cross-validates, judges and publishes. What it serves after each training is judged on the 40
+`PUT /datastore/label` with the true label; after each batch `POST /train`, the way a clinic works. The loop is shorter
+than tier C's and the pool is 40 of the training cases of `split.json`, as a server does more than train: it prepares,
+splits, cross-validates, judges and publishes. What it serves after each training is judged on the 40
 test cases, through `POST /infer` again; no figure of them decides anything.
 """
 

@@ -16,20 +16,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
+from rich.table import Table
 
-import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds.strategies import strategies
 from labelrounds.strategies.base import CaseStrategy
+from tests.benchmarks import machine
+from tests.benchmarks.active_learning import hippocampus
+from tests.benchmarks.active_learning.disturbed import AGAIN, OTHER
 from tests.benchmarks.active_learning.hippocampus import BATCH, ROUNDS, START, Hippocampus, OracleWorst
 from tests.benchmarks.active_learning.simulation import DRAWS, Curve, play
+from tests.benchmarks.active_learning.statistics import summary
+from tests.benchmarks.active_learning.table import table
 
 FOLDER = Path.home() / ".cache" / "labelrounds-benchmarks" / "active_learning"
-ORACLE = "oracle-worst"
+ORACLE = "oracle_worst"
 FIGURES = ("dice", "worst_decile")
 _SHARE_OF_FULL = 0.95
-console = Console()
+console = Console(width=160)
 
 
 @dataclass(frozen=True)
@@ -81,18 +87,70 @@ def run(tier: Tier, seeds: Sequence[int], contenders: Sequence[str], folder: Pat
     return curves
 
 
+def main(name: str, count: int | None, contenders: Sequence[str] | None, results: Path, folder: Path = FOLDER) -> None:
+    """Play the first seeds of a tier, print the tables and write the figures."""
+    tier = TIERS[name]
+    seeds = list(tier.seeds)[:count]
+    for played in range(1, len(seeds) + 1):  # a run cut short leaves the report of what it has played
+        curves = run(tier, seeds[:played], contenders or tier.contenders, folder)
+        content = report(tier, curves, folder)
+        results.mkdir(parents=True, exist_ok=True)
+        path = results / f"active_learning_{name}.json"
+        path.write_text(json.dumps(content, indent=1) + "\n")
+    for figure in FIGURES:
+        title = f"Tier {name}: area under the curve of {figure}, {len(seeds)} seeds"
+        console.print(table(content["figures"][figure], title))
+    console.print(others(content))
+    console.print(f"Figures: {path}")
+
+
+def report(tier: Tier, curves: Sequence[Curve], folder: Path = FOLDER) -> dict[str, Any]:
+    """Return all that is published of some curves, as JSON has it."""
+    seeds = sorted({curve.seed for curve in curves})
+    whole = [full(tier, seed, folder) for seed in seeds]
+    known = {figure: float(np.mean([one[figure] for one in whole])) for figure in FIGURES}
+    names = list(dict.fromkeys(curve.strategy for curve in curves))
+    return {
+        "tier": tier.name,
+        "seeds": seeds,
+        "seeds_not_played": [seed for seed in tier.seeds if seed not in seeds],
+        "loop": {"start": START, "batch": BATCH, "rounds": ROUNDS, **hippocampus.STEPS},
+        "model": hippocampus.configuration().model_dump(mode="json"),
+        "all_labels": {figure: round(value, 4) for figure, value in known.items()},
+        "figures": {figure: summary(curves, figure, _SHARE_OF_FULL * known[figure]) for figure in FIGURES},
+        "others": {name: _others([curve for curve in curves if curve.strategy == name]) for name in names},
+        "training_seconds": round(sum(curve.train_s for curve in curves)),
+        "machine": machine.describe(),
+        "code": machine.code(),
+    }
+
+
+def _others(curves: Sequence[Curve]) -> dict[str, float]:
+    """Return what one strategy cost, how smooth the last borders are, and which cases it chose."""
+    chosen = [image for curve in curves for image in curve.picked[START:]]
+    scoring = [one["scoring_s"] for curve in curves for one in curve.figures if one["scoring_s"]]
+    return {
+        "final_nsd_1mm": round(float(np.mean([curve.figures[-1]["nsd_1mm"] for curve in curves])), 4),
+        "foreground_voxels": round(float(np.mean([curve.figures[-1]["foreground_voxels"] for curve in curves]))),
+        "query_s": round(float(np.median([curve.query_s for curve in curves])), 4),
+        "scoring_a_pool_s": round(float(np.median(scoring)), 2) if scoring else 0.0,
+        "shifted_chosen": round(sum(OTHER in image for image in chosen) / len(chosen), 3),
+        "duplicates_chosen": round(sum(AGAIN in image for image in chosen) / len(chosen), 3),
+    }
+
+
+def others(content: Mapping[str, Any]) -> Table:
+    """Return the other figures as they are printed."""
+    rows = content["others"]
+    shown = Table("strategy", *(key.replace("_", " ") for key in next(iter(rows.values()))))
+    for name, figures in rows.items():
+        shown.add_row(name, *map(str, figures.values()))
+    return shown
+
+
 def turns(contenders: Sequence[str]) -> list[tuple[str, int]]:
     """Return each contender with the number of each of its draws."""
     return [(name, draw) for name in contenders for draw in range(DRAWS if name == "random" else 1)]
-
-
-def finished(tier: Tier, folder: Path = FOLDER) -> list[int]:
-    """Return the tier's seeds that every contender has played."""
-    return [
-        seed
-        for seed in tier.seeds
-        if all(file_of(folder, tier, name, seed, draw).is_file() for name, draw in turns(tier.contenders))
-    ]
 
 
 def full(tier: Tier, seed: int, folder: Path = FOLDER) -> dict[str, Any]:
