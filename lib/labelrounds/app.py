@@ -36,6 +36,7 @@ from labelrounds.inferer import SegmentationInferer
 from labelrounds.jobs import job_queue
 from labelrounds.memory_cache import Memory
 from labelrounds.progress import clock
+from labelrounds.rounds import DEFAULT, Listed, Rounds
 from labelrounds.store import CLASSES, FINAL, StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.tasks import label_tag_of
@@ -83,6 +84,7 @@ class LabelRoundsApp(MONAILabelApp):
             labels=self.known_labels(),
         )
         self.warm_up = WarmUp(self._infers)
+        self.rounds = Rounds(self, self.studies)
 
     def known_labels(self) -> list[str]:
         """Return the labels of all segmentation models, each once, in the order of the models."""
@@ -126,14 +128,16 @@ class LabelRoundsApp(MONAILabelApp):
         return {name: Trainer(config) for name, config in self.configs.items()}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        """Make one of each registered strategy."""
-        return {name: strategies.get(name)() for name in strategies.names()}
+        """List the registered strategies, the default one first."""
+        names = sorted(strategies.names(), key=lambda name: (name != DEFAULT, name))
+        return {name: Listed(strategies.get(name).description, self.next_sample) for name in names}
 
     def on_init_complete(self) -> None:
         """Start the host's housekeeping, go on with a training that a killed server left, and make the models ready."""
         super().on_init_complete()
         job_queue("train").resume(settings.MONAI_LABEL_STUDIES, self._trainers)
         self.warm_up.start()
+        self.rounds.start()
 
     def info(self) -> dict[str, Any]:
         """Return what clients show; the trainer that runs comes first, as they read the first entry's figures."""
@@ -201,17 +205,34 @@ class LabelRoundsApp(MONAILabelApp):
         if self.memory.answers.budget:
             self.ahead.add(image)
 
-    def _segment_as_usual(self, image: Path) -> None:
-        """Segment an image as the next user will most likely ask for it: as the last one did, or by the first model."""
+    def usual_model(self, task: str) -> str | None:
+        """Return the model of a task that was last asked for, else the first that is served, else the first."""
+        names = [name for name, config in self.configs.items() if config.task == task]
+        if self._habit.get("model") in names:
+            return str(self._habit["model"])
+        return next((name for name in names if self._infers[name].is_valid()), next(iter(names), None))
+
+    def is_ready(self, image: Path) -> bool:
+        """Tell whether the answer that a user will most likely ask for is in memory."""
+        request = self._usual_request(image)
+        return request is not None and bool(self._infers[request["model"]].is_ready(request))
+
+    def _usual_request(self, image: Path) -> dict[str, Any] | None:
+        """Return how the next user will most likely ask: as the last one did, or for the first model that is served."""
         served = (name for name, task in self._infers.items() if task.is_valid())
         model = self._habit.get("model") or next(served, None)
-        if model is not None:
-            found = self.infer({**self._habit, "model": model, "image": image, "background": True})
+        return {**self._habit, "model": model, "image": image} if model is not None else None
+
+    def _segment_as_usual(self, image: Path) -> None:
+        request = self._usual_request(image)
+        if request is not None:
+            found = self.infer({**request, "background": True})
             if found["file"] is not None:  # classes have none
                 Path(found["file"]).unlink(missing_ok=True)
 
     def close(self) -> None:
         """End what computes in this process; what waits is refused."""
+        self.rounds.close()
         self.engine.close()
         self.ahead.close()
         self.warm_up.close()
@@ -272,21 +293,8 @@ class LabelRoundsApp(MONAILabelApp):
         return result
 
     def next_sample(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Return the next case to label, with the reason for it, and segment it ahead; empty when all have a label.
-
-        Raises:
-            NotFound: no such strategy.
-        """
-        name = request.get("strategy") or "random"
-        strategy = self._strategies.get(name) if isinstance(name, str) else None
-        if strategy is None:
-            raise NotFound(f"strategy {name!r} is not one of {', '.join(self._strategies)}")
-        chosen: dict[str, Any] | None = strategy(request, self.datastore())
-        if not chosen:
-            return {}
-        path = self.image_path(chosen["id"])
-        self.segment_ahead(path)
-        return {**chosen, "path": str(path)}
+        """Return the next case to label; see `labelrounds.rounds.Rounds.choose`."""
+        return self.rounds.choose(request)[0]
 
     def _init_dicomweb_datastore(self) -> Datastore:
         # The host would download the dcmqi tools here, which no hospital's firewall lets through; where they are

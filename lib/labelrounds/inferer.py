@@ -233,6 +233,15 @@ class SegmentationInferer(InferTask):
             "request_id": request_id,
         }
 
+    def is_ready(self, request: dict[str, Any]) -> bool:
+        """Tell whether what a request asks for is in memory; as `__call__`, but nothing is computed."""
+        try:
+            asked, devices = Request.of(request), choose_devices(first_of(request.get("device")))
+            current = self._networks.checkpoints.current()
+            return any(self._answer_key(asked, device, current) in self._memory.answers for device in devices)
+        except LabelRoundsError:
+            return False
+
     def _answer(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
         """Answer from one of some devices, or from the CPU where a GPU has not the memory.
 

@@ -180,23 +180,10 @@ class ScoreStore:
         number = next(iter(serving.values())).version if serving else None
         return Known(serving, number, stale, missing, failed)
 
-    def lacking(self, images: Mapping[str, Path], weights: str, names: frozenset[str] = frozenset()) -> list[str]:
-        """Return the ids of images that a version has not scored yet, or not by all of some names, in their order."""
-        with self._lock:
-            self._renew()
-            rows = self._rows.get(self._of(weights), {})
-            known = {image_id: self._complete(rows.get(str(path)), path, names) for image_id, path in images.items()}
-        return [image_id for image_id, complete in known.items() if not complete]
-
     def look_again(self, images: Mapping[str, Path]) -> None:
         """Look into the folders of series for files that were changed in place, which takes a moment for each."""
         for path in images.values():
             self._identities.look_again(path)
-
-    def _complete(self, row: _Row | None, path: Path, names: frozenset[str]) -> bool:
-        if row is None or row.identity != (self._identities.of(path) or ""):
-            return False
-        return row.scores is None or names <= row.scores.values.keys()
 
     def _of(self, weights: str) -> str:
         return f"{self._preparation}/{weights}"

@@ -8,12 +8,10 @@ whole-slide and OHIF routes, the proxy to the PACS, archive uploads, the logs, b
 GPU) and scoring (there is none), and reloading the app, which deadlocks.
 """
 
-import json
 import logging
 import re
 import shutil
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
@@ -25,32 +23,24 @@ import labelrounds.host
 
 # isort: split
 from anyio import from_thread, to_thread
-from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, File, Form, Request, UploadFile
+from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, Request, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints import (
-    activelearning,
-    datastore,
-    infer,
-    info,
-    login,
-    model,
-    session,
-    train,
-)
-from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.endpoints import datastore, infer, info, login, model, session, train
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
 from labelrounds import folders, heap, jobs
+from labelrounds.access import Annotator, Caller, client_of, parse_object
 from labelrounds.devices import available_devices
 from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
-from labelrounds.store import FINAL
+from labelrounds.rounds_routes import rounds
+from labelrounds.store import CLASSES, FINAL
 
 logger = logging.getLogger(__name__)
 
@@ -62,9 +52,6 @@ _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 _SESSION = re.compile(r"[0-9a-f-]{36}")
 
-Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-Caller = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
-
 
 class Output(str, Enum):
     """What ``/infer`` answers with: the label file, its description, or both in one multipart answer."""
@@ -75,7 +62,6 @@ class Output(str, Enum):
 
 
 own = APIRouter()
-_choosing = threading.Lock()  # a case is noted as handed out only after it was chosen
 
 
 @own.get("/", include_in_schema=False)
@@ -115,14 +101,6 @@ def segment(
     else:
         raise BadInput("neither image, file nor session_id was sent; one of them is needed")
     return infer.send_response(app.datastore(), result, output, background)
-
-
-@own.post("/activelearning/{strategy}", tags=["ActiveLearning"], summary="Hand out the next case to label")
-def next_sample(who: Caller, strategy: str, params: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Choose by a strategy; in a thread, so that no other request waits while a long list is gone through."""
-    with _choosing:
-        chosen: dict[str, Any] = activelearning.sample(strategy, params, who.username)
-    return chosen
 
 
 @own.put("/datastore/", include_in_schema=False)
@@ -169,7 +147,8 @@ def check_image(_: Caller, image: str, check_sum: str = "") -> dict[str, Any]:
 
 @own.put("/datastore/label", tags=["Datastore"], summary="Submit a label")
 def submit_label(
-    _: Annotator,
+    http: Request,
+    who: Annotator,
     image: str,
     label: Annotated[UploadFile, File()],
     tag: str = "",
@@ -183,9 +162,11 @@ def submit_label(
         classes = store.classes_in(image, str(path), kind, details)
         if classes is not None:
             store.save_classes({image: classes}, details)
+            app.rounds.submitted(image, CLASSES, client_of(http, who, details))
             return {"image": image, "label": image, "classes": list(classes.classes)}
         label_id = store.save_label(image, str(path), kind, details)
     note = app.on_save_label(image, label_id) or {}
+    app.rounds.submitted(image, kind, client_of(http, who, details))
     ignored = store.get_label_info(label_id, kind).get("unknown_labels")
     return {**note, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
 
@@ -221,30 +202,9 @@ def create_session(
     return kept
 
 
-def client_of(http: Request, who: User, options: dict[str, Any]) -> str:
-    """Return whom a request counts for: clients often share a name (Slicer's is ``user-xyz``), or an address."""
-    address = http.client.host if http.client else ""
-    return f"{address} {who.username} {options.get('client_id', '')}"
-
-
 def has_gone(http: Request) -> bool:
     """Tell whether a request's client has hung up; called in the request's thread."""
     return from_thread.run(http.is_disconnected)
-
-
-def parse_object(field: str, text: str) -> dict[str, Any]:
-    """Return the object of a form field that holds JSON.
-
-    Raises:
-        BadInput: not JSON, or not an object.
-    """
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{field} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadInput(f"{field} must be a JSON object, got {type(value).__name__}")
-    return value
 
 
 def parse_notes(field: str, text: str) -> dict[str, Any]:
@@ -340,7 +300,8 @@ def build() -> FastAPI:
         title="LabelRounds", version=labelrounds.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
     )
     application.include_router(own)
-    hosts = [activelearning, datastore, info, model, session, train]
+    application.include_router(rounds)
+    hosts = [datastore, info, model, session, train]
     if settings.MONAI_LABEL_AUTH_ENABLE:
         hosts.append(login)
     for endpoint in hosts:

@@ -20,7 +20,7 @@ on nothing but the name. A new patient whom the served weights, as those that sh
 
 import hashlib
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from labelrounds.checkpoints import read_json, write_json
@@ -43,7 +43,7 @@ def assign_parts(patients: Iterable[str], file: Path, learnt: Collection[str] = 
         BadInput: the file is damaged; nothing is drawn again.
         OutOfSpace: it could not be written; nobody is assigned.
     """
-    known: dict[str, str] = dict(read_json(file) or {})
+    known = read_parts(file)
     present = sorted(set(patients), key=position)
     new = [patient for patient in present if patient not in known]
     if new:
@@ -55,6 +55,30 @@ def assign_parts(patients: Iterable[str], file: Path, learnt: Collection[str] = 
             known |= _fill(new, Counter(known[patient] for patient in present if patient in known))
         write_json(file, known)
     return {patient: known[patient] for patient in present}
+
+
+def part_to_be(patient: str, known: Mapping[str, str], by_name: bool) -> str | None:
+    """Return the part that a patient has, or will have whenever a label of theirs is submitted.
+
+    Args:
+        patient: name or id.
+        known: each patient's part, as far as it is decided.
+        by_name: see `by_name_alone`.
+
+    Returns:
+        None where it depends on who else is labelled before the next training.
+    """
+    return known.get(patient) or (_part(patient) if by_name else None)
+
+
+def by_name_alone(labelled: int) -> bool:
+    """Tell whether there are so many patients with labels that a new one's part depends on nothing but the name."""
+    return labelled + 1 >= _BY_NAME_ALONE
+
+
+def read_parts(file: Path) -> dict[str, str]:
+    """Return each patient's part, as far as it is decided; raises as `assign_parts` where the file is damaged."""
+    return dict(read_json(file) or {})
 
 
 def position(patient: str) -> float:

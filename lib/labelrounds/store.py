@@ -136,6 +136,16 @@ class StudyStore(IndexedFolder):
         tag = check_tag(label_tag or self.rounds_tag)
         return sorted(name for name, found in self._datastore.objects.items() if tag not in found.labels)
 
+    @property
+    def entries(self) -> Mapping[str, ImageLabelModel]:
+        """What is known of the images at hand and of their labels at one moment; it must not be changed."""
+        return self._datastore.objects
+
+    def files_at_hand(self) -> dict[str, Path]:
+        """Return, by id, where the images lie that need not be fetched from anywhere."""
+        folder = Path(self._snapshot.image_path())
+        return {name: folder / (name + found.image.ext) for name, found in self.entries.items()}
+
     def get_image_uri(self, image_id: str) -> str:
         """Return the path of an image.
 
@@ -387,7 +397,9 @@ class StudyStore(IndexedFolder):
             label = self._version_or_current(image_id, label_tag, found.labels[label_tag])
             if image.exists() and label.exists():
                 values = self._values(found.labels[label_tag].info) if label_tag == FINAL else None
-                cases.append(LabelledCase(image_id, image, label, values, _patient(image_id, image, found.image.info)))
+                cases.append(
+                    LabelledCase(image_id, image, label, values, patient_in(image_id, image, found.image.info))
+                )
         return cases
 
     # The datastore itself
@@ -491,7 +503,8 @@ def _plain(info: object) -> dict[str, Any]:
         raise BadInput(f"info: cannot be kept as JSON: {error}") from error
 
 
-def _patient(image_id: str, image: Path, info: dict[str, Any]) -> str:
+def patient_in(image_id: str, image: Path, info: Mapping[str, Any]) -> str:
+    """Return whose image it is: the PatientID of its info or of its file, or else the image's own id."""
     patient = str(info.get("PatientID") or "").strip()
     if patient in _NO_PATIENT:
         try:

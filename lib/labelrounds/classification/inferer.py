@@ -224,6 +224,15 @@ class ClassificationInferer(InferTask):
         )
         return file, params
 
+    def is_ready(self, request: dict[str, Any]) -> bool:
+        """Tell whether the classes that a request asks for are in memory; nothing is computed."""
+        try:
+            asked, devices = Request.of(request), choose_devices(first_of(request.get("device")))
+            current = self._networks.checkpoints.current()
+            return any(self._answer_key(asked, device, current) in self._memory.answers for device in devices)
+        except LabelRoundsError:
+            return False
+
     def _options(self, request: dict[str, Any]) -> tuple[str, str | bool | None, str]:
         """Return what is to be shown, which class is to be explained, and by which method.
 

@@ -1,0 +1,392 @@
+"""A round: which case is handed out next and why, who has it in hand, and what comes of it.
+
+The way: ``POST /activelearning/{strategy}`` -> `Rounds.choose` -> `labelrounds.pool` gathers what may be handed out and
+what is known of it -> the strategy orders it -> `labelrounds.leases` takes the first that is free -> the next ones are
+segmented ahead. It ends in ``PUT /datastore/label`` -> `Rounds.submitted` -> the ledger, where `labelrounds.agreement`
+then adds how well the prediction agreed.
+
+Concurrency
+    Any thread may call. Choosing is done one at a time in this process; taking is atomic between processes. A thread
+    looks every few seconds for new images and versions, and has `labelrounds.pool_scoring` pass over them.
+
+Crash
+    What was answered is in the database under ``LABELROUNDS_HOME``, which is opened when it is first needed. Where it
+    can't be written to, who asks for a case is told so with 507; labels are saved, and everything else goes on.
+"""
+
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import labelrounds.host  # noqa: F401 - makes the next import possible
+
+# isort: split
+from monailabel.interfaces.tasks.strategy import Strategy
+
+from labelrounds import leases, scores
+from labelrounds.agreement import Agreement
+from labelrounds.checkpoints import Checkpoints
+from labelrounds.config import AnyConfig
+from labelrounds.database import Database, rounds_file
+from labelrounds.errors import LabelRoundsError, NotFound
+from labelrounds.history import checksum
+from labelrounds.leases import DEFER, Asking, Leases
+from labelrounds.pool import Gathered, PoolSource
+from labelrounds.pool_scoring import PoolScoring
+from labelrounds.readable import Readable
+from labelrounds.store import CLASSES
+from labelrounds.strategies import strategies
+from labelrounds.strategies.base import CaseStrategy, Choice
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = "auto"
+AHEAD = 3
+_LOOK_EVERY_S = 5.0
+_CLOSING_S = 5.0
+_AGAIN = "you have it in hand already, and no other case is left"
+_HELD_BACK = "of a patient by whom the model is measured; no case to learn from is left"
+_SECOND = "another annotator has labelled it: a second reading shows how well you agree"
+
+
+class Served(Protocol):
+    """What the rounds ask of the app; see `labelrounds.app.LabelRoundsApp`."""
+
+    @property
+    def configs(self) -> Mapping[str, AnyConfig]:
+        """The models by name."""
+
+    def datastore(self) -> Any:
+        """Return the datastore."""
+
+    def usual_model(self, task: str) -> str | None:
+        """Return the model of a task that users ask for, None where there is none."""
+
+    def image_path(self, image_id: str) -> Path:
+        """Return where an image lies, fetching it if need be."""
+
+    def segment_ahead(self, image: Path) -> None:
+        """Segment an image in the background."""
+
+    def is_ready(self, image: Path) -> bool:
+        """Tell whether the answer for an image is in memory."""
+
+    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Segment or classify an image."""
+
+
+@dataclass(frozen=True)
+class _Open:
+    """What needs the database."""
+
+    database: Database
+    leases: Leases
+    agreement: Agreement
+    scoring: PoolScoring
+
+
+class Listed(Strategy):
+    """A strategy as the host lists it."""
+
+    def __init__(self, description: str, choose: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__(description)
+        self._choose = choose
+
+    def __call__(self, request: dict[str, Any], datastore: object) -> dict[str, Any]:
+        """Return the next case."""
+        return self._choose(request)
+
+
+class Rounds:
+    """The rounds of labelling of one studies folder.
+
+    Args:
+        app: whose models and datastore they are about.
+        studies: the folder, or the address of a DICOMweb server.
+    """
+
+    def __init__(self, app: Served, studies: str) -> None:
+        self._app, self._studies = app, studies
+        self._opening, self._choosing = threading.Lock(), threading.Lock()
+        self._open: _Open | None = None
+        self._sources: dict[str, PoolSource] = {}
+        self._costly: tuple[str, ...] = ()
+        self._readable = Readable()
+        self._closed = threading.Event()
+        self._watch = threading.Thread(target=self._look, name="rounds", daemon=True)
+
+    def opened(self) -> _Open:
+        """Return what needs the database, opening it first if need be.
+
+        Raises:
+            OutOfSpace: it can't be written to; the next call tries again.
+        """
+        with self._opening:
+            if self._open is None:
+                database = Database(rounds_file(self._studies), leases.SCHEMA + scores.SCHEMA)
+                held = Leases(database)
+                scoring = PoolScoring(self._app, database)
+                self._open = _Open(database, held, Agreement(self._app, held), scoring)
+            return self._open
+
+    def start(self) -> None:
+        """Begin to pass over the images, and go on with what a killed server has left."""
+        self._watch.start()
+
+    def close(self) -> None:
+        """End what runs in the background."""
+        self._closed.set()
+        if self._watch.ident is not None:
+            self._watch.join(_CLOSING_S)
+        if self._open is not None:
+            self._open.agreement.close()
+            self._open.scoring.close()
+
+    def model(self, asked: object = None) -> str:
+        """Return the model that the rounds are about: the one asked for, or the one that users ask for.
+
+        Raises:
+            NotFound: no such model, or none of the task that the datastore's labels are of.
+        """
+        task = "classification" if self._app.datastore().rounds_tag == CLASSES else "segmentation"
+        fitting = [name for name, config in self._app.configs.items() if config.task == task]
+        name = asked or self._app.usual_model(task)
+        if name not in fitting:
+            raise NotFound(f"model {str(asked)[:100]!r} is not one of {', '.join(fitting)}")
+        return str(name)
+
+    def choose(self, request: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Hand out a case.
+
+        Args:
+            request: ``strategy`` (by default ``auto``), ``client_id``, ``model``, and ``second`` for a case that
+                another annotator has labelled.
+
+        Returns:
+            what a client reads of the case, and nothing to add; or nothing, and why there is no case.
+
+        Raises:
+            NotFound: no such strategy or model.
+            OutOfSpace: the database can't be written to.
+        """
+        name = request.get("strategy") or DEFAULT
+        if name not in strategies.names():
+            raise NotFound(f"strategy {str(name)[:100]!r} is not one of {', '.join(strategies.names())}")
+        strategy, model = strategies.get(str(name))(), self.model(request.get("model"))
+        client, second = str(request.get("client_id") or ""), bool(request.get("second"))
+        self._costly = tuple({*self._costly, *strategy.costly})
+        while True:
+            with self._choosing:
+                gathered = self._source(model).gather(strategy.cold)
+                order, again = self._order(strategy, gathered, client, second)
+                asking = Asking(client, str(name), model, gathered.known.version, again, second)
+                place = self._take(order, asking, gathered)
+            if not order:
+                return {}, nothing_left(gathered, second)
+            if place is None:
+                continue  # all of them were unreadable, or taken by another process
+            image = order[place].image_id
+            path = self._app.image_path(image)  # fetched now, where it was not at hand
+            if self._is_readable(image, path):
+                self._prepare(path, order[place + 1 :], gathered)
+                return self._answer(order[place], place + 1, path, asking, gathered), ""
+
+    def submitted(self, image: str, tag: str, client: str) -> None:
+        """Note a label that was just saved; where that can't be done, the log says so: the label counts."""
+        store = self._app.datastore()
+        if tag != store.rounds_tag:
+            return
+        try:
+            entry, model = store.entries[image].labels[tag], self.model()
+            digest = entry.info.get("sha256") or checksum(Path(store.get_label_uri(image, tag)))
+            served = Checkpoints(self._app.configs[model]).served_number()
+            self.opened().leases.submitted(image, client, digest, model, served)
+            self.opened().agreement.resume()
+        except (LabelRoundsError, KeyError) as error:
+            logger.warning("The label of %s is saved, but not in the ledger of the rounds: %s", image, error)
+
+    def renew(self, image: str, client: str) -> float:
+        """Keep a case for its client; returns for how many seconds.
+
+        Raises:
+            NotFound: no such image.
+            Conflict: it is not in that client's hands.
+        """
+        self._check_image(image)
+        return self.opened().leases.renew(image, client)
+
+    def put_aside(self, image: str, client: str, kind: str, reason: str, hours: float | None) -> None:
+        """Hand a case out no more, for good or for some hours; raises `NotFound` where there is no such image."""
+        self._check_image(image)
+        self.opened().leases.put_aside(image, client, kind, reason, hours)
+
+    def put_back(self, image: str, client: str) -> None:
+        """Hand a case out again; raises `NotFound` where there is no such image, or it is not put aside."""
+        self.opened().leases.put_back(image, client)
+
+    def state(self, strategy: str | None = None, count: int = 10, model: str | None = None) -> dict[str, Any]:
+        """Return what is next and why, who has what in hand, what is put aside, and the end of the ledger."""
+        name, served = strategy or DEFAULT, self.model(model)
+        if name not in strategies.names():
+            raise NotFound(f"strategy {name[:100]!r} is not one of {', '.join(strategies.names())}")
+        chooser = strategies.get(name)()
+        gathered = self._source(served).gather(chooser.cold)
+        order = chooser.order(gathered.pool, count) if gathered.pool.candidates else []
+        standing = gathered.standing
+        return {
+            "strategy": name,
+            "model": served,
+            "cases": _counts(gathered),
+            "queue": [{**vars(choice), "rank": rank} for rank, choice in enumerate(order, start=1)],
+            "leases": [vars(lease) for lease in standing.leases.values()],
+            "aside": [vars(one) for one in standing.aside.values()],
+            "unreadable": [{"image": image, "reason": why} for image, why in gathered.unreadable.items()],
+            "scoring": self.opened().scoring.progress(),
+            "ledger": self.opened().leases.ledger(last=50),
+        }
+
+    def _source(self, model: str) -> PoolSource:
+        opened = self.opened()
+        if model not in self._sources:
+            config, store = self._app.configs[model], self._app.datastore()
+            self._sources[model] = PoolSource(config, store, opened.database, opened.leases)
+        return self._sources[model]
+
+    def _order(
+        self, strategy: CaseStrategy, gathered: Gathered, client: str, second: bool
+    ) -> tuple[list[Choice], bool]:
+        """Return the next few cases, and whether they are in the client's hands already."""
+        if second:
+            return [Choice(image, _SECOND) for image in shuffled(gathered.to_read_again(client))], False
+        if gathered.pool.candidates:
+            return strategy.order(gathered.pool, AHEAD + 1), False
+        if gathered.held_back:
+            return [Choice(image, _HELD_BACK) for image in shuffled(gathered.held_back)[: AHEAD + 1]], False
+        mine = [lease.image for lease in gathered.in_hand if lease.client == client]
+        if mine:
+            return [Choice(image, _AGAIN) for image in mine], True
+        deferred = [one for one in gathered.put_aside if one.kind == DEFER]
+        return [
+            Choice(one.image, f"put off before ({one.reason or 'no reason given'}), and no other case is left")
+            for one in sorted(deferred, key=lambda one: one.left_s or 0.0)
+        ], False
+
+    def _take(self, order: Sequence[Choice], asking: Asking, gathered: Gathered) -> int | None:
+        """Take the first case that is free and, as far as it is at hand, readable; return its place."""
+        for place, choice in enumerate(order):
+            image = choice.image_id
+            unseen = image in gathered.files and image not in gathered.known.scores
+            if unseen and not self._is_readable(image, gathered.files[image]):
+                continue
+            if self.opened().leases.take(choice, place + 1, asking, gathered.standing):
+                return place
+        return None
+
+    def _is_readable(self, image: str, path: Path) -> bool:
+        """Tell whether an image can be read; what can't be is handed out no more until its file is another."""
+        identity, reason = self._readable.check(path)
+        if reason:
+            self.opened().leases.note_unreadable(image, identity, reason)
+        return not reason
+
+    def _prepare(self, path: Path, later: Sequence[Choice], gathered: Gathered) -> None:
+        """Have the handed-out case segmented, and then the next ones, as far as they are at hand."""
+        images = [gathered.files[choice.image_id] for choice in later[:AHEAD] if choice.image_id in gathered.files]
+        for image in [*reversed(images), path]:  # the last one first
+            self._app.segment_ahead(image)
+
+    def _answer(self, choice: Choice, rank: int, path: Path, asking: Asking, gathered: Gathered) -> dict[str, Any]:
+        info: dict[str, Any] = self._app.datastore().get_image_info(choice.image_id)
+        info.pop("strategy", None)
+        return {
+            **info,
+            "id": choice.image_id,
+            "path": str(path),
+            "reason": choice.reason,
+            "score": choice.score,
+            "rank": rank,
+            "strategy": asking.strategy,
+            "model": asking.model,
+            "monitor": choice.monitor,
+            "prediction_ready": self._app.is_ready(path),
+            "queue": max(0, len(gathered.pool.candidates) - 1),
+            "lease_s": self.opened().leases.seconds,
+            **({"stale": _stale(gathered)} if gathered.known.stale else {}),
+        }
+
+    def _check_image(self, image: str) -> None:
+        store = self._app.datastore()
+        if image not in store.entries and image not in store.list_images():
+            raise NotFound(f"image {image[:200]!r} is not in the datastore")
+
+    def _look(self) -> None:
+        """Look for what is new until the server ends."""
+        resumed = False
+        while not self._closed.is_set():
+            try:
+                if not resumed:
+                    self.opened().agreement.resume()
+                    resumed = True
+                self._look_once(self.model())
+            except LabelRoundsError as error:
+                logger.debug("No pass over the images: %s", error)
+            except Exception:
+                logger.exception("No pass over the images")
+            self._closed.wait(_LOOK_EVERY_S)
+
+    def _look_once(self, model: str) -> None:
+        source = self._source(model)
+        images = source.to_score()
+        self.opened().scoring.wanted(model, images, self._costly)
+        unreadable = self.opened().leases.standing().unreadable
+        for image in source.scores.known(images, source.checkpoints).failed:
+            if image not in unreadable:
+                self._is_readable(image, images[image])  # what no model can take may still be labelled
+
+
+def shuffled(images: Sequence[str]) -> list[str]:
+    """Return images in an order that follows from nothing but their names."""
+    return sorted(images, key=lambda image: hashlib.sha256(image.encode()).digest())
+
+
+def nothing_left(gathered: Gathered, second: bool = False) -> str:
+    """Say why no case is handed out."""
+    if second:
+        return "No case has a label of another annotator alone, so there is none to read a second time."
+    if not gathered.images:
+        return "There is no image in the datastore yet."
+    if not gathered.unlabelled:
+        return f"Every case has a label: {gathered.images} of {gathered.images}."
+    held = [lease.left_s for lease in gathered.in_hand]
+    parts = []
+    if held:
+        parts.append(f"{len(held)} in others' hands, the first free again in {min(held) / 60:.0f} min at the latest")
+    if gathered.put_aside:
+        parts.append(f"{len(gathered.put_aside)} put aside")
+    if gathered.unreadable:
+        parts.append(f"{len(gathered.unreadable)} that can't be read")
+    return f"No case is left to hand out: of {len(gathered.unlabelled)} without a label {'; '.join(parts)}."
+
+
+def _counts(gathered: Gathered) -> dict[str, int]:
+    return {
+        "images": gathered.images,
+        "labelled": len(gathered.pool.labelled),
+        "candidates": len(gathered.pool.candidates),
+        "in_hand": len(gathered.in_hand),
+        "held_back": len(gathered.held_back),
+        "put_aside": len(gathered.put_aside),
+        "unreadable": len(gathered.unreadable),
+        "scored": len(gathered.known.scores),
+    }
+
+
+def _stale(gathered: Gathered) -> str:
+    return (
+        f"scored by version {gathered.known.version}, as the one served now has not passed over all images yet:"
+        f" {len(gathered.known.missing)} to go"
+    )

@@ -1,0 +1,103 @@
+"""The routes of the rounds: asking for a case, keeping it, putting it aside, and seeing how things stand.
+
+Plain functions, so that they run in a thread each. Every body is checked whole, an unknown key being a mistake.
+"""
+
+from typing import Annotated, Any, Literal
+
+import labelrounds.host
+
+# isort: split
+from fastapi import APIRouter, Body, Query, Request
+from fastapi.responses import JSONResponse, Response
+from monailabel.interfaces.utils.app import app_instance
+from pydantic import BaseModel, ConfigDict, Field
+
+from labelrounds.access import Annotator, Caller, client_of, parse_body
+from labelrounds.errors import BadInput
+from labelrounds.names import check_id
+
+__all__ = ["MESSAGE", "labelrounds", "rounds"]
+
+MESSAGE = "X-LabelRounds-Message"
+_MOST_SHOWN = 500
+_LONGEST_H = 24 * 366.0
+Name = Annotated[str, Field(max_length=200)]
+Sent = Annotated[dict[str, Any] | None, Body()]
+rounds = APIRouter(tags=["ActiveLearning"])
+
+
+class Asked(BaseModel):
+    """What a client may say when it asks for a case."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    client_id: Name | None = None
+    model: Name | None = None
+    second: bool = False
+
+
+class Kept(BaseModel):
+    """A sign of life."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    image: Name
+    client_id: Name | None = None
+
+
+class PutAside(BaseModel):
+    """A case that is not to be handed out, and why."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    image: Name
+    kind: Literal["skip", "defer"]
+    reason: Annotated[str, Field(max_length=500)] = ""
+    hours: Annotated[float, Field(gt=0, le=_LONGEST_H, allow_inf_nan=False)] | None = None
+    client_id: Name | None = None
+
+
+@rounds.post("/activelearning/{strategy}", summary="Hand out the next case to label")
+def next_sample(http: Request, who: Caller, strategy: str, params: Sent = None) -> Response:
+    """Choose by a strategy; ``{}`` where no case is left, with the reason in the header ``X-LabelRounds-Message``."""
+    asked = parse_body(Asked, params or {})
+    client = client_of(http, who, params or {})
+    request = {"strategy": strategy, "model": asked.model, "second": asked.second, "client_id": client}
+    chosen, why = app_instance().rounds.choose(request)
+    return JSONResponse(chosen, headers={MESSAGE: why} if why else None)
+
+
+@rounds.get("/rounds/", summary="See what is next, who has what in hand, and what was")
+def see_rounds(
+    _: Caller,
+    strategy: str = "auto",
+    model: str = "",
+    count: Annotated[int, Query(ge=0, le=_MOST_SHOWN)] = 10,
+) -> dict[str, Any]:
+    """Return the queue with its reasons, leases, cases put aside, the end of the ledger, and how far scoring is."""
+    state: dict[str, Any] = app_instance().rounds.state(strategy, count, model or None)
+    return state
+
+
+@rounds.post("/rounds/lease", summary="Keep a case in hand")
+def keep(http: Request, who: Annotator, body: Sent = None) -> dict[str, Any]:
+    """Keep a case for its client for another while; 409 where it is not in that client's hands."""
+    kept = parse_body(Kept, body or {})
+    seconds = app_instance().rounds.renew(check_id(kept.image), client_of(http, who, body or {}))
+    return {"image": kept.image, "lease_s": seconds}
+
+
+@rounds.post("/rounds/aside", summary="Put a case aside")
+def put_aside(http: Request, who: Annotator, body: Sent = None) -> dict[str, Any]:
+    """Skip a case for good, or defer it for some hours; for all clients."""
+    aside = parse_body(PutAside, body or {})
+    if (aside.hours is None) is (aside.kind == "defer"):
+        raise BadInput("hours: 'defer' needs them, above 0; 'skip' is for good and takes none")
+    client = client_of(http, who, body or {})
+    app_instance().rounds.put_aside(check_id(aside.image), client, aside.kind, aside.reason, aside.hours)
+    return {"image": aside.image, "kind": aside.kind}
+
+
+@rounds.delete("/rounds/aside", summary="Put a case back")
+def put_back(http: Request, who: Annotator, image: str) -> dict[str, Any]:
+    """Hand a case out again that was skipped or deferred."""
+    app_instance().rounds.put_back(check_id(image), client_of(http, who, {}))
+    return {"image": image}
