@@ -6,7 +6,8 @@ For each case: `POST /activelearning/STRATEGY`, `POST /infer` for the prediction
 `PUT /datastore/label` with the true label; after each batch `POST /train`, the way a clinic works. The loop is shorter
 than tier C's and the pool is 40 of the training cases of `split.json`, as a server does more than train: it prepares,
 splits, cross-validates, judges and publishes. What it serves after each training is judged on the 40
-test cases, through `POST /infer` again; no figure of them decides anything.
+test cases, through `POST /infer` again; no figure of them decides anything. (Seeds below `FIRST_PUBLISHED` are for
+development and read none of them.)
 """
 
 import json
@@ -26,7 +27,7 @@ from labelrounds.client import Client, running_server
 from labelrounds.metrics import dice_per_label
 from labelrounds.reading import read_label
 from tests.benchmarks import machine
-from tests.benchmarks.active_learning.hippocampus import DATA, configuration, split
+from tests.benchmarks.active_learning.hippocampus import DATA, FIRST_PUBLISHED, configuration, split
 from tests.benchmarks.active_learning.simulation import Curve
 
 FOLDER = Path.home() / ".cache" / "labelrounds-benchmarks" / "active_learning"
@@ -78,7 +79,8 @@ def kept(seed: int, strategy: str, folder: Path) -> Curve:
 
 def play(seed: int, strategy: str, work: Path) -> Curve:
     """Label and train over HTTP for some rounds."""
-    drawn = np.random.default_rng(seed).permutation(split()["training"])[:POOL].tolist()
+    order = np.random.default_rng(seed).permutation(split()["training"]).tolist()
+    drawn, tests = order[:POOL], split()["test"] if seed >= FIRST_PUBLISHED else order[POOL : 2 * POOL]
     studies = work / "studies"
     studies.mkdir()
     for name in drawn:
@@ -88,7 +90,7 @@ def play(seed: int, strategy: str, work: Path) -> Curve:
     with running_server(studies, work / "home", 0, [MODEL], written(work / "configs")) as client:
         for name in drawn[:START]:
             label(client, name.removesuffix(".nii.gz"), curve)
-        learn(client, curve)
+        learn(client, curve, tests)
         for _ in range(ROUNDS):
             for _ in range(BATCH):
                 started = time.perf_counter()
@@ -96,7 +98,7 @@ def play(seed: int, strategy: str, work: Path) -> Curve:
                 seconds.append(time.perf_counter() - started)
                 client.segment(MODEL, image=answer["id"])
                 label(client, answer["id"], curve)
-            learn(client, curve)
+            learn(client, curve, tests)
     curve.query_s = float(np.median(seconds))
     return curve
 
@@ -119,29 +121,31 @@ def label(client: Client, image: str, curve: Curve) -> None:
     curve.picked.append(image)
 
 
-def learn(client: Client, curve: Curve) -> None:
+def learn(client: Client, curve: Curve, tests: Sequence[str]) -> None:
     """Train, wait until the pool is scored by what was published, and note how good that is."""
     started = time.perf_counter()
     client.call("POST", f"/train/{MODEL}", json={"policy": "quick" if curve.labels else "full"})
-    for _ in client.follow_training(MODEL):
+    stats: dict[str, Any] = {}
+    for stats in client.follow_training(MODEL):
         pass
     curve.train_s += time.perf_counter() - started
-    found = sorted(test_dice(client, name) for name in split()["test"])
+    found = sorted(test_dice(client, name) for name in tests)
     curve.labels.append(len(curve.picked))
     curve.figures.append(
         {"dice": float(np.mean(found)), "worst_decile": float(np.mean(found[: max(1, len(found) // 10)]))}
     )
-    wait_for_scores(client)
+    wait_for_scores(client, stats.get("published"))
 
 
-def wait_for_scores(client: Client) -> None:
-    """Wait until the background scoring rests, as an annotator does over a cup of tea; not for ever."""
+def wait_for_scores(client: Client, published: int | None) -> None:
+    """Wait until the pool is scored by a version that was just published; not for ever."""
     deadline = time.monotonic() + _WAIT_S
     while time.monotonic() < deadline:
         progress = client.call("GET", "/rounds/").json()["scoring"]
-        if not progress["running"]:
+        if progress["eta_s"] == 0 and published in (None, progress["version"]):
             return
         time.sleep(0.5)
+    console.print(f"not scored within {_WAIT_S} s: the last version's scores serve")
 
 
 def test_dice(client: Client, name: str) -> float:
