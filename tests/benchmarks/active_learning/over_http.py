@@ -31,7 +31,6 @@ from tests.benchmarks.active_learning.hippocampus import DATA, FIRST_PUBLISHED, 
 from tests.benchmarks.active_learning.simulation import Curve
 
 FOLDER = Path.home() / ".cache" / "labelrounds-benchmarks" / "active_learning"
-RESULTS = Path(__file__).parents[1] / "results"
 SEEDS = (3000, 3001, 3002)
 STRATEGIES = ("auto", "random")
 POOL, START, BATCH, ROUNDS = 40, 4, 4, 3
@@ -41,7 +40,7 @@ _WAIT_S = 120
 console = Console()
 
 
-def main(seeds: Sequence[int] = SEEDS, folder: Path = FOLDER) -> None:
+def main(seeds: Sequence[int], results: Path, folder: Path = FOLDER) -> None:
     """Play what is not played yet, print the table and write the figures."""
     curves = [kept(seed, strategy, folder) for seed in seeds for strategy in STRATEGIES]
     report = {
@@ -60,7 +59,7 @@ def main(seeds: Sequence[int] = SEEDS, folder: Path = FOLDER) -> None:
         "machine": machine.describe(),
     }
     console.print(table(report, len(seeds)))
-    path = RESULTS / "active_learning_http.json"
+    path = results / "active_learning_http.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"Figures: {path}")
 
@@ -125,9 +124,7 @@ def learn(client: Client, curve: Curve, tests: Sequence[str]) -> None:
     """Train, wait until the pool is scored by what was published, and note how good that is."""
     started = time.perf_counter()
     client.call("POST", f"/train/{MODEL}", json={"policy": "quick" if curve.labels else "full"})
-    stats: dict[str, Any] = {}
-    for stats in client.follow_training(MODEL):
-        pass
+    stats = list(client.follow_training(MODEL))[-1]
     curve.train_s += time.perf_counter() - started
     found = sorted(test_dice(client, name) for name in tests)
     curve.labels.append(len(curve.picked))

@@ -46,7 +46,6 @@ from tests.benchmarks import machine
 from tests.benchmarks.active_learning.hippocampus import DATA, split
 
 FOLDER = Path.home() / ".cache" / "labelrounds-benchmarks" / "active_learning"
-RESULTS = Path(__file__).parents[1] / "results"
 SEEDS = (4000, 4001, 4002)
 CASES, EPOCHS = 8, 48
 _CPU = torch.device("cpu")
@@ -56,7 +55,7 @@ _NAME = "ranking_hippocampus"
 console = Console()
 
 
-def main(seeds: Sequence[int] = SEEDS, folder: Path = FOLDER) -> None:
+def main(seeds: Sequence[int], results: Path, folder: Path = FOLDER) -> None:
     """Train what is not trained yet, compare, print the table and write the figures."""
     torch.set_num_threads(1)
     os.environ["LABELROUNDS_HOME"] = str(folder / "home")  # not in the user's own
@@ -71,7 +70,7 @@ def main(seeds: Sequence[int] = SEEDS, folder: Path = FOLDER) -> None:
         "machine": machine.describe(),
     }
     console.print(table(report))
-    path = RESULTS / "active_learning_ranking.json"
+    path = results / "active_learning_ranking.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     console.print(f"Figures: {path}")
 

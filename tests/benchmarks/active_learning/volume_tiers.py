@@ -29,6 +29,7 @@ from tests.benchmarks.active_learning.disturbed import AGAIN, OTHER
 from tests.benchmarks.active_learning.hippocampus import BATCH, ROUNDS, START, Hippocampus, OracleWorst
 from tests.benchmarks.active_learning.simulation import DRAWS, Curve, play
 from tests.benchmarks.active_learning.statistics import summary
+from tests.benchmarks.active_learning.table import draw as draw_curves
 from tests.benchmarks.active_learning.table import table
 
 FOLDER = Path.home() / ".cache" / "labelrounds-benchmarks" / "active_learning"
@@ -87,20 +88,28 @@ def run(tier: Tier, seeds: Sequence[int], contenders: Sequence[str], folder: Pat
     return curves
 
 
-def main(name: str, count: int | None, contenders: Sequence[str] | None, results: Path, folder: Path = FOLDER) -> None:
-    """Play the first seeds of a tier, print the tables and write the figures."""
+def main(
+    name: str,
+    count: int | None,
+    contenders: Sequence[str] | None,
+    results: Path,
+    plot: Path | None = None,
+    folder: Path = FOLDER,
+) -> None:
+    """Play the first seeds of a tier, all where no number is given; print the tables and write the figures."""
     tier = TIERS[name]
     seeds = list(tier.seeds)[:count]
     for played in range(1, len(seeds) + 1):  # a run cut short leaves the report of what it has played
         curves = run(tier, seeds[:played], contenders or tier.contenders, folder)
         content = report(tier, curves, folder)
-        results.mkdir(parents=True, exist_ok=True)
         path = results / f"active_learning_{name}.json"
         path.write_text(json.dumps(content, indent=1) + "\n")
     for figure in FIGURES:
         title = f"Tier {name}: area under the curve of {figure}, {len(seeds)} seeds"
         console.print(table(content["figures"][figure], title))
     console.print(others(content))
+    if plot:
+        draw_curves(curves, FIGURES[0], plot)
     console.print(f"Figures: {path}")
 
 
