@@ -25,7 +25,7 @@ from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.errors import Cancelled, LabelRoundsError
 from labelrounds.labels import by_position, on_grid_of
-from labelrounds.leases import Leases
+from labelrounds.ledger import Ledger
 from labelrounds.metrics import dice
 from labelrounds.policies import learnt_from
 from labelrounds.reading import read_geometry, read_label
@@ -61,11 +61,11 @@ class Agreement:
 
     Args:
         app: predicts.
-        leases: whose ledger is read and written.
+        ledger: which is read and written.
     """
 
-    def __init__(self, app: Predicting, leases: Leases) -> None:
-        self._app, self._leases = app, leases
+    def __init__(self, app: Predicting, ledger: Ledger) -> None:
+        self._app, self._ledger = app, ledger
         self._changed = threading.Condition()
         self._pending: deque[dict[str, Any]] = deque()
         self._thread: threading.Thread | None = None
@@ -75,7 +75,7 @@ class Agreement:
         """Compare all submissions that were not compared yet."""
         with self._changed:
             known = {one["id"] for one in self._pending}
-            self._pending.extend(one for one in self._leases.without_agreement() if one["id"] not in known)
+            self._pending.extend(one for one in self._ledger.without_agreement() if one["id"] not in known)
             if self._pending and self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="agreement", daemon=True)
                 self._thread.start()
@@ -118,7 +118,7 @@ class Agreement:
         except Exception as error:  # one label must not keep the others from being compared
             logger.warning("%s: not compared with a prediction", submission["image"], exc_info=True)
             value, details = None, {"why": f"the comparison failed: {error}"[:500]}
-        self._leases.note_agreement(submission["id"], value, details)
+        self._ledger.note_agreement(submission["id"], value, details)
 
 
 def compare(app: Predicting, submission: Mapping[str, Any]) -> tuple[float | None, dict[str, Any]]:

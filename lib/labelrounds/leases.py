@@ -1,4 +1,4 @@
-"""Who has which case in hand, which cases are put aside, and the ledger of all that was.
+"""Who has which case in hand, and which cases are put aside; each change is in the ledger, too.
 
 On the way of a round: `labelrounds.rounds` has the cases ordered, `Leases.take` gives one if it is still free.
 
@@ -8,26 +8,26 @@ Concurrency
     is not handed out by it.
 
 Crash
-    What was answered to a client is in the file. The ledger is only ever added to. A client that vanishes frees its
-    cases when its leases end, by a clock that nobody sets (`labelrounds.lease_clock`); the ledger's times are those of
-    the wall clock, for people.
+    What was answered to a client is in the file. A client that vanishes frees its cases when its leases end, by a clock
+    that nobody sets (`labelrounds.lease_clock`).
 """
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from labelrounds import lease_clock
+from labelrounds import lease_clock, ledger
 from labelrounds.database import Database
 from labelrounds.errors import Conflict, NotFound
 from labelrounds.lease_clock import Clock, machine_clock, passed, tick
+from labelrounds.ledger import Ledger
 from labelrounds.strategies.base import Choice
 
 SCHEMA = (
     lease_clock.SCHEMA
+    + ledger.SCHEMA
     + """
 CREATE TABLE IF NOT EXISTS leases (
     image TEXT PRIMARY KEY, client TEXT NOT NULL, since REAL NOT NULL, expires REAL NOT NULL, strategy TEXT,
@@ -38,13 +38,6 @@ CREATE TABLE IF NOT EXISTS aside (
     time REAL NOT NULL, until REAL
 );
 CREATE TABLE IF NOT EXISTS unreadable (image TEXT PRIMARY KEY, identity TEXT NOT NULL, reason TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS ledger (
-    id INTEGER PRIMARY KEY, time REAL NOT NULL, event TEXT NOT NULL, image TEXT NOT NULL, client TEXT, strategy TEXT,
-    model TEXT, version INTEGER, reason TEXT, score REAL, rank INTEGER, monitor INTEGER, seconds REAL, dice REAL,
-    label TEXT, details TEXT
-);
-CREATE INDEX IF NOT EXISTS ledger_of_image ON ledger (image, event);
-CREATE INDEX IF NOT EXISTS ledger_of_event ON ledger (event);
 """
 )
 SKIP, DEFER = "skip", "defer"
@@ -122,6 +115,10 @@ class Leases:
         seconds: how long a case is kept for a client that says nothing.
         clock: see `labelrounds.lease_clock`.
         wall: the time of day, in unix seconds.
+
+    Attributes:
+        seconds: as above.
+        ledger: of what was.
     """
 
     def __init__(
@@ -133,6 +130,7 @@ class Leases:
     ) -> None:
         self._database, self.seconds = database, seconds
         self._clock, self._wall = clock, wall
+        self.ledger = Ledger(database, wall)
 
     def standing(self) -> Standing:
         """Return what is out of the pool now; leases and deferrals that have ended are not in it."""
@@ -193,7 +191,7 @@ class Leases:
                 (image, kind, reason, client, self._wall(), until),
             )
             details = {"hours": hours} if kind == DEFER else {}
-            self._write(connection, _EVENT_OF[kind], image, client=client, reason=reason, details=details)
+            self.ledger.write(connection, _EVENT_OF[kind], image, client=client, reason=reason, details=details)
 
     def put_back(self, image: str, client: str) -> None:
         """Hand a case out again that was put aside.
@@ -204,7 +202,7 @@ class Leases:
         with self._database.writing() as connection:
             if not connection.execute("DELETE FROM aside WHERE image = ?", (image,)).rowcount:
                 raise NotFound(f"image {image!r} is not put aside")
-            self._write(connection, "returned", image, client=client)
+            self.ledger.write(connection, "returned", image, client=client)
 
     def submitted(self, image: str, client: str, label: str, model: str, version: int | None) -> int | None:
         """Note a label; whoever has the case in hand has it no more.
@@ -232,8 +230,8 @@ class Leases:
                 return None
             mine = lease if lease is not None and lease["client"] == client else None
             handed = dict(mine) if mine is not None else {}
-            taken = handed.get("taken", self._last_taken(connection, image, client))
-            return self._write(
+            taken = handed.get("taken", ledger.last_taken(connection, image, client))
+            return self.ledger.write(
                 connection,
                 "submitted",
                 image,
@@ -255,45 +253,14 @@ class Leases:
             known = connection.execute("SELECT identity FROM unreadable WHERE image = ?", (image,)).fetchone()
             if known is None or known["identity"] != identity:
                 connection.execute("INSERT OR REPLACE INTO unreadable VALUES (?, ?, ?)", (image, identity, reason))
-                self._write(connection, "unreadable", image, reason=reason)
+                self.ledger.write(connection, "unreadable", image, reason=reason)
             connection.execute("DELETE FROM leases WHERE image = ?", (image,))
-
-    def note_agreement(self, submission: int, dice: float | None, details: Mapping[str, Any]) -> None:
-        """Add to a submission how well the prediction agreed with it."""
-        with self._database.writing() as connection:
-            of = connection.execute("SELECT * FROM ledger WHERE id = ?", (submission,)).fetchone()
-            copied = {key: of[key] for key in ("client", "strategy", "score", "monitor", "label")}
-            model, version = details.get("model", of["model"]), details.get("version", of["version"])
-            more = {"submission": submission, **details}
-            self._write(
-                connection, "agreement", of["image"], dice=dice, model=model, version=version, details=more, **copied
-            )
-
-    def without_agreement(self) -> list[dict[str, Any]]:
-        """Return the submissions that no prediction was compared with yet, the oldest first."""
-        with self._database.reading() as connection:
-            done = {
-                json.loads(row["details"])["submission"]
-                for row in connection.execute("SELECT details FROM ledger WHERE event = 'agreement'")
-            }
-            rows = connection.execute("SELECT * FROM ledger WHERE event = 'submitted' ORDER BY id").fetchall()
-        return [dict(row) for row in rows if row["id"] not in done]
-
-    def ledger(self, last: int | None = None, event: str | None = None) -> list[dict[str, Any]]:
-        """Return the entries, the oldest first: all, or the last so many, or those of an event."""
-        where, values = ("WHERE event = ?", [event]) if event else ("", [])
-        with self._database.reading() as connection:
-            rows = connection.execute(
-                f"SELECT * FROM ledger {where} ORDER BY id DESC LIMIT ?",
-                [*values, -1 if last is None else last],
-            ).fetchall()
-        return [{**dict(row), "details": json.loads(row["details"] or "{}")} for row in reversed(rows)]
 
     def _expire(self, connection: sqlite3.Connection) -> float:
         """Free the cases of clients that have vanished, and return the time by the leases' clock."""
         now = tick(connection, self._clock)
         for row in connection.execute("SELECT * FROM leases WHERE expires <= ? ORDER BY expires", (now,)).fetchall():
-            self._write(connection, "expired", row["image"], client=row["client"], strategy=row["strategy"])
+            self.ledger.write(connection, "expired", row["image"], client=row["client"], strategy=row["strategy"])
         connection.execute("DELETE FROM leases WHERE expires <= ?", (now,))
         connection.execute("DELETE FROM aside WHERE until <= ?", (now,))
         return now
@@ -310,45 +277,25 @@ class Leases:
         return since.fetchone() is None
 
     def _hand_out(self, connection: sqlite3.Connection, choice: Choice, rank: int, asking: Asking, now: float) -> None:
-        wall, score = self._wall(), choice.score
+        lease: dict[str, Any] = {
+            "image": choice.image_id,
+            "client": asking.client,
+            "strategy": asking.strategy,
+            "reason": choice.reason,
+            "score": choice.score,
+            "monitor": choice.monitor,
+        }
         connection.execute("DELETE FROM aside WHERE image = ?", (choice.image_id,))
         connection.execute(
-            "INSERT OR REPLACE INTO leases (image, client, since, expires, strategy, reason, score, monitor, second,"
-            " taken) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            [choice.image_id, asking.client, wall, now + self.seconds, asking.strategy]
-            + [choice.reason, score, choice.monitor, asking.second, now],
+            "INSERT OR REPLACE INTO leases (image, client, strategy, reason, score, monitor, second, since, expires,"
+            " taken) VALUES (:image, :client, :strategy, :reason, :score, :monitor, :second, :since, :expires, :taken)",
+            {**lease, "since": self._wall(), "expires": now + self.seconds, "taken": now, "second": asking.second},
         )
-        self._write(
-            connection,
-            "handed_out",
-            choice.image_id,
-            client=asking.client,
-            strategy=asking.strategy,
-            model=asking.model or None,
-            version=asking.version,
-            reason=choice.reason,
-            score=score,
-            rank=rank,
-            monitor=choice.monitor,
-            details={"clock": now, **({"second": True} if asking.second else {})},
+        details = {"clock": now, **({"second": True} if asking.second else {})}
+        model = asking.model or None
+        self.ledger.write(
+            connection, "handed_out", **lease, model=model, version=asking.version, rank=rank, details=details
         )
-
-    def _last_taken(self, connection: sqlite3.Connection, image: str, client: str) -> float | None:
-        """Return when a case was last handed out to a client, whose lease has ended since, by the leases' clock."""
-        row = connection.execute(
-            "SELECT event, details FROM ledger WHERE image = ? AND client = ?"
-            " AND event IN ('handed_out', 'submitted') ORDER BY id DESC LIMIT 1",
-            (image, client),
-        ).fetchone()
-        return float(json.loads(row["details"])["clock"]) if row is not None and row["event"] == "handed_out" else None
-
-    def _write(self, connection: sqlite3.Connection, event: str, image: str, **entry: Any) -> int:
-        """Add to the ledger, and return the entry's number."""
-        entry = {**entry, "time": self._wall(), "event": event, "image": image}
-        entry["details"] = json.dumps(entry.get("details") or {})
-        columns, places = ", ".join(entry), ", ".join("?" * len(entry))
-        done = connection.execute(f"INSERT INTO ledger ({columns}) VALUES ({places})", list(entry.values()))
-        return int(done.lastrowid or 0)
 
 
 def _lease(row: sqlite3.Row, now: float) -> Lease:

@@ -36,7 +36,6 @@ class Gathered:
         standing: by which it was gathered.
         held_back: ids of free cases of patients by whom the model is or will be measured.
         unlabelled: ids of the cases without a label.
-        labelled_by: by id, the clients that have submitted a label.
         files: by id, where the images lie that are at hand.
         known: what is known of them by the model's pass.
     """
@@ -45,7 +44,6 @@ class Gathered:
     standing: Standing
     held_back: Sequence[str]
     unlabelled: Set[str]
-    labelled_by: Mapping[str, Set[str]]
     files: Mapping[str, Path]
     known: Known
 
@@ -71,12 +69,6 @@ class Gathered:
         found = self.standing.unreadable.items()
         return {image: reason for image, (_, reason) in found if image in self.unlabelled}
 
-    def to_read_again(self, client: str) -> list[str]:
-        """Return the cases that have a label by one other client, and that nobody has in hand."""
-        out = {*self.standing.leases, *self.standing.unreadable}
-        by = {image: self.labelled_by.get(image, set()) for image in self.pool.labelled if image not in out}
-        return [image for image, clients in by.items() if len(clients) == 1 and client not in clients]
-
 
 class PoolSource:
     """Gathers the pool of one model.
@@ -92,7 +84,7 @@ class PoolSource:
         self.config = config
         self.checkpoints = Checkpoints(config)
         self.scores = ScoreStore(database, config)
-        self._cold = ColdStore(database, config)
+        self.cold = ColdStore(database, config)
         self._store, self._database, self._leases = store, database, leases
         self._tag = store.rounds_tag
         self._patients: dict[str, str] = {}
@@ -101,11 +93,12 @@ class PoolSource:
         self._labelled_by: dict[str, set[str]] = {}
         self._present: dict[str, list[str]] = {}
 
-    def gather(self, cold: bool = False) -> Gathered:
+    def gather(self, client: str = "", cold: bool = False) -> Gathered:
         """Gather the pool as it is now.
 
         Args:
-            cold: whether embeddings that need no model are wanted.
+            client: for whom.
+            cold: whether embeddings that need no model are wanted, where the model has not seen most of the images.
         """
         # What is in hand first: whoever submits a label in between saves it before the case leaves their hands.
         standing = self._with_files(self._leases.standing())
@@ -123,7 +116,8 @@ class PoolSource:
             labelled=self._in_order(labelled),
             taken=sorted(image for image in standing.leases if image in waiting),
             scores=known.scores,
-            cold=self._cold.known(files) if cold else {},
+            cold=self.cold.known(files)[0] if cold and 2 * len(known.scores) < len(files) else {},
+            labelled_once=self._by_one_other(labelled, standing, client),
             classes=tuple(self.config.labels),
             present=self._classes_of(labelled),
             trained=known.version is not None,
@@ -135,15 +129,18 @@ class PoolSource:
             standing=standing,
             held_back=sorted(image for image in free if image in held_back),
             unlabelled=waiting,
-            labelled_by=self._labelled_by,
             files=files,
             known=known,
         )
 
     def to_score(self) -> dict[str, Path]:
-        """Return, by id, the images at hand that the model is to pass over: all but those that it is tested on."""
-        files = self._store.files_at_hand()
-        return _without_test(files, self._parts(self._store.get_labeled_images(), list(files), files))
+        """Return, by id, the images at hand that the model is to pass over: all but those that it is tested on.
+
+        Those without a label come first.
+        """
+        files, labelled = self._store.files_at_hand(), set(self._store.get_labeled_images())
+        wanted = _without_test(files, self._parts(sorted(labelled), list(files), files))
+        return {image: wanted[image] for image in sorted(wanted, key=lambda image: (image in labelled, image))}
 
     def _with_files(self, standing: Standing) -> Standing:
         """Leave out the images that were exchanged since they could not be read."""
@@ -194,6 +191,12 @@ class PoolSource:
             seen = self._present.get(str(info.get("sha256")), list(named or ()))
             present[image] = [label for label in self.config.labels if label in seen]
         return present
+
+    def _by_one_other(self, labelled: Sequence[str], standing: Standing, client: str) -> list[str]:
+        """Return the images that have a label by one other client alone, and that nobody has in hand."""
+        out = {*standing.leases, *standing.aside, *standing.unreadable}
+        by = {image: self._labelled_by.get(image, set()) for image in labelled if image not in out}
+        return sorted(image for image, clients in by.items() if len(clients) == 1 and client not in clients)
 
     def _read_ledger(self) -> None:
         """Take up what the ledger says of labels since it was last read."""

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,11 +27,12 @@ import labelrounds.host  # noqa: F401 - makes the next import possible
 # isort: split
 from monailabel.interfaces.tasks.strategy import Strategy
 
-from labelrounds import leases, scores
+from labelrounds import cold, leases, scores
 from labelrounds.agreement import Agreement
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.database import Database, rounds_file
+from labelrounds.engine import Engine
 from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
 from labelrounds.leases import DEFER, Asking, Leases
@@ -44,13 +45,12 @@ from labelrounds.strategies.base import CaseStrategy, Choice
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = "auto"
+DEFAULT, SECOND = "auto", "second_opinion"
 AHEAD = 3
 _LOOK_EVERY_S = 5.0
 _CLOSING_S = 5.0
 _AGAIN = "you have it in hand already, and no other case is left"
 _HELD_BACK = "of a patient by whom the model is measured; no case to learn from is left"
-_SECOND = "another annotator has labelled it: a second reading shows how well you agree"
 
 
 class Served(Protocol):
@@ -59,6 +59,10 @@ class Served(Protocol):
     @property
     def configs(self) -> Mapping[str, AnyConfig]:
         """The models by name."""
+
+    @property
+    def engine(self) -> Engine:
+        """The devices."""
 
     def datastore(self) -> Any:
         """Return the datastore."""
@@ -86,7 +90,22 @@ class _Open:
     database: Database
     leases: Leases
     agreement: Agreement
-    scoring: PoolScoring
+
+
+class _Model:
+    """What is about one model: its pool, and what passes over it."""
+
+    def __init__(self, config: AnyConfig, app: Served, opened: _Open) -> None:
+        self.source = PoolSource(config, app.datastore(), opened.database, opened.leases)
+        self.scoring = PoolScoring(config, app.engine, self.source.scores, self.source.cold)
+        self._wanted: object = None
+
+    def want(self, costly: tuple[str, ...], active: bool = True) -> None:
+        """Have the images that are there now passed over, or nothing more by a model that the rounds have left."""
+        wanted = (self.source.to_score() if active else {}), costly
+        if wanted != self._wanted:
+            self.scoring.wanted(*wanted)
+            self._wanted = wanted
 
 
 class Listed(Strategy):
@@ -113,7 +132,7 @@ class Rounds:
         self._app, self._studies = app, studies
         self._opening, self._choosing = threading.Lock(), threading.Lock()
         self._open: _Open | None = None
-        self._sources: dict[str, PoolSource] = {}
+        self._models: dict[str, _Model] = {}
         self._costly: tuple[str, ...] = ()
         self._readable = Readable()
         self._closed = threading.Event()
@@ -127,10 +146,9 @@ class Rounds:
         """
         with self._opening:
             if self._open is None:
-                database = Database(rounds_file(self._studies), leases.SCHEMA + scores.SCHEMA)
+                database = Database(rounds_file(self._studies), leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
                 held = Leases(database)
-                scoring = PoolScoring(self._app, database)
-                self._open = _Open(database, held, Agreement(self._app, held), scoring)
+                self._open = _Open(database, held, Agreement(self._app, held.ledger))
             return self._open
 
     def start(self) -> None:
@@ -144,7 +162,8 @@ class Rounds:
             self._watch.join(_CLOSING_S)
         if self._open is not None:
             self._open.agreement.close()
-            self._open.scoring.close()
+        for model in list(self._models.values()):
+            model.scoring.close()
 
     def model(self, asked: object = None) -> str:
         """Return the model that the rounds are about: the one asked for, or the one that users ask for.
@@ -163,8 +182,7 @@ class Rounds:
         """Hand out a case.
 
         Args:
-            request: ``strategy`` (by default ``auto``), ``client_id``, ``model``, and ``second`` for a case that
-                another annotator has labelled.
+            request: ``strategy`` (by default ``auto``), ``client_id``, ``model``.
 
         Returns:
             what a client reads of the case, and nothing to add; or nothing, and why there is no case.
@@ -177,16 +195,15 @@ class Rounds:
         if name not in strategies.names():
             raise NotFound(f"strategy {str(name)[:100]!r} is not one of {', '.join(strategies.names())}")
         strategy, model = strategies.get(str(name))(), self.model(request.get("model"))
-        client, second = str(request.get("client_id") or ""), bool(request.get("second"))
-        self._costly = tuple({*self._costly, *strategy.costly})
+        self._costly = tuple(sorted({*self._costly, *strategy.costly}))
+        asking = Asking(str(request.get("client_id") or ""), str(name), model, second=name == SECOND)
         while True:
             with self._choosing:
-                gathered = self._source(model).gather(strategy.cold)
-                order, again = self._order(strategy, gathered, client, second)
-                asking = Asking(client, str(name), model, gathered.known.version, again, second)
+                gathered = self._of(model).source.gather(asking.client, strategy.cold)
+                order, asking = self._order(strategy, gathered, replace(asking, version=gathered.known.version))
                 place = self._take(order, asking, gathered)
             if not order:
-                return {}, nothing_left(gathered, second)
+                return {}, nothing_left(gathered, asking)
             if place is None:
                 continue  # all of them were unreadable, or taken by another process
             image = order[place].image_id
@@ -234,7 +251,8 @@ class Rounds:
         if name not in strategies.names():
             raise NotFound(f"strategy {name[:100]!r} is not one of {', '.join(strategies.names())}")
         chooser = strategies.get(name)()
-        gathered = self._source(served).gather(chooser.cold)
+        of = self._of(served)
+        gathered = of.source.gather(cold=chooser.cold)
         order = chooser.order(gathered.pool, count) if gathered.pool.candidates else []
         standing = gathered.standing
         return {
@@ -245,35 +263,31 @@ class Rounds:
             "leases": [vars(lease) for lease in standing.leases.values()],
             "aside": [vars(one) for one in standing.aside.values()],
             "unreadable": [{"image": image, "reason": why} for image, why in gathered.unreadable.items()],
-            "scoring": self.opened().scoring.progress(),
-            "ledger": self.opened().leases.ledger(last=50),
+            "scoring": of.scoring.progress(),
+            "ledger": self.opened().leases.ledger.entries(last=50),
         }
 
-    def _source(self, model: str) -> PoolSource:
+    def _of(self, model: str) -> _Model:
         opened = self.opened()
-        if model not in self._sources:
-            config, store = self._app.configs[model], self._app.datastore()
-            self._sources[model] = PoolSource(config, store, opened.database, opened.leases)
-        return self._sources[model]
+        with self._opening:
+            if model not in self._models:
+                self._models[model] = _Model(self._app.configs[model], self._app, opened)
+            return self._models[model]
 
-    def _order(
-        self, strategy: CaseStrategy, gathered: Gathered, client: str, second: bool
-    ) -> tuple[list[Choice], bool]:
-        """Return the next few cases, and whether they are in the client's hands already."""
-        if second:
-            return [Choice(image, _SECOND) for image in shuffled(gathered.to_read_again(client))], False
-        if gathered.pool.candidates:
-            return strategy.order(gathered.pool, AHEAD + 1), False
+    def _order(self, strategy: CaseStrategy, gathered: Gathered, asking: Asking) -> tuple[list[Choice], Asking]:
+        """Return the next few cases, and the request for them."""
+        if gathered.pool.candidates or asking.second:
+            return strategy.order(gathered.pool, AHEAD + 1), asking
         if gathered.held_back:
-            return [Choice(image, _HELD_BACK) for image in shuffled(gathered.held_back)[: AHEAD + 1]], False
-        mine = [lease.image for lease in gathered.in_hand if lease.client == client]
+            return [Choice(image, _HELD_BACK) for image in shuffled(gathered.held_back)[: AHEAD + 1]], asking
+        mine = [lease.image for lease in gathered.in_hand if lease.client == asking.client]
         if mine:
-            return [Choice(image, _AGAIN) for image in mine], True
+            return [Choice(image, _AGAIN) for image in mine], replace(asking, again=True)
         deferred = [one for one in gathered.put_aside if one.kind == DEFER]
         return [
             Choice(one.image, f"put off before ({one.reason or 'no reason given'}), and no other case is left")
             for one in sorted(deferred, key=lambda one: one.left_s or 0.0)
-        ], False
+        ], asking
 
     def _take(self, order: Sequence[Choice], asking: Asking, gathered: Gathered) -> int | None:
         """Take the first case that is free and, as far as it is at hand, readable; return its place."""
@@ -339,13 +353,19 @@ class Rounds:
             self._closed.wait(_LOOK_EVERY_S)
 
     def _look_once(self, model: str) -> None:
-        source = self._source(model)
-        images = source.to_score()
-        self.opened().scoring.wanted(model, images, self._costly)
+        """Have the images passed over by the model that the rounds are about, and check those that it could not take.
+
+        What is too large for a model may still be labelled.
+        """
+        for name, other in list(self._models.items()):
+            other.want(self._costly, active=name == model)
+        of = self._of(model)
+        of.want(self._costly)
         unreadable = self.opened().leases.standing().unreadable
-        for image in source.scores.known(images, source.checkpoints).failed:
+        images = of.source.to_score()
+        for image in of.source.scores.known(images, of.source.checkpoints).failed:
             if image not in unreadable:
-                self._is_readable(image, images[image])  # what no model can take may still be labelled
+                self._is_readable(image, images[image])
 
 
 def shuffled(images: Sequence[str]) -> list[str]:
@@ -353,10 +373,10 @@ def shuffled(images: Sequence[str]) -> list[str]:
     return sorted(images, key=lambda image: hashlib.sha256(image.encode()).digest())
 
 
-def nothing_left(gathered: Gathered, second: bool = False) -> str:
+def nothing_left(gathered: Gathered, asking: Asking) -> str:
     """Say why no case is handed out."""
-    if second:
-        return "No case has a label of another annotator alone, so there is none to read a second time."
+    if asking.second:
+        return "No case has a label of one other annotator alone, so there is none for a second opinion."
     if not gathered.images:
         return "There is no image in the datastore yet."
     if not gathered.unlabelled:

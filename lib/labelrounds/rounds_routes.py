@@ -33,7 +33,6 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
     client_id: Name | None = None
     model: Name | None = None
-    second: bool = False
 
 
 class Kept(BaseModel):
@@ -60,7 +59,7 @@ def next_sample(http: Request, who: Caller, strategy: str, params: Sent = None) 
     """Choose by a strategy; ``{}`` where no case is left, with the reason in the header ``X-LabelRounds-Message``."""
     asked = parse_body(Asked, params or {})
     client = client_of(http, who, params or {})
-    request = {"strategy": strategy, "model": asked.model, "second": asked.second, "client_id": client}
+    request = {"strategy": strategy, "model": asked.model, "client_id": client}
     chosen, why = app_instance().rounds.choose(request)
     return JSONResponse(chosen, headers={MESSAGE: why} if why else None)
 

@@ -24,6 +24,7 @@ import labelrounds.host
 # isort: split
 from anyio import from_thread, to_thread
 from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, Request, UploadFile
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
@@ -293,6 +294,12 @@ def answer(error: LabelRoundsError) -> Response:
     return JSONResponse({"detail": str(error)}, error.status, {"Retry-After": "5"} if later else None)
 
 
+def answer_invalid(error: RequestValidationError) -> Response:
+    """Return what is wrong with a query or body; FastAPI's own answer repeats the value, which may be no JSON."""
+    wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+    return JSONResponse({"detail": "; ".join(wrong)}, 422)
+
+
 def build() -> FastAPI:
     """Assemble the application."""
     # FastAPI's documentation pages load their scripts from the internet, which no hospital's browser should.
@@ -310,6 +317,7 @@ def build() -> FastAPI:
         origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
         application.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
     application.add_exception_handler(LabelRoundsError, _on(answer))
+    application.add_exception_handler(RequestValidationError, _on(answer_invalid))
     application.add_exception_handler(ImageNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
     application.add_exception_handler(LabelNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
     application.add_exception_handler(MONAILabelException, _on(lambda error: answer(BadInput(error.msg))))

@@ -83,6 +83,7 @@ class StudyStore(IndexedFolder):
     known_classes: tuple[str, ...] = ()
     multilabel_classes: tuple[str, ...] = ()
     rounds_tag: str = FINAL
+    _at_hand: tuple[Mapping[str, ImageLabelModel] | None, Mapping[str, Path]] = (None, {})
 
     def __init__(
         self,
@@ -141,10 +142,14 @@ class StudyStore(IndexedFolder):
         """What is known of the images at hand and of their labels at one moment; it must not be changed."""
         return self._datastore.objects
 
-    def files_at_hand(self) -> dict[str, Path]:
+    def files_at_hand(self) -> Mapping[str, Path]:
         """Return, by id, where the images lie that need not be fetched from anywhere."""
-        folder = Path(self._snapshot.image_path())
-        return {name: folder / (name + found.image.ext) for name, found in self.entries.items()}
+        entries, (known, files) = self.entries, self._at_hand
+        if known is not entries:  # as the index is never changed in place
+            folder = Path(self._snapshot.image_path())
+            files = {name: folder / (name + found.image.ext) for name, found in entries.items()}
+            self._at_hand = entries, files
+        return files
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the path of an image.

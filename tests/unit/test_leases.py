@@ -57,7 +57,7 @@ def ask(leases: Leases, client: str, names=NAMES, **asking) -> str | None:
 
 
 def events(leases: Leases) -> list[tuple[str, str, str | None]]:
-    return [(row["event"], row["image"], row["client"]) for row in leases.ledger()]
+    return [(row["event"], row["image"], row["client"]) for row in leases.ledger.entries()]
 
 
 def test_what_one_client_has_in_hand_no_other_is_given(leases):
@@ -185,7 +185,7 @@ def test_a_submission_notes_who_why_and_how_long_it_took(leases, clocks):
     ask(leases, "ann")
     clocks.pass_by(90)
     number = leases.submitted(NAMES[0], "ann", "sha", "tiny", 2)
-    entry = leases.ledger()[-1]
+    entry = leases.ledger.entries()[-1]
     assert (entry["id"], entry["event"], entry["seconds"]) == (number, "submitted", pytest.approx(90))
     assert (entry["strategy"], entry["reason"], entry["score"], entry["label"]) == ("random", "because", 0.5, "sha")
     assert entry["time"] == clocks.wall and not leases.standing().leases
@@ -196,7 +196,7 @@ def test_the_time_spent_is_right_when_the_wall_clock_was_set_back_meanwhile(leas
     clocks.pass_by(90)
     clocks.wall -= 86400
     leases.submitted(NAMES[0], "ann", "sha", "tiny", 2)
-    assert leases.ledger()[-1]["seconds"] == pytest.approx(90)
+    assert leases.ledger.entries()[-1]["seconds"] == pytest.approx(90)
 
 
 def test_a_label_that_comes_after_its_lease_has_ended_still_tells_how_long_it_took(leases, clocks):
@@ -204,13 +204,13 @@ def test_a_label_that_comes_after_its_lease_has_ended_still_tells_how_long_it_to
     clocks.pass_by(LEASE_S + 100)
     ask(leases, "bob", NAMES[1:])
     leases.submitted(NAMES[0], "ann", "sha", "tiny", 2)
-    assert leases.ledger()[-1]["seconds"] == pytest.approx(LEASE_S + 100)
+    assert leases.ledger.entries()[-1]["seconds"] == pytest.approx(LEASE_S + 100)
 
 
 def test_a_label_by_somebody_who_was_not_handed_the_case_counts_and_ends_the_lease(leases):
     ask(leases, "ann")
     leases.submitted(NAMES[0], "bob", "sha", "tiny", None)
-    assert leases.ledger()[-1]["client"] == "bob" and leases.ledger()[-1]["seconds"] is None
+    assert leases.ledger.entries()[-1]["client"] == "bob" and leases.ledger.entries()[-1]["seconds"] is None
     assert not leases.standing().leases
 
 
@@ -241,7 +241,7 @@ def test_a_deferred_case_comes_back_after_its_hours(leases, clocks):
     assert leases.standing().aside[NAMES[0]].left_s == pytest.approx(7200)
     clocks.pass_by(7201)
     assert not leases.standing().aside
-    assert leases.ledger()[-1]["details"] == {"hours": 2.0}
+    assert leases.ledger.entries()[-1]["details"] == {"hours": 2.0}
 
 
 def test_skipping_a_case_that_another_has_in_hand_leaves_it_there(leases):
@@ -261,11 +261,11 @@ def test_an_unreadable_image_is_noted_once_for_each_file(leases):
 def test_an_agreement_names_its_submission(leases):
     ask(leases, "ann")
     number = leases.submitted(NAMES[0], "ann", "sha", "tiny", 2)
-    assert [row["id"] for row in leases.without_agreement()] == [number]
-    leases.note_agreement(number, 0.8, {"present": ["near"]})
-    (entry,) = leases.ledger(event="agreement")
+    assert [row["id"] for row in leases.ledger.without_agreement()] == [number]
+    leases.ledger.note_agreement(number, 0.8, {"present": ["near"]})
+    (entry,) = leases.ledger.entries(event="agreement")
     assert (entry["dice"], entry["image"], entry["label"], entry["strategy"]) == (0.8, NAMES[0], "sha", "random")
-    assert entry["details"] == {"submission": number, "present": ["near"]} and not leases.without_agreement()
+    assert entry["details"] == {"submission": number, "present": ["near"]} and not leases.ledger.without_agreement()
 
 
 _KILLED = textwrap.dedent("""
@@ -289,7 +289,7 @@ def test_what_was_answered_before_a_kill_is_in_the_ledger(tmp_path):
     answered += [int(line) for line in process.stdout]
     process.wait()
     leases = Leases(Database(path, SCHEMA))
-    noted = Counter(row["image"] for row in leases.ledger(event="handed_out"))
+    noted = Counter(row["image"] for row in leases.ledger.entries(event="handed_out"))
     assert {f"case_{number}" for number in answered} <= set(noted) and set(noted.values()) == {1}
     assert set(leases.standing().leases) == set(noted), "lease and ledger are one step"
 
