@@ -5,6 +5,8 @@ is sure of nothing, or of anything.
 """
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -58,29 +60,27 @@ def _labels_of(pool: Pool) -> dict[str, int]:
 
 def by_quota(pool: Pool, space: Space, count: int) -> list[Choice]:
     """Return typical cases, those first in which the model sees a class with too few labels."""
-    labels = _labels_of(pool)
-    for name in pool.taken:
-        for label in predicted(pool.scores.get(name)):
-            labels[label] = labels.get(label, 0) + 1
+    seen = {name: predicted(pool.scores.get(name)) for name in (*pool.candidates, *pool.taken)} if pool.trained else {}
+    labels = Counter(_labels_of(pool))
+    labels.update(label for name in pool.taken for label in seen.get(name, ()))
     chosen: list[Choice] = []
     while len(chosen) < count:
         now = replace(pool, taken=[*pool.taken, *(choice.image_id for choice in chosen)])
         left = [name for name in pool.candidates if name not in now.taken]
-        wanted = _seen_to_have(pool, left, labels) if pool.trained else []
+        wanted = _of_scarce_class(seen, left, labels)
         found = typical_choices(now, space, wanted, 1)
         if not found:
             return chosen + typical_choices(now, space, left, count - len(chosen))
         chosen += found
-        for label in predicted(pool.scores.get(found[0].image_id)):
-            labels[label] = labels.get(label, 0) + 1
+        labels.update(seen[found[0].image_id])
     return chosen
 
 
-def _seen_to_have(pool: Pool, left: list[str], labels: dict[str, int]) -> list[str]:
+def _of_scarce_class(seen: Mapping[str, list[str]], left: list[str], labels: Mapping[str, int]) -> list[str]:
     """Return the cases in which the model sees the class with the fewest labels of those that have too few."""
     scarce = sorted((number, label) for label, number in labels.items() if number < FEWEST_OF_CLASS)
     for _, label in scarce:
-        if having := [name for name in left if label in predicted(pool.scores.get(name))]:
+        if having := [name for name in left if label in seen.get(name, ())]:
             return having
     return []
 

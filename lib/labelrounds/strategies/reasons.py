@@ -27,11 +27,11 @@ def by_label(scores: CaseScores | None, measure: str) -> dict[str, float]:
 
 def predicted(scores: CaseScores | None) -> list[str]:
     """Return the labels that the model takes an image to have; the likeliest one where it is sure of none."""
-    presence = by_label(scores, "presence")
-    likely = sorted(label for label, value in presence.items() if value >= 0.5)
-    if likely or not presence or max(presence.values()) <= 0:
-        return likely
-    return [max(sorted(presence), key=lambda label: presence[label])]
+    presence: Mapping[str, float] = {} if scores is None else scores.by_label.get("presence", {})
+    if likely := [label for label, value in presence.items() if value >= 0.5]:
+        return sorted(likely)
+    possible = {label: value for label, value in by_label(scores, "presence").items() if value > 0}
+    return [max(sorted(possible), key=lambda label: possible[label])] if possible else []
 
 
 def of_whole_images(scores: CaseScores | None) -> bool:

@@ -1,6 +1,6 @@
 """Play a tier, print its table, write its figures.
 
-    python -m tests.benchmarks.active_learning --tier A [--spoilt] [--seeds 20] [--strategies auto,random] [--plot FILE]
+    python -m tests.benchmarks.active_learning --tier A [--spoilt] [--jobs 2] [--strategies auto,random] [--plot FILE]
 
 Tier A: MedNIST's features and a regression (a quarter of an hour). Tier B: MedNIST and a DenseNet121 that our trainer
 trains. Tier C: hippocampi at 2 mm; tier D: the same with near-copies and shifted images. Tier http: hippocampi through
@@ -11,7 +11,9 @@ tiers C, D and http and of the ranking go on from there.
 
 import argparse
 import json
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from importlib import metadata
+from multiprocessing import get_context
 from pathlib import Path
 
 from rich.console import Console
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, help="how many of the tier's seeds; all when left out")
     parser.add_argument("--strategies", help="names with commas; the tier's own when left out")
     parser.add_argument("--spoilt", action="store_true", help="tier A with near-copies and shifted intensities")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each of one thread")
     parser.add_argument("--plot", type=Path, help="PNG to draw the curves to")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder")
     wanted = parser.parse_args()
@@ -59,16 +62,25 @@ def play(wanted: argparse.Namespace) -> None:
     options = {"spoilt": True} if wanted.spoilt else {}
     path = wanted.results / f"active_learning_{title}.json"
     curves: list[Curve] = []
-    for curve in tier.run(seeds, names, **options):
-        curves.append(curve)
-        console.print(f"{curve.strategy} seed {curve.seed} draw {curve.draw}: {curve.area(tier.FIGURE):.4f}")
-        if curve.strategy == names[-1]:
+    tier.read(**options)
+    # Forked, so that what the tier has read is there already; each seed is played by one process alone.
+    with ProcessPoolExecutor(wanted.jobs, mp_context=get_context("fork")) as pool:
+        playing = [pool.submit(play_seed, wanted.tier, seed, names, options) for seed in seeds]
+        for done in as_completed(playing):
+            curves += done.result()
+            for curve in done.result():
+                console.print(f"{curve.strategy} seed {curve.seed} draw {curve.draw}: {curve.area(tier.FIGURE):.4f}")
             write(path, title, curves, tier.FIGURE, tier.TARGET)
     figures = write(path, title, curves, tier.FIGURE, tier.TARGET)
     console.print(table(figures, f"Tier {title}: area under the curve of {tier.FIGURE}, {len(seeds)} seeds"))
     if wanted.plot:
         draw(curves, tier.FIGURE, wanted.plot)
     console.print(f"Figures: {path}")
+
+
+def play_seed(tier: str, seed: int, names: list[str], options: dict[str, bool]) -> list[Curve]:
+    """Return the curves of one seed."""
+    return list(TIERS[tier].run([seed], names, **options))
 
 
 def write(path: Path, title: str, curves: list[Curve], figure: str, target: float) -> dict[str, object]:

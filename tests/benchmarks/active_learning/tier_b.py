@@ -26,7 +26,7 @@ from labelrounds.scores import CaseScores
 from labelrounds.strategies import strategies
 from labelrounds.strategies.base import Embedding
 from labelrounds.tasks import task_of
-from tests.benchmarks.active_learning.mednist import DATA, MedNIST
+from tests.benchmarks.active_learning.mednist import DATA, MedNIST, pictures
 from tests.benchmarks.active_learning.simulation import Curve, Model, tournament
 
 FIGURE, TARGET = "accuracy", 0.95
@@ -139,6 +139,11 @@ def tensor_of(name: str) -> torch.Tensor:
     """Return a picture as the network sees it, ``(1, 28, 28, 1)``."""
     folder, _, file = name.rpartition("_")
     return prepared(read_image(DATA / "mednist" / folder / f"{file}.jpeg", channels=1), shipped())
+
+
+def read() -> None:
+    """Read the pictures' features once, for all runs."""
+    pictures(spoilt=False)
 
 
 def run(seeds: Sequence[int], names: Sequence[str]) -> Iterator[Curve]:
