@@ -63,12 +63,7 @@ TIERS = {
         range(2000, 2010),
         ("auto", "random", "foreground_random", "typiclust", "epistemic", ORACLE),
     ),
-    "D": Tier(
-        "D",
-        True,
-        range(2500, 2510),
-        ("auto", "random", "foreground_random", "typiclust", "epistemic", ORACLE),
-    ),
+    "D": Tier("D", True, range(2500, 2510), ("auto", "random", "foreground_random", "margin")),
 }
 
 
