@@ -3,7 +3,10 @@
     python -m tests.benchmarks.active_learning --tier A [--spoilt] [--jobs 2] [--strategies auto,random] [--plot FILE]
 
 Tier A: MedNIST's features and a regression (a quarter of an hour). Tier B: MedNIST and a DenseNet121 that our trainer
-trains. Results: `tests/benchmarks/results/active_learning_TIER.json`. A run cut short leaves the seeds it has played.
+trains. Tier C: hippocampi at 2 mm; tier D: the same with near-copies and shifted images. Tier http: hippocampi through
+a server. With `--task ranking` it is measured instead which score ranks a pool by true errors, and what scoring costs.
+Results: `tests/benchmarks/results/active_learning_TIER.json`. A run cut short leaves the seeds it has played; those of
+tiers C, D and http and of the ranking go on from there.
 """
 
 import argparse
@@ -16,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 
 from tests.benchmarks import machine
-from tests.benchmarks.active_learning import tier_a, tier_b
+from tests.benchmarks.active_learning import over_http, ranking, tier_a, tier_b, volume_tiers
 from tests.benchmarks.active_learning.simulation import Curve
 from tests.benchmarks.active_learning.statistics import summary
 from tests.benchmarks.active_learning.table import draw, table
@@ -29,7 +32,8 @@ console = Console(width=140)
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tier", choices=sorted(TIERS), default="A")
+    parser.add_argument("--tier", choices=[*TIERS, *volume_tiers.TIERS, "http"], default="A")
+    parser.add_argument("--task", choices=["rounds", "ranking"], default="rounds")
     parser.add_argument("--seeds", type=int, help="how many of the tier's seeds; all when left out")
     parser.add_argument("--strategies", help="names with commas; the tier's own when left out")
     parser.add_argument("--spoilt", action="store_true", help="tier A with near-copies and shifted intensities")
@@ -37,13 +41,26 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="PNG to draw the curves to")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder")
     wanted = parser.parse_args()
+    wanted.results.mkdir(parents=True, exist_ok=True)
+    chosen = wanted.strategies.split(",") if wanted.strategies else None
+    if wanted.task == "ranking":
+        ranking.main(ranking.SEEDS[: wanted.seeds], wanted.results)
+    elif wanted.tier == "http":
+        over_http.main(over_http.SEEDS[: wanted.seeds], wanted.results)
+    elif wanted.tier in volume_tiers.TIERS:
+        volume_tiers.main(wanted.tier, wanted.seeds, chosen, wanted.results, wanted.plot)
+    else:
+        play(wanted)
+
+
+def play(wanted: argparse.Namespace) -> None:
+    """Play tier A or B."""
     tier = TIERS[wanted.tier]
     seeds = tier.SEEDS[: wanted.seeds]
     names = wanted.strategies.split(",") if wanted.strategies else tier.NAMES
     title = f"{wanted.tier}_spoilt" if wanted.spoilt else wanted.tier
     options = {"spoilt": True} if wanted.spoilt else {}
     path = wanted.results / f"active_learning_{title}.json"
-    wanted.results.mkdir(parents=True, exist_ok=True)
     curves: list[Curve] = []
     tier.read(**options)
     # Forked, so that what the tier has read is there already; each seed is played by one process alone.
