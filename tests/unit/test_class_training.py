@@ -51,6 +51,9 @@ def test_a_training_publishes_a_version_that_tells_blobs_with_metrics_temperatur
     assert set(metrics) == {"validation", "test"}
     assert metrics["test"]["macro"]["auroc"] > 0.9 and metrics["test"]["accuracy"] > 0.8
     assert version.record["temperature"] > 0
+    held_out = {image for part in ("validation", "test") for image in version.record["cases"][part]}
+    assert version.record["out_of_fold"].keys() == held_out
+    assert all(sum(row) == pytest.approx(1, abs=1e-4) for row in version.record["out_of_fold"].values())
     assert result["quadratic_score"]["blob"] > 0.7 and "dice" not in result
     for part in ("validation", "test"):
         pages = {path.name for path in (version.weights.parent / "report" / part).iterdir()}
