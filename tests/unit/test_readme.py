@@ -39,6 +39,7 @@ def test_every_command_is_in_the_readme():
 
 def test_every_network_is_in_the_readme_and_every_strategy_explains_itself():
     assert [name for name in networks.names() if f"`{name}`" not in TEXT] == []
+    assert [name for name in strategies.names() if f"`{name}`" not in TEXT] == []
     assert all(strategies.get(name)().description for name in strategies.names())
 
 
