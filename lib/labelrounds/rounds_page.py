@@ -40,7 +40,7 @@ a { color: inherit; } .skip { position: absolute; left: -999em; } .skip:focus { 
 .scroll { overflow-x: auto; } .scroll:focus { outline: 2px solid var(--note); }
 table { border-collapse: collapse; min-width: 30em; width: 100%; overflow-wrap: normal; }
 th, td { padding: 0.3em 0.8em 0.3em 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-td { max-width: 26em; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+td { max-width: 26em; overflow-wrap: break-word; font-variant-numeric: tabular-nums; }
 """
 
 
