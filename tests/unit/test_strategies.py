@@ -10,7 +10,7 @@ import pytest
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds.errors import BadInput
 from labelrounds.scores import CaseScores
-from labelrounds.strategies import Pool, strategies
+from labelrounds.strategies import Pool, clusters, strategies
 from labelrounds.strategies.auto import early
 from labelrounds.strategies.clusters import space_of
 
@@ -139,8 +139,6 @@ def test_the_order_does_not_depend_on_the_order_of_what_is_given(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_same_state_gives_the_same_order(name, trained):
-    from labelrounds.strategies import clusters
-
     pool = invented(trained=trained)
     first = strategies.get(name)().order(pool, 20)
     clusters._space.cache_clear()
@@ -439,9 +437,9 @@ def test_two_thousand_cases_are_ordered_within_the_time_of_a_request(name):
     seconds = []
     for taken in range(1, 6):
         pool = dataclasses.replace(pool, candidates=pool.candidates[1:], taken=pool.candidates[:taken])
-        started = time.perf_counter()
+        started = time.process_time()
         strategy.order(pool, 1)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert min(seconds) < 0.1, f"{min(seconds) * 1000:.0f} ms"
 
 
