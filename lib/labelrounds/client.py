@@ -19,6 +19,7 @@ import requests
 from labelrounds.errors import BadInput, LabelRoundsError
 from labelrounds.reading import read_label
 
+_NAME = "labelrounds"  # by which a server knows whose case it is
 _START_TIMEOUT_S, _TRAIN_TIMEOUT_S = 120, 4 * 3600
 
 
@@ -50,9 +51,15 @@ class Client:
             path.write_bytes(answer.content)
             return read_label(path).array[0]
 
+    def next_case(self, strategy: str) -> dict[str, Any]:
+        """Return the next case of a strategy, with the reason for it; empty where there is none."""
+        found: dict[str, Any] = self.call("POST", f"/activelearning/{strategy}", json={"client_id": _NAME}).json()
+        return found
+
     def submit(self, image: str, label: Path, labels: Sequence[str]) -> None:
         """Submit a label as Slicer does: the segments' names in the order of their voxel values."""
-        info = {"label_info": [{"name": name, "idx": index} for index, name in enumerate(labels, start=1)]}
+        segments = [{"name": name, "idx": index} for index, name in enumerate(labels, start=1)]
+        info = {"label_info": segments, "client_id": _NAME}
         self.call(
             "PUT",
             f"/datastore/label?image={image}",

@@ -72,7 +72,7 @@ def _play_round(client: Client, folder: Path) -> None:
 def _label_round(client: Client, truths: dict[str, Path]) -> None:
     """Ask for cases until there are none left; segment, correct and submit each."""
     _say("3  Label", "next case, segment, correct, submit - until no case is left")
-    while case := client.call("POST", "/activelearning/auto", json={"client_id": "demo"}).json():
+    while case := client.next_case("auto"):
         image = case["id"]
         prediction = client.segment(MODEL, image=image)
         truth = read_label(truths[image]).array[0]
