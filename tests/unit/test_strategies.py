@@ -350,13 +350,13 @@ def test_auto_knows_when_labels_are_too_few(labels, changes, expected):
     assert early(invented(labelled=labels, **changes)) is expected
 
 
-def test_auto_early_asks_for_the_class_with_too_few_labels():
+def test_auto_asks_for_a_class_with_too_few_labels_once_the_model_can_tell():
     points = blobs({"common": 60, "rare": 6})
     scores = {
         name: scored({}, point, {}, {"common": float("common" in name), "rare": float("rare" in name)})
         for name, point in points.items()
     }
-    done = [name for name in points if name.startswith("common")][:5]
+    done = [name for name in points if name.startswith("common")][:11]
     pool = Pool(
         candidates=sorted(set(points) - set(done)),
         labelled=done,
@@ -367,6 +367,8 @@ def test_auto_early_asks_for_the_class_with_too_few_labels():
         batch=3,
     )
     assert [name.split("_")[0] for name in order("auto", pool, 3)] == ["rare"] * 3
+    few = dataclasses.replace(pool, labelled=done[:5])
+    assert order("auto", few, 3) == order("typiclust", few, 3), "a model of five labels can't tell who has the rare one"
 
 
 def test_auto_later_draws_one_in_five_at_random():
