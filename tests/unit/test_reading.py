@@ -310,7 +310,9 @@ def test_other_endings_are_refused_before_anything_is_opened(tmp_path: Path, nam
 
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff"])
 @pytest.mark.parametrize(
-    "content", [b"", b"\x80\x04\x95 a pickle", b"ObjectType = Image\n" * 40, gzip.compress(bytes(500))]
+    "content",
+    [b"", b"\x80\x04\x95 a pickle", b"ObjectType = Image\n" * 40, gzip.compress(bytes(500))],
+    ids=["empty", "pickle", "text", "gzip"],  # a compressed content has the time in it, and is no name of a test
 )
 def test_content_that_does_not_match_its_ending_is_refused(tmp_path: Path, ending: str, content: bytes):
     path = tmp_path / f"scan{ending}"
