@@ -10,7 +10,7 @@ import pytest
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds.errors import BadInput
 from labelrounds.scores import CaseScores
-from labelrounds.strategies import Pool, strategies
+from labelrounds.strategies import Pool, clusters, strategies
 from labelrounds.strategies.auto import early
 from labelrounds.strategies.clusters import space_of
 
@@ -139,8 +139,6 @@ def test_the_order_does_not_depend_on_the_order_of_what_is_given(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_same_state_gives_the_same_order(name, trained):
-    from labelrounds.strategies import clusters
-
     pool = invented(trained=trained)
     first = strategies.get(name)().order(pool, 20)
     clusters._space.cache_clear()
@@ -352,13 +350,13 @@ def test_auto_knows_when_labels_are_too_few(labels, changes, expected):
     assert early(invented(labelled=labels, **changes)) is expected
 
 
-def test_auto_early_asks_for_the_class_with_too_few_labels():
+def test_auto_asks_for_a_class_with_too_few_labels_once_the_model_can_tell():
     points = blobs({"common": 60, "rare": 6})
     scores = {
         name: scored({}, point, {}, {"common": float("common" in name), "rare": float("rare" in name)})
         for name, point in points.items()
     }
-    done = [name for name in points if name.startswith("common")][:5]
+    done = [name for name in points if name.startswith("common")][:11]
     pool = Pool(
         candidates=sorted(set(points) - set(done)),
         labelled=done,
@@ -369,6 +367,8 @@ def test_auto_early_asks_for_the_class_with_too_few_labels():
         batch=3,
     )
     assert [name.split("_")[0] for name in order("auto", pool, 3)] == ["rare"] * 3
+    few = dataclasses.replace(pool, labelled=done[:5])
+    assert order("auto", few, 3) == order("typiclust", few, 3), "a model of five labels can't tell who has the rare one"
 
 
 def test_auto_later_draws_one_in_five_at_random():
@@ -439,9 +439,9 @@ def test_two_thousand_cases_are_ordered_within_the_time_of_a_request(name):
     seconds = []
     for taken in range(1, 6):
         pool = dataclasses.replace(pool, candidates=pool.candidates[1:], taken=pool.candidates[:taken])
-        started = time.perf_counter()
+        started = time.process_time()
         strategy.order(pool, 1)
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     assert min(seconds) < 0.1, f"{min(seconds) * 1000:.0f} ms"
 
 

@@ -40,7 +40,9 @@ class Auto(CaseStrategy):
         """Return the next cases by the phase that the labels are in."""
         count = max(0, min(count, len(pool.candidates)))
         if early(pool):
-            return completed(pool, count, by_quota(pool, embedded(pool), count), NO_EMBEDDING)
+            # A model of six labels can't tell yet which case has a class that is scarce.
+            choose = by_quota if pool.trained and len(pool.labelled) >= fewest(pool) else at_first
+            return completed(pool, count, choose(pool, embedded(pool), count), NO_EMBEDDING)
         space = space_of({name: scores.embedding for name, scores in pool.scores.items()})
         return explained(pool, space, monitored(pool, informative(pool, space), count))
 
@@ -48,9 +50,19 @@ class Auto(CaseStrategy):
 def early(pool: Pool) -> bool:
     """Tell whether there are too few labels, in all or of a class, to go by what the model is unsure of."""
     labels = len(pool.labelled)
-    if not pool.trained or labels < max(FEWEST, COLD_ROUNDS * pool.batch):
+    if not pool.trained or labels < fewest(pool):
         return True
     return labels < LONGEST * len(pool.classes) and min(_labels_of(pool).values(), default=math.inf) < FEWEST_OF_CLASS
+
+
+def fewest(pool: Pool) -> int:
+    """Return how many labels a model must have before anything it says of other cases is gone by."""
+    return max(FEWEST, COLD_ROUNDS * pool.batch)
+
+
+def at_first(pool: Pool, space: Space, count: int) -> list[Choice]:
+    """Return typical cases of all."""
+    return typical_choices(pool, space, pool.candidates, count)
 
 
 def _labels_of(pool: Pool) -> dict[str, int]:
@@ -60,7 +72,7 @@ def _labels_of(pool: Pool) -> dict[str, int]:
 
 def by_quota(pool: Pool, space: Space, count: int) -> list[Choice]:
     """Return typical cases, those first in which the model sees a class with too few labels."""
-    seen = {name: predicted(pool.scores.get(name)) for name in (*pool.candidates, *pool.taken)} if pool.trained else {}
+    seen = {name: predicted(pool.scores.get(name)) for name in (*pool.candidates, *pool.taken)}
     labels = Counter(_labels_of(pool))
     labels.update(label for name in pool.taken for label in seen.get(name, ()))
     chosen: list[Choice] = []

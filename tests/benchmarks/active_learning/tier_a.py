@@ -7,7 +7,7 @@ from tests.benchmarks.active_learning.mednist import MedNIST, pictures
 from tests.benchmarks.active_learning.simulation import Curve, Source, tournament
 
 FIGURE, TARGET = "accuracy", 0.95
-SEEDS = tuple(range(1000, 1020))
+SEEDS = tuple(range(1200, 1220))  # 1000 to 1019 were played when a quota of classes was in the first rounds
 DRAWS = {"random": 3}
 NAMES = ["auto", "random", "foreground_random", "typiclust", "margin", "entropy", "class_entropy", "badge", "coreset"]
 NAMES += ["oracle_worst"]
