@@ -14,8 +14,10 @@ the embedding.
 """
 
 import hashlib
+import inspect
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +32,7 @@ from rich.table import Table
 from scipy.stats import bootstrap, spearmanr
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+from labelrounds import costly_scores, scoring, voxel_scores
 from labelrounds.cases import prepare_cases
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import ModelConfig, load_configs
@@ -84,7 +87,8 @@ def configuration() -> ModelConfig:
 def compared(seed: int, folder: Path) -> dict[str, Any]:
     """Return one model's correlations and times; from its file where it was compared before."""
     config = configuration()
-    about = [config.model_dump(mode="json"), CASES, EPOCHS, _TRAINING_PATCH, machine.code()]
+    about = [config.model_dump(mode="json"), CASES, EPOCHS, _TRAINING_PATCH]
+    about += [inspect.getsource(module) for module in (scoring, voxel_scores, costly_scores, sys.modules[__name__])]
     file = folder / f"ranking_{seed}_{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:12]}.json"
     if not file.is_file():
         names = split()["training"]
@@ -170,8 +174,8 @@ def host_scores(network: Any, config: ModelConfig, paths: Mapping[str, Path]) ->
     ]
     store = _Datastore(paths)
     with dropout_on(network):
-        scoring = EpistemicScoring(None, network, transforms, roi_size=list(config.patch_size), num_samples=PASSES)
-        found = scoring({}, store)
+        method = EpistemicScoring(None, network, transforms, roi_size=list(config.patch_size), num_samples=PASSES)
+        found = method({}, store)
     return {name: float(one["epistemic_entropy"]) for name, one in found.items()}
 
 
