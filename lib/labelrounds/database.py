@@ -159,6 +159,7 @@ class Database:
         self._local.opened = None
         if self._file() == self._damaged and self._damaged is not None:
             self._keep_aside(self._damaged)
+        self._clear_away()
         try:
             made = self._opened()
         except sqlite3.DatabaseError as error:
@@ -191,16 +192,29 @@ class Database:
             return None
         return found.st_dev, found.st_ino
 
+    def _parts(self) -> list[Path]:
+        return [self.path.with_name(self.path.name + ending) for ending in ("-wal", "-shm")]
+
+    def _clear_away(self) -> None:
+        """Remove what belongs to a file that somebody has removed: whoever still has that open shares it with a new one."""
+        if self._file() is not None or not any(part.exists() for part in self._parts()):
+            return
+        with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
+            if self._file() is None:
+                for part in self._parts():
+                    part.unlink(missing_ok=True)
+
     def _keep_aside(self, damaged: tuple[int, int] | None) -> None:
         """Move a damaged file out of the way, with what belongs to it; once, whoever else finds it damaged too."""
         with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
             if damaged is None or self._file() != damaged:
                 return
             aside = self.path.with_name(f"{self.path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
-            self.path.replace(aside)
-            for part in ("-wal", "-shm"):  # the first may have what the file has not yet
+            # The file last: once it is gone another may be begun, whose parts must stay.
+            for part in self._parts():  # the first may have what the file has not yet
                 with suppress(FileNotFoundError):
-                    self.path.with_name(self.path.name + part).replace(f"{aside}{part}")
+                    part.replace(f"{aside}{part.name.removeprefix(self.path.name)}")
+            self.path.replace(aside)
         self.warnings.append(f"{self.path.name} was damaged; it is kept as {aside.name}, and another was begun")
         logger.warning("%s: %s", self.path.parent, self.warnings[-1])
 
