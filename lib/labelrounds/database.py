@@ -196,7 +196,7 @@ class Database:
         return [self.path.with_name(self.path.name + ending) for ending in ("-wal", "-shm")]
 
     def _clear_away(self) -> None:
-        """Remove what belongs to a file that somebody has removed: whoever still has that open shares it with a new one."""
+        """Remove the parts of a file that was removed: who still has it open would share them with the next one."""
         if self._file() is not None or not any(part.exists() for part in self._parts()):
             return
         with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
