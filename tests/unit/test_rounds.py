@@ -333,6 +333,17 @@ def test_a_second_reading_is_of_a_case_that_one_other_annotator_has_labelled(pla
     )
 
 
+def test_a_second_reading_is_found_also_in_a_ledger_that_was_begun_anew(playground):
+    playground.open("a", "b", "c")
+    for name in ("a", "b"):
+        playground.label(name)
+    assert playground.ask("bob", "second_opinion") in ("a", "b")
+    for file in (playground.folder / "home" / "rounds").glob("*.sqlite*"):
+        file.unlink()
+    playground.label("c")
+    assert playground.rounds._of(playground.config.name).source.gather("bob").pool.labelled_once == ["a", "b", "c"]
+
+
 def test_a_case_is_kept_only_by_who_has_it(playground):
     playground.open("a")
     playground.ask("ann")
