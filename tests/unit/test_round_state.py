@@ -57,7 +57,9 @@ class Group:
     def compare(self, image: str, dice: float, version: int) -> None:
         """Note how well a prediction agreed with the last label of an image."""
         last = [each for each in self.leases.ledger.entries(event="submitted") if each["image"] == image][-1]
-        self.leases.ledger.note_agreement(last["id"], last["label"], dice, {"model": self.config.name, "version": version})
+        self.leases.ledger.note_agreement(
+            last["id"], last["label"], dice, {"model": self.config.name, "version": version}
+        )
 
     def train(self, **record) -> None:
         Checkpoints(self.config).publish(build_network(self.config), {"wall_time_s": 0.0, **record})
