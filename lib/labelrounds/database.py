@@ -89,7 +89,7 @@ class Database:
         """Give a connection to read with; all that the block reads is of one moment.
 
         Raises:
-            Overloaded: another process has had the file for half a minute.
+            Overloaded: another process has had the file for half a minute, or the file was found damaged.
             LabelRoundsError: the file can't be read.
         """
         with self._transaction("BEGIN") as connection:
@@ -102,7 +102,7 @@ class Database:
         Raises:
             OutOfSpace: the disk is full; nothing was changed.
             Unwritable: the file can't be written to; nothing was changed.
-            Overloaded: another process has had the file for half a minute; nothing was changed.
+            Overloaded: another process has had the file for half a minute, or it is damaged; nothing was changed.
         """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
@@ -237,7 +237,7 @@ class Database:
         if code in _DAMAGED:
             self._damaged = self._file()  # who opens it next keeps it aside
             self._local.opened = None
-            return LabelRoundsError(f"{self.path.name}: {error}; it is kept aside, and another begun: try again")
+            return Overloaded(f"{self.path.name}: {error}; it is kept aside, and another begun: try again")
         if code in _NO_ACCESS:
             return self._unwritable(error)
         return LabelRoundsError(f"{self.path.name}: {error}")

@@ -175,7 +175,7 @@ def test_what_is_found_damaged_while_it_is_used_is_kept_aside_and_others_go_on_w
         note(made, f"{number} " + "x" * 50)
     damage(made)
     other = Database(made.path, SCHEMA)  # it opens, as the first page is whole
-    with pytest.raises(LabelRoundsError, match=r"one\.sqlite: .*malformed; it is kept aside, and another begun"):
+    with pytest.raises(Overloaded, match=r"one\.sqlite: .*malformed; it is kept aside, and another begun"):
         notes(made)
     note(made, "anew")
     assert notes(made) == ["anew"] and notes(other) == ["anew"]

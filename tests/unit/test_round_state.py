@@ -200,6 +200,16 @@ def test_scores_of_an_earlier_version_are_no_mean_of_the_pool(group):
     assert pool_means.pool_means(found.database, "tiny") == []
 
 
+def test_an_image_that_could_not_be_scored_is_not_counted_as_scored(group):
+    found = group(2)
+    version = Checkpoints(found.config).publish(build_network(found.config), {})
+    scores_of = CaseScores({"margin": 0.5}, {}, np.zeros(2, np.float32), 1)
+    found.source.scores.put(Path(found.store.get_image_uri("case_00")), scores_of, weights_of(version))
+    found.source.scores.put_failure(Path(found.store.get_image_uri("case_01")), "too large", weights_of(version), 1)
+    scoring = state_of(found.parts())["scoring"]
+    assert (scoring["scored"], scoring["failed"], scoring["of"]) == (1, 1, 2)
+
+
 def test_where_every_case_has_a_label_nobody_is_told_to_go_on(group):
     found = group(2)
     found.label("case_00")
