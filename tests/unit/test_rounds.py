@@ -261,6 +261,20 @@ def test_an_unreadable_image_is_skipped_and_reported_until_its_file_is_another(p
     assert playground.ask("bob") == "a"
 
 
+def test_an_image_that_the_server_may_not_open_is_skipped_and_the_reason_names_no_folder(playground, monkeypatch):
+    playground.open("a", "b")
+    opened = Path.open
+
+    def refused(path: Path, *how, **more):
+        if path.name == "a.nii.gz":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert [playground.ask(), playground.ask()] == ["b", "b"]
+    assert playground.rounds.state()["unreadable"] == [{"image": "a", "reason": "a.nii.gz: Permission denied"}]
+
+
 def test_an_image_whose_file_has_gone_is_skipped(playground):
     playground.open("a", "b")
     playground.app.store.list_images()
