@@ -51,16 +51,15 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
         return sorted(super().list_images())
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the series with a DICOM SEG on the server, or with a class in the cache, sorted."""
-        if (label_tag or self.rounds_tag) == CLASSES:
-            return StudyStore.get_labeled_images(self, CLASSES)
-        return sorted(super().get_labeled_images(label_tag, labels))
+        """Return the series with a DICOM SEG on the server or a label in the cache, or with a class there, sorted."""
+        tag = check_tag(label_tag or self.rounds_tag)
+        here = StudyStore.get_labeled_images(self, tag)
+        # What the server has is asked every few minutes: a label just sent must count before.
+        return here if tag == CLASSES else sorted({*here, *super().get_labeled_images(label_tag, labels)})
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the series without a DICOM SEG on the server, or without a class in the cache, sorted."""
-        if (label_tag or self.rounds_tag) == CLASSES:
-            return sorted(set(self.list_images()) - set(self.get_labeled_images(CLASSES)))
-        return sorted(super().get_unlabeled_images(label_tag, labels))
+        """Return the other series, sorted."""
+        return sorted(set(self.list_images()) - set(self.get_labeled_images(label_tag, labels)))
 
     def get_image_uri(self, image_id: str) -> str:
         """Fetch a series unless it is in the cache, and return its path.

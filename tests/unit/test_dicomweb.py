@@ -15,7 +15,7 @@ from labelrounds.dicomweb import DicomwebStore, segment_names
 from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.pool import PoolSource
 from labelrounds.reading import read_geometry, read_image
-from labelrounds.store import CLASSES
+from labelrounds.store import CLASSES, StudyStore
 from labelrounds.writing import write_label
 
 SERIES = ("1.2.3.20", "1.2.3.10")
@@ -142,6 +142,18 @@ def test_a_label_is_checked_before_it_is_sent(store: DicomwebStore, tmp_path: Pa
     assert len(sent) == 1
     info = store._datastore.objects[SERIES[0]].labels["final"].info
     assert (info["labels"], info["SeriesInstanceUID"], info["PatientID"]) == ({"liver": 1}, "1.2.3.30", "P7")
+
+
+def test_a_series_is_labelled_as_soon_as_its_label_is_sent_whatever_the_servers_list_says_for_some_minutes(
+    store: DicomwebStore, tmp_path: Path, config
+):
+    database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
+    source = PoolSource(config, store, database, leases.Leases(database))
+    assert source.gather().pool.candidates == sorted(SERIES)
+    StudyStore.save_label(store, SERIES[0], str(label(tmp_path / "good.nrrd", store)), "final", {})
+    pool = source.gather().pool
+    assert (pool.labelled, pool.candidates) == ([SERIES[0]], [SERIES[1]])
+    assert store.get_unlabeled_images() == [SERIES[1]]
 
 
 def test_the_segments_of_a_dicom_seg_are_named_in_order_of_their_numbers(tmp_path: Path):
