@@ -25,7 +25,7 @@ _LONGEST_CLIENT = 200
 def client_of(http: Request, who: User, options: dict[str, Any]) -> str:
     """Return whom a request counts for: clients often share a name (Slicer's is ``user-xyz``), or an address."""
     address = http.client.host if http.client else ""
-    return f"{address} {who.username} {str(options.get('client_id', ''))[:_LONGEST_CLIENT]}"
+    return f"{address} {who.username} {str(options.get('client_id') or '')[:_LONGEST_CLIENT]}"
 
 
 def parse_object(field: str, text: str) -> dict[str, Any]:

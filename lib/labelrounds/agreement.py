@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
-from labelrounds.errors import Cancelled, LabelRoundsError
+from labelrounds.errors import Cancelled, LabelRoundsError, NotFound, OutOfSpace, Overloaded
 from labelrounds.labels import by_position, on_grid_of
 from labelrounds.ledger import Ledger
 from labelrounds.metrics import dice
@@ -33,7 +33,8 @@ from labelrounds.store import CLASSES, FINAL, StudyStore
 
 logger = logging.getLogger(__name__)
 
-_AGAIN_AFTER_S = 0.5
+_AGAIN_AFTER_S = 0.5  # where a user's request came first
+_PAUSE_S = 10.0  # where the disk or the database takes nothing: each try is a whole prediction
 _CLOSING_S = 5.0
 _LIKELY = 0.5  # from which on a class is predicted where an image may have several
 
@@ -74,8 +75,10 @@ class Agreement:
     def resume(self) -> None:
         """Compare all submissions that were not compared yet."""
         with self._changed:
-            known = {one["id"] for one in self._pending}
-            self._pending.extend(one for one in self._ledger.without_agreement() if one["id"] not in known)
+            known = {(one["id"], one["label"]) for one in self._pending}
+            self._pending.extend(
+                one for one in self._ledger.without_agreement() if (one["id"], one["label"]) not in known
+            )
             if self._pending and self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._work, name="agreement", daemon=True)
                 self._thread.start()
@@ -93,11 +96,14 @@ class Agreement:
         while (submission := self._first()) is not None:
             try:
                 self._note(submission)
+            except NotFound as error:  # of a database that was lost meanwhile
+                logger.warning("%s: not compared with a prediction: %s", submission["image"], error)
             except LabelRoundsError as error:  # the disk, or a user's request that comes first
                 if not isinstance(error, Cancelled):
                     logger.warning("Not compared yet with a prediction: %s: %s", submission["image"], error)
                 with self._changed:
-                    self._changed.wait_for(lambda: self._closed, _AGAIN_AFTER_S)
+                    patience_s = _AGAIN_AFTER_S if isinstance(error, Cancelled) else _PAUSE_S
+                    self._changed.wait_for(lambda: self._closed, patience_s)
                 continue
             with self._changed:
                 self._pending.popleft()
@@ -113,12 +119,12 @@ class Agreement:
             value, details = compare(self._app, submission)
         except NothingToCompare as error:
             value, details = None, {"why": str(error)}
-        except Cancelled:
+        except (Cancelled, Overloaded, OutOfSpace):  # another time
             raise
         except Exception as error:  # one label must not keep the others from being compared
             logger.warning("%s: not compared with a prediction", submission["image"], exc_info=True)
             value, details = None, {"why": f"the comparison failed: {error}"[:500]}
-        self._ledger.note_agreement(submission["id"], value, details)
+        self._ledger.note_agreement(submission["id"], submission["label"], value, details)
 
 
 def compare(app: Predicting, submission: Mapping[str, Any]) -> tuple[float | None, dict[str, Any]]:

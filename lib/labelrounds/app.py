@@ -101,6 +101,9 @@ class LabelRoundsApp(MONAILabelApp):
         configs = [config for config in self.configs.values() if chosen(config)]
         return list(dict.fromkeys(label for config in configs for label in config.labels))
 
+    def _rounds_tag(self) -> str:
+        return FINAL if any(config.task == "segmentation" for config in self.configs.values()) else CLASSES
+
     def init_datastore(self) -> Datastore:
         """Open the studies: a folder, or a DICOMweb server by its address."""
         if self.studies.startswith(("http://", "https://")):
@@ -110,7 +113,7 @@ class LabelRoundsApp(MONAILabelApp):
             known_labels=self.known_labels(),
             known_classes=self._classes(),
             multilabel_classes=self._classes(multilabel=True),
-            rounds_tag=FINAL if any(config.task == "segmentation" for config in self.configs.values()) else CLASSES,
+            rounds_tag=self._rounds_tag(),
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -313,6 +316,7 @@ class LabelRoundsApp(MONAILabelApp):
             known_labels=tuple(self.known_labels()),
             known_classes=tuple(self._classes()),
             multilabel_classes=tuple(self._classes(multilabel=True)),
+            rounds_tag=self._rounds_tag(),
             cache_path=settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or str(folders.home() / "dicomweb"),
             fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
             convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,

@@ -89,7 +89,7 @@ class Database:
         """Give a connection to read with; all that the block reads is of one moment.
 
         Raises:
-            Overloaded: another process has had the file for half a minute.
+            Overloaded: another process has had the file for half a minute, or the file was found damaged.
             LabelRoundsError: the file can't be read.
         """
         with self._transaction("BEGIN") as connection:
@@ -102,7 +102,7 @@ class Database:
         Raises:
             OutOfSpace: the disk is full; nothing was changed.
             Unwritable: the file can't be written to; nothing was changed.
-            Overloaded: another process has had the file for half a minute; nothing was changed.
+            Overloaded: another process has had the file for half a minute, or it is damaged; nothing was changed.
         """
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
@@ -159,6 +159,7 @@ class Database:
         self._local.opened = None
         if self._file() == self._damaged and self._damaged is not None:
             self._keep_aside(self._damaged)
+        self._clear_away()
         try:
             made = self._opened()
         except sqlite3.DatabaseError as error:
@@ -191,16 +192,29 @@ class Database:
             return None
         return found.st_dev, found.st_ino
 
+    def _parts(self) -> list[Path]:
+        return [self.path.with_name(self.path.name + ending) for ending in ("-wal", "-shm")]
+
+    def _clear_away(self) -> None:
+        """Remove the parts of a file that was removed: who still has it open would share them with the next one."""
+        if self._file() is not None or not any(part.exists() for part in self._parts()):
+            return
+        with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
+            if self._file() is None:
+                for part in self._parts():
+                    part.unlink(missing_ok=True)
+
     def _keep_aside(self, damaged: tuple[int, int] | None) -> None:
         """Move a damaged file out of the way, with what belongs to it; once, whoever else finds it damaged too."""
         with FileLock(f"{self.path}.lock", timeout=_WAIT_S):
             if damaged is None or self._file() != damaged:
                 return
             aside = self.path.with_name(f"{self.path.name}.broken-{time.strftime('%Y%m%dT%H%M%S')}")
-            self.path.replace(aside)
-            for part in ("-wal", "-shm"):  # the first may have what the file has not yet
+            # The file last: once it is gone another may be begun, whose parts must stay.
+            for part in self._parts():  # the first may have what the file has not yet
                 with suppress(FileNotFoundError):
-                    self.path.with_name(self.path.name + part).replace(f"{aside}{part}")
+                    part.replace(f"{aside}{part.name.removeprefix(self.path.name)}")
+            self.path.replace(aside)
         self.warnings.append(f"{self.path.name} was damaged; it is kept as {aside.name}, and another was begun")
         logger.warning("%s: %s", self.path.parent, self.warnings[-1])
 
@@ -223,7 +237,7 @@ class Database:
         if code in _DAMAGED:
             self._damaged = self._file()  # who opens it next keeps it aside
             self._local.opened = None
-            return LabelRoundsError(f"{self.path.name}: {error}; it is kept aside, and another begun: try again")
+            return Overloaded(f"{self.path.name}: {error}; it is kept aside, and another begun: try again")
         if code in _NO_ACCESS:
             return self._unwritable(error)
         return LabelRoundsError(f"{self.path.name}: {error}")

@@ -27,6 +27,7 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
         known_labels: tuple[str, ...] = (),
         known_classes: tuple[str, ...] = (),
         multilabel_classes: tuple[str, ...] = (),
+        rounds_tag: str = FINAL,
         **options: Any,
     ):
         """Open the cache of a DICOMweb server.
@@ -37,25 +38,28 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
             known_labels: The labels of the app's segmentation models, in their order.
             known_classes: The classes of its classification models; they stay in the cache, as a file each.
             multilabel_classes: Those of which an image may have any number.
+            rounds_tag: What counts as labelled: series with a DICOM SEG, or with classes.
             options: ``cache_path``, ``fetch_by_frame``, ``convert_to_nifti`` of the host's class.
         """
         DICOMWebDatastore.__init__(self, client, search_filter, **options)
         self.known_labels = tuple(known_labels)
         self.known_classes, self.multilabel_classes = tuple(known_classes), tuple(multilabel_classes)
+        self.rounds_tag = rounds_tag
 
     def list_images(self) -> list[str]:
         """Return the series on the server that match the filter, sorted."""
         return sorted(super().list_images())
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the series with a DICOM SEG on the server, or with a class in the cache, sorted."""
-        if label_tag == CLASSES:
-            return StudyStore.get_labeled_images(self, label_tag)
-        return sorted(super().get_labeled_images(label_tag, labels))
+        """Return the series with a DICOM SEG on the server or a label in the cache, or with a class there, sorted."""
+        tag = check_tag(label_tag or self.rounds_tag)
+        here = StudyStore.get_labeled_images(self, tag)
+        # What the server has is asked every few minutes: a label just sent must count before.
+        return here if tag == CLASSES else sorted({*here, *super().get_labeled_images(label_tag, labels)})
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the series without a DICOM SEG on the server, sorted."""
-        return sorted(super().get_unlabeled_images(label_tag, labels))
+        """Return the other series, sorted."""
+        return sorted(set(self.list_images()) - set(self.get_labeled_images(label_tag, labels)))
 
     def get_image_uri(self, image_id: str) -> str:
         """Fetch a series unless it is in the cache, and return its path.

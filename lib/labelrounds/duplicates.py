@@ -78,9 +78,13 @@ def near_pairs(embeddings: Mapping[str, Embedding]) -> list[tuple[str, str, floa
         here = np.arange(cosine.shape[0])
         apart[here, first + here] = np.inf
         nearest[rows] = apart.min(axis=1)
-        for row, column in np.argwhere(cosine >= NEAR_COSINE):
-            if column > first + row:
-                found.append((float(apart[row, column]), first + int(row), int(column), float(cosine[row, column])))
+        near = cosine >= NEAR_COSINE
+        near &= np.arange(len(ids)) > first + here[:, None]  # each pair once
+        row, column = np.nonzero(near)
+        # A model takes all images of a class for alike: of millions of pairs only the closest are looked at one by one.
+        closest = np.argsort(apart[row, column], kind="stable")[:_MOST_PAIRS]
+        for one, other in zip(row[closest].tolist(), column[closest].tolist(), strict=True):
+            found.append((float(apart[one, other]), first + one, other, float(cosine[one, other])))
     usual = float(np.median(nearest))
     close = sorted(pair for pair in found if pair[0] <= _CLOSE_SHARE * usual or pair[0] <= 1e-3 * np.median(lengths))
     return [(ids[one], ids[other], min(cosine, 1.0)) for _, one, other, cosine in close[:_MOST_PAIRS]]

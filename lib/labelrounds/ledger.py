@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from labelrounds.database import Database
+from labelrounds.errors import NotFound
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS ledger (
@@ -43,10 +44,18 @@ class Ledger:
         done = connection.execute(f"INSERT INTO ledger ({columns}) VALUES ({places})", list(entry.values()))
         return int(done.lastrowid or 0)
 
-    def note_agreement(self, submission: int, dice: float | None, details: Mapping[str, Any]) -> None:
-        """Add to a submission how well the prediction agreed with it."""
+    def note_agreement(self, submission: int, label: str, dice: float | None, details: Mapping[str, Any]) -> None:
+        """Add to a submission how well the prediction agreed with its label.
+
+        Raises:
+            NotFound: the ledger, which may have been begun anew, has no such submission.
+        """
         with self._database.writing() as connection:
-            of = connection.execute("SELECT * FROM ledger WHERE id = ?", (submission,)).fetchone()
+            of = connection.execute(
+                "SELECT * FROM ledger WHERE id = ? AND event = 'submitted' AND label = ?", (submission, label)
+            ).fetchone()
+            if of is None:
+                raise NotFound(f"entry {submission} of the ledger is not the submission that was compared")
             copied = {key: of[key] for key in ("client", "strategy", "score", "monitor", "label")}
             model, version = details.get("model", of["model"]), details.get("version", of["version"])
             more = {"submission": submission, **details}

@@ -89,6 +89,7 @@ class PoolSource:
         self._tag = store.rounds_tag
         self._patients: dict[str, str] = {}
         self._read_to = 0
+        self._begun: float | None = None  # time of the ledger's first entry
         self._submitted: dict[str, float] = {}
         self._labelled_by: dict[str, set[str]] = {}
         self._present: dict[str, list[str]] = {}
@@ -171,7 +172,10 @@ class PoolSource:
         if image not in files:
             return image
         if image not in self._patients:
-            self._patients[image] = patient_in(image, files[image], self._store.entries[image].image.info)
+            found = self._store.entries.get(image)
+            if found is None:  # removed a moment ago
+                return image
+            self._patients[image] = patient_in(image, files[image], found.image.info)
         return self._patients[image]
 
     def _in_order(self, labelled: Sequence[str]) -> list[str]:
@@ -206,6 +210,10 @@ class PoolSource:
     def _read_ledger(self) -> None:
         """Take up what the ledger says of labels since it was last read."""
         with self._database.reading() as connection:
+            first = connection.execute("SELECT time FROM ledger ORDER BY id LIMIT 1").fetchone()
+            begun = None if first is None else first["time"]
+            if begun != self._begun:  # also where the file was damaged or lost, and begun anew
+                self._read_to, self._begun = 0, begun
             rows = connection.execute(
                 "SELECT id, event, image, client, time, label, details FROM ledger"
                 " WHERE id > ? AND event IN ('submitted', 'agreement') ORDER BY id",

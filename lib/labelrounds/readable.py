@@ -33,6 +33,9 @@ class Readable:
         except LabelRoundsError as error:
             logger.warning("%s is not handed out: %s", path.name, error)
             return identity, str(error)
+        except OSError as error:  # another user's file, or a failing disk
+            logger.warning("%s is not handed out: %s", path.name, error)
+            return identity, f"{path.name}: {error.strerror or type(error).__name__}"
         return identity, ""
 
 

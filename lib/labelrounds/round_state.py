@@ -280,7 +280,12 @@ def _map(parts: Parts, suspects: Sequence[Suspect]) -> dict[str, Any]:
 def _scoring(parts: Parts) -> dict[str, Any]:
     """Return how far the served version is with its pass over the images: by who passes, or else by what is kept."""
     known, of = parts.gathered.known, len(parts.gathered.files)
-    kept = {"scored": of - len(known.missing), "of": of, "failed": len(known.failed), "version": known.version}
+    kept = {
+        "scored": of - len(known.missing) - len(known.failed),
+        "of": of,
+        "failed": len(known.failed),
+        "version": known.version,
+    }
     running = {key: value for key, value in parts.progress.items() if parts.progress.get("running")}
     return {**kept, "running": False, "eta_s": None, **running, "stale": known.stale}
 

@@ -125,6 +125,12 @@ def test_a_case_is_kept_by_who_has_it_alone(server):
     assert ask(server, "POST", "/rounds/lease", json={"image": "nope"}).status_code == 404
 
 
+def test_who_sends_no_name_and_who_sends_null_is_the_same_client(server):
+    image = ask(server, "POST", "/activelearning/random", json={"client_id": None}).json()["id"]
+    assert ask(server, "POST", "/rounds/lease", json={"image": image}).status_code == 200
+    give_back(server, image, "")
+
+
 def test_a_case_that_is_put_aside_is_seen_with_its_reason_and_comes_back(server):
     image = next_case(server, "aside").json()["id"]
     body = {"image": image, "kind": "defer", "reason": "ask a colleague", "hours": 2, "client_id": "aside"}

@@ -10,12 +10,13 @@ import nibabel
 import numpy as np
 import pytest
 
+from labelrounds import agreement as agreement_module
 from labelrounds.agreement import Agreement
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.labels import ClassLabel
 from labelrounds.database import Database
-from labelrounds.errors import Cancelled, OutOfSpace
+from labelrounds.errors import Cancelled, OutOfSpace, Overloaded
 from labelrounds.leases import SCHEMA, Leases
 from labelrounds.networks import build_network
 from labelrounds.store import CLASSES, FINAL, StudyStore
@@ -169,6 +170,29 @@ def test_it_waits_for_users_and_comes_back(app, leases, agreement):
     assert found(leases)[0]["dice"] == 1.0 and len(app.asked) == 3
 
 
+@pytest.mark.parametrize("error", [Overloaded("the server is ending"), OutOfSpace("full")])
+def test_what_only_the_moment_is_to_blame_for_is_not_noted_as_failed(app, leases, agreement, monkeypatch, error):
+    monkeypatch.setattr(agreement_module, "_PAUSE_S", 0.05)
+    app.errors = [error] * 2
+    submit(app, leases, far=slice(0, 4))
+    agreement.resume()
+    assert found(leases)[0]["dice"] == 1.0 and len(app.asked) == 3
+
+
+def test_a_ledger_that_was_begun_anew_meanwhile_gets_nothing_of_the_lost_one(app, leases, agreement):
+    submit(app, leases, "a")
+    app.free.clear()
+    agreement.resume()
+    while not app.asked:  # it is being compared
+        time.sleep(0.01)
+    for file in app.folder.glob("rounds.sqlite*"):
+        file.unlink()
+    submit(app, leases, "b", far=slice(0, 4))  # which has the number of the lost one
+    app.free.set()
+    agreement.resume()
+    assert [(entry["image"], entry["dice"]) for entry in found(leases)] == [("b", 1.0)]
+
+
 def test_what_fails_is_noted_and_keeps_no_other_from_being_compared(app, leases, agreement):
     app.errors = [RuntimeError("bad luck")]
     submit(app, leases, "a")
@@ -206,6 +230,7 @@ def test_a_full_disk_delays_it_and_loses_nothing(app, leases, agreement, monkeyp
         note(*entry)
 
     monkeypatch.setattr(leases.ledger, "note_agreement", noted)
+    monkeypatch.setattr(agreement_module, "_PAUSE_S", 0.05)
     agreement.resume()
     assert found(leases)[0]["dice"] == 1.0
 

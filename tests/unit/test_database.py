@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -174,7 +175,7 @@ def test_what_is_found_damaged_while_it_is_used_is_kept_aside_and_others_go_on_w
         note(made, f"{number} " + "x" * 50)
     damage(made)
     other = Database(made.path, SCHEMA)  # it opens, as the first page is whole
-    with pytest.raises(LabelRoundsError, match=r"one\.sqlite: .*malformed; it is kept aside, and another begun"):
+    with pytest.raises(Overloaded, match=r"one\.sqlite: .*malformed; it is kept aside, and another begun"):
         notes(made)
     note(made, "anew")
     assert notes(made) == ["anew"] and notes(other) == ["anew"]
@@ -243,6 +244,43 @@ def test_a_file_that_was_removed_is_begun_anew(made):
         file.unlink()
     note(made, "second")
     assert notes(made) == ["second"]
+
+
+def test_a_file_that_was_removed_alone_while_somebody_writes_is_begun_anew_by_all(made):
+    note(made, "first")
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        writing = made.writing()
+        other.submit(lambda: writing.__enter__().execute("INSERT INTO notes (text) VALUES ('gone with it')")).result(60)
+        made.path.unlink()
+        one.submit(note, made, "second").result(60)
+        other.submit(writing.__exit__, None, None, None).result(60)
+        for number in range(20):
+            one.submit(note, made, f"one {number}").result(60)
+            other.submit(note, made, f"other {number}").result(60)
+    written = ["second", *(f"{name} {number}" for number in range(20) for name in ("one", "other"))]
+    assert notes(made) == notes(Database(made.path, SCHEMA)) == written
+    assert made.warnings == []
+
+
+def test_who_begins_another_file_while_the_damaged_one_is_kept_aside_keeps_what_belongs_to_it(made, monkeypatch):
+    for number in range(500):
+        note(made, f"{number} " + "x" * 50)
+    damage(made)
+    replace, begun = Path.replace, []
+
+    def replaced(path: Path, target) -> Path:
+        moved = replace(path, target)
+        if path == made.path and not begun:
+            begun.append(Database(made.path, SCHEMA))
+            note(begun[0], "at once")
+        return moved
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    with pytest.raises(LabelRoundsError, match="kept aside"):
+        notes(made)
+    note(made, "anew")
+    note(begun[0], "and again")
+    assert notes(made) == notes(Database(made.path, SCHEMA)) == ["at once", "anew", "and again"]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from labelrounds.dicomweb import DicomwebStore, segment_names
 from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.pool import PoolSource
 from labelrounds.reading import read_geometry, read_image
+from labelrounds.store import CLASSES, StudyStore
 from labelrounds.writing import write_label
 
 SERIES = ("1.2.3.20", "1.2.3.10")
@@ -143,6 +144,18 @@ def test_a_label_is_checked_before_it_is_sent(store: DicomwebStore, tmp_path: Pa
     assert (info["labels"], info["SeriesInstanceUID"], info["PatientID"]) == ({"liver": 1}, "1.2.3.30", "P7")
 
 
+def test_a_series_is_labelled_as_soon_as_its_label_is_sent_whatever_the_servers_list_says_for_some_minutes(
+    store: DicomwebStore, tmp_path: Path, config
+):
+    database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
+    source = PoolSource(config, store, database, leases.Leases(database))
+    assert source.gather().pool.candidates == sorted(SERIES)
+    StudyStore.save_label(store, SERIES[0], str(label(tmp_path / "good.nrrd", store)), "final", {})
+    pool = source.gather().pool
+    assert (pool.labelled, pool.candidates) == ([SERIES[0]], [SERIES[1]])
+    assert store.get_unlabeled_images() == [SERIES[1]]
+
+
 def test_the_segments_of_a_dicom_seg_are_named_in_order_of_their_numbers(tmp_path: Path):
     data = pydicom.Dataset()
     data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.SegmentationStorage, "1.2.3.4"
@@ -163,6 +176,23 @@ def test_classes_of_a_series_stay_in_the_cache_and_can_be_learnt_from(store, tmp
     assert store.get_labeled_images("classes") == [SERIES[0]]
     (case,) = store.training_items("classes")
     assert case.image_id == SERIES[0] and case.label.suffix == ".json"
+
+
+def test_rounds_of_classes_are_done_with_a_series_that_has_one(tmp_path, config, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    store = DicomwebStore(
+        Server(f"http://classes/{tmp_path.name}"),
+        {"Modality": "CT"},
+        known_classes=("effusion",),
+        rounds_tag=CLASSES,
+        cache_path=str(tmp_path / "cache"),
+    )
+    (tmp_path / "class.json").write_text('{"label": "effusion"}')
+    store.save_classes({SERIES[0]: store.classes_in(SERIES[0], str(tmp_path / "class.json"), CLASSES, {})})
+    database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
+    pool = PoolSource(config, store, database, leases.Leases(database)).gather().pool
+    store.close()
+    assert (pool.labelled, pool.candidates) == ([SERIES[0]], [SERIES[1]])
 
 
 def test_a_label_map_of_a_series_is_none_of_its_classes(store, tmp_path):

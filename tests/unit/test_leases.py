@@ -262,7 +262,7 @@ def test_an_agreement_names_its_submission(leases):
     ask(leases, "ann")
     number = leases.submitted(NAMES[0], "ann", "sha", "tiny", 2)
     assert [row["id"] for row in leases.ledger.without_agreement()] == [number]
-    leases.ledger.note_agreement(number, 0.8, {"present": ["near"]})
+    leases.ledger.note_agreement(number, "sha", 0.8, {"present": ["near"]})
     (entry,) = leases.ledger.entries(event="agreement")
     assert (entry["dice"], entry["image"], entry["label"], entry["strategy"]) == (0.8, NAMES[0], "sha", "random")
     assert entry["details"] == {"submission": number, "present": ["near"]} and not leases.ledger.without_agreement()

@@ -109,6 +109,16 @@ def test_each_image_is_scored_once_in_the_order_in_which_it_is_wanted(pool, publ
     assert len(order) == 4 and pool.known(images).missing == ()
 
 
+def test_where_nothing_is_left_to_score_it_rests_without_a_fault(pool, publish, images, order, caplog):
+    publish()
+    for wanted in ({}, images, images, {}):  # none is wanted, and all are scored
+        pool.scoring.wanted(wanted)
+        time.sleep(0.3)
+        pool.until_done()
+        assert pool.scoring.progress()["note"] == ""
+    assert len(order) == 4 and not [record for record in caplog.records if record.exc_info]
+
+
 def test_scores_are_those_that_the_scorer_gives(pool, publish, images, config):
     publish()
     pool.scoring.wanted(images, ["tta"])

@@ -57,7 +57,9 @@ class Group:
     def compare(self, image: str, dice: float, version: int) -> None:
         """Note how well a prediction agreed with the last label of an image."""
         last = [each for each in self.leases.ledger.entries(event="submitted") if each["image"] == image][-1]
-        self.leases.ledger.note_agreement(last["id"], dice, {"model": self.config.name, "version": version})
+        self.leases.ledger.note_agreement(
+            last["id"], last["label"], dice, {"model": self.config.name, "version": version}
+        )
 
     def train(self, **record) -> None:
         Checkpoints(self.config).publish(build_network(self.config), {"wall_time_s": 0.0, **record})
@@ -196,6 +198,16 @@ def test_scores_of_an_earlier_version_are_no_mean_of_the_pool(group):
     for stale in (replace(known, stale=True), replace(known, missing=("case_01",)), Known()):
         note_pool_mean(found.database, "tiny", stale, ["case_00"])
     assert pool_means.pool_means(found.database, "tiny") == []
+
+
+def test_an_image_that_could_not_be_scored_is_not_counted_as_scored(group):
+    found = group(2)
+    version = Checkpoints(found.config).publish(build_network(found.config), {})
+    scores_of = CaseScores({"margin": 0.5}, {}, np.zeros(2, np.float32), 1)
+    found.source.scores.put(Path(found.store.get_image_uri("case_00")), scores_of, weights_of(version))
+    found.source.scores.put_failure(Path(found.store.get_image_uri("case_01")), "too large", weights_of(version), 1)
+    scoring = state_of(found.parts())["scoring"]
+    assert (scoring["scored"], scoring["failed"], scoring["of"]) == (1, 1, 2)
 
 
 def test_where_every_case_has_a_label_nobody_is_told_to_go_on(group):

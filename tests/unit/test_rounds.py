@@ -261,6 +261,20 @@ def test_an_unreadable_image_is_skipped_and_reported_until_its_file_is_another(p
     assert playground.ask("bob") == "a"
 
 
+def test_an_image_that_the_server_may_not_open_is_skipped_and_the_reason_names_no_folder(playground, monkeypatch):
+    playground.open("a", "b")
+    opened = Path.open
+
+    def refused(path: Path, *how, **more):
+        if path.name == "a.nii.gz":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *how, **more)
+
+    monkeypatch.setattr(Path, "open", refused)
+    assert [playground.ask(), playground.ask()] == ["b", "b"]
+    assert playground.rounds.state()["unreadable"] == [{"image": "a", "reason": "a.nii.gz: Permission denied"}]
+
+
 def test_an_image_whose_file_has_gone_is_skipped(playground):
     playground.open("a", "b")
     playground.app.store.list_images()
@@ -331,6 +345,17 @@ def test_a_second_reading_is_of_a_case_that_one_other_annotator_has_labelled(pla
     assert playground.why("carl", strategy="second_opinion").startswith(
         "No case has a label of one other annotator alone"
     )
+
+
+def test_a_second_reading_is_found_also_in_a_ledger_that_was_begun_anew(playground):
+    playground.open("a", "b", "c")
+    for name in ("a", "b"):
+        playground.label(name)
+    assert playground.ask("bob", "second_opinion") in ("a", "b")
+    for file in (playground.folder / "home" / "rounds").glob("*.sqlite*"):
+        file.unlink()
+    playground.label("c")
+    assert playground.rounds._of(playground.config.name).source.gather("bob").pool.labelled_once == ["a", "b", "c"]
 
 
 def test_a_case_is_kept_only_by_who_has_it(playground):

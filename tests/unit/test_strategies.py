@@ -274,6 +274,15 @@ def test_typiclust_passes_over_groups_with_a_labelled_case():
     assert [name.split("_")[0] for name in order("typiclust", pool, 2)] == ["middle", "tiny"]
 
 
+def test_typiclust_calls_a_case_that_is_only_in_hand_not_labelled():
+    cold = blobs({"one": 6, "other": 6})
+    left = sorted(set(cold) - {"one_0", "other_0", "other_1"})
+    pool = Pool(candidates=left, taken=["one_0", "other_0", "other_1"], cold=cold, batch=2)
+    assert reason("typiclust", pool) == "typical of 6 alike cases, one of which is labelled or in hand"
+    pool = dataclasses.replace(pool, candidates=[name for name in left if name.startswith("other")])
+    assert reason("typiclust", pool) == "typical of 6 alike cases, 2 of which are labelled or in hand"
+
+
 def test_the_typical_case_is_in_the_middle_of_its_group():
     cold = blobs({"one": 50, "two": 50}, spread=1.0)
     first = order("typiclust", Pool(candidates=sorted(cold), cold=cold, batch=2), 1)[0]

@@ -39,8 +39,8 @@ class Typical:
         """Say so."""
         if self.size == 1:
             return "unlike all other cases"
-        known = {0: "none of which is labelled", 1: "one of which is labelled"}
-        labelled = known.get(self.labelled, f"{self.labelled} of which are labelled")
+        known = {0: "none of which is labelled", 1: "one of which is labelled or in hand"}
+        labelled = known.get(self.labelled, f"{self.labelled} of which are labelled or in hand")
         return f"typical of {self.size} alike cases, {labelled}"
 
 
