@@ -121,8 +121,11 @@ class Agreement:
             value, details = None, {"why": str(error)}
         except (Cancelled, Overloaded, OutOfSpace):  # another time
             raise
+        except LabelRoundsError as error:  # as an image that was removed meanwhile
+            logger.warning("%s: not compared with a prediction: %s", submission["image"], error)
+            value, details = None, {"why": str(error)[:500]}
         except Exception as error:  # one label must not keep the others from being compared
-            logger.warning("%s: not compared with a prediction", submission["image"], exc_info=True)
+            logger.exception("%s: not compared with a prediction", submission["image"])
             value, details = None, {"why": f"the comparison failed: {error}"[:500]}
         self._ledger.note_agreement(submission["id"], submission["label"], value, details)
 

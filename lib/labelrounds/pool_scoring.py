@@ -62,6 +62,7 @@ class PoolScoring:
         store: of the scores.
         cold_store: of embeddings without a model.
         devices: gives the devices to score on, the preferred one first.
+        training: tells whether a training runs, which needs the devices more: nothing is scored meanwhile.
     """
 
     def __init__(
@@ -71,9 +72,10 @@ class PoolScoring:
         store: ScoreStore,
         cold_store: ColdStore,
         devices: Callable[[], list[torch.device]] = choose_devices,
+        training: Callable[[], bool] = lambda: False,
     ) -> None:
         self._config, self._engine, self._store, self._cold = config, engine, store, cold_store
-        self._devices = devices
+        self._devices, self._training = devices, training
         self._checkpoints = Checkpoints(config)
         self._changed = threading.Condition()
         self._woken = self._closed = False
@@ -272,9 +274,10 @@ class PoolScoring:
         None where the server is ending.
         """
         while not self._closed:
+            self._await_training()
             try:
                 return self._in_background(prepared, weights, scorer, names)
-            except Cancelled:  # a user needs the device; who takes a place again waits for him
+            except Cancelled:  # a user needs the device, for whom the next place waits, or a training
                 continue
             except Overloaded:  # the devices are closing, and so will this
                 with self._changed:
@@ -297,9 +300,21 @@ class PoolScoring:
             gone=lambda: self._closed,
         ) as place:
             found: CaseScores = place.compute(
-                lambda stopped: scorer.score_prepared(prepared, place.device, names, lambda: self._closed or stopped())
+                lambda stopped: scorer.score_prepared(prepared, place.device, names, lambda: self._breaks_off(stopped))
             )
             return found
+
+    def _breaks_off(self, stopped: Callable[[], bool]) -> bool:
+        return self._closed or stopped() or self._training()
+
+    def _await_training(self) -> None:
+        """Wait until no training runs."""
+        note = self._progress.note
+        while self._training() and not self._closed:
+            self._say("paused: a training runs")
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, _POLL_S)
+        self._say(note)
 
     def _embed(self, path: Path) -> None:
         """Embed an image without a model, and keep what comes of it, or why not."""

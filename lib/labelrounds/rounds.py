@@ -35,6 +35,7 @@ from labelrounds.database import Database, rounds_file
 from labelrounds.engine import Engine
 from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
+from labelrounds.jobs import job_queue
 from labelrounds.leases import Asking, Leases
 from labelrounds.leftovers import nothing_left, order_of
 from labelrounds.pool import Gathered, PoolSource
@@ -99,7 +100,13 @@ class _Model:
 
     def __init__(self, config: AnyConfig, app: Served, opened: _Open) -> None:
         self.source = PoolSource(config, app.datastore(), opened.database, opened.leases)
-        self.scoring = PoolScoring(config, app.engine, self.source.scores, self.source.cold)
+        self.scoring = PoolScoring(
+            config,
+            app.engine,
+            self.source.scores,
+            self.source.cold,
+            training=lambda: bool(job_queue("train").unfinished()),
+        )
         self._wanted: object = None
 
     def want(self, costly: tuple[str, ...], active: bool = True) -> None:
@@ -251,7 +258,7 @@ class Rounds:
         strategy: str | None = None,
         count: int = 10,
         model: str | None = None,
-        target: float = TARGET,
+        target: float | None = None,
         thumbnails: bool = False,
     ) -> dict[str, Any]:
         """Return how the labelling stands; see `labelrounds.round_state`.
@@ -260,7 +267,7 @@ class Rounds:
             strategy: by which the queue is ordered, by default ``auto``.
             count: of the queue's cases.
             model: by default the one that the rounds are about.
-            target: mean Dice of predictions on random cases at which to stop.
+            target: mean Dice of predictions on random cases at which to stop, by default `budget.TARGET`.
             thumbnails: whether the queue has pictures.
 
         Raises:
@@ -282,7 +289,7 @@ class Rounds:
                 progress=of.scoring.progress(),
                 cold={} if gathered.known.scores else of.source.cold.known(gathered.files)[0],
                 ready=self._app.is_ready,
-                target=target,
+                target=TARGET if target is None else target,
                 thumbnails=thumbnails,
             )
         )

@@ -14,7 +14,6 @@ from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, ConfigDict, Field
 
 from labelrounds.access import Annotator, Caller, client_of, parse_body
-from labelrounds.budget import TARGET
 from labelrounds.errors import BadInput
 from labelrounds.names import check_id
 
@@ -71,7 +70,7 @@ def see_rounds(
     strategy: str = "auto",
     model: str = "",
     count: Annotated[int, Query(ge=0, le=_MOST_SHOWN)] = 10,
-    target: Annotated[float, Query(ge=0, le=1)] = TARGET,
+    target: Annotated[float | None, Query(ge=0, le=1)] = None,
     thumbnails: bool = False,
 ) -> dict[str, Any]:
     """Return curve, advice, the queue with its reasons, who has what in hand, suspects, map, and more."""

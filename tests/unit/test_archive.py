@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from blobs import write_dicom
 from training_runs import labelled
 
 from labelrounds import fleet_work
@@ -196,10 +197,13 @@ def test_an_output_folder_inside_the_archive_is_not_taken_for_images(segmented, 
 
 def test_a_series_is_one_image_and_a_single_file_an_archive_of_one(tmp_path):
     (tmp_path / "series").mkdir()
-    (tmp_path / "series" / "IM0001").write_bytes(bytes(128) + b"DICM")
+    for number in range(2):
+        write_dicom(tmp_path / "series" / f"IM000{number}", "1.2.3", at_mm=float(number))
     (planned,) = plan(tmp_path / "series", tmp_path / "out", ".seg.nrrd")
     assert planned.case.output == tmp_path / "out" / "series.seg.nrrd"
-    assert identity(planned.case.image).startswith("1-132-")
+    assert identity(planned.case.image).startswith("2-")
+    (planned,) = plan(tmp_path / "series" / "IM0000", tmp_path / "out", ".seg.nrrd")
+    assert planned.case.output == tmp_path / "out" / "IM0000.seg.nrrd"
 
 
 @pytest.mark.parametrize("output", [".", ".."])

@@ -50,7 +50,10 @@ class Pool:
         self.base = Database(path, scores.SCHEMA + cold.SCHEMA)
         self.store, self.cold = ScoreStore(self.base, config), ColdStore(self.base, config)
         self.engine, self.checkpoints = Engine(), Checkpoints(config)
-        self.scoring = PoolScoring(config, self.engine, self.store, self.cold, lambda: [CPU])
+        self.training = False
+        self.scoring = PoolScoring(
+            config, self.engine, self.store, self.cold, lambda: [CPU], training=lambda: self.training
+        )
 
     def known(self, images):
         return self.store.known(images, self.checkpoints)
@@ -334,3 +337,36 @@ def test_closing_ends_it_within_seconds_while_it_computes_and_while_it_waits(poo
 def test_closing_what_never_began_is_no_error(pool):
     pool.scoring.close()
     assert pool.scoring._thread is None
+
+
+def test_nothing_is_scored_while_a_training_runs(pool, images, publish):
+    publish()
+    pool.training = True
+    pool.scoring.wanted(images)
+    pool.until(lambda: pool.scoring.progress()["note"] == "paused: a training runs")
+    time.sleep(0.3)
+    assert not pool.known(images).scores
+    pool.training = False
+    pool.until_done()
+    assert set(pool.known(images).scores) == set(images)
+    assert pool.scoring.progress()["note"] == ""
+
+
+def test_what_is_scored_when_a_training_begins_is_scored_after_it(pool, images, publish, monkeypatch):
+    publish()
+    score = Scorer.score_prepared
+    broken_off = []
+
+    def begun(self, prepared, device, costly, stopped):
+        if not broken_off:
+            pool.training = True
+            broken_off.append(stopped())
+        return score(self, prepared, device, costly, stopped)
+
+    monkeypatch.setattr(Scorer, "score_prepared", begun)
+    pool.scoring.wanted(images)
+    pool.until(lambda: pool.scoring.progress()["note"] == "paused: a training runs")
+    assert broken_off == [True] and not pool.known(images).scores
+    pool.training = False
+    pool.until_done()
+    assert set(pool.known(images).scores) == set(images)
