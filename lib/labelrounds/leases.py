@@ -180,6 +180,13 @@ class Leases:
             connection.execute("UPDATE leases SET expires = ? WHERE image = ?", (now + self.seconds, image))
         return self.seconds
 
+    def give_back(self, image: str, client: str, reason: str) -> None:
+        """Take a case out of a client's hands at once, as it could not be handed over."""
+        with self._database.writing() as connection:
+            mine = connection.execute("DELETE FROM leases WHERE image = ? AND client = ?", (image, client))
+            if mine.rowcount:
+                self.ledger.write(connection, "returned", image, client=client, reason=reason)
+
     def put_aside(self, image: str, client: str, kind: str, reason: str, hours: float | None = None) -> None:
         """Hand a case out to nobody any more: for good (``skip``), or for some hours (``defer``)."""
         with self._database.writing() as connection:

@@ -215,10 +215,18 @@ class Rounds:
             if place is None:
                 continue  # all of them were unreadable, or taken by another process
             image = order[place].image_id
-            path = self._app.image_path(image)  # fetched now, where it was not at hand
+            path = self._fetched(image, asking.client)
             if self._is_readable(image, path):
                 self._prepare(path, order[place + 1 :], gathered)
                 return self._answer(order[place], place + 1, path, asking, gathered), ""
+
+    def _fetched(self, image: str, client: str) -> Path:
+        """Return where a handed-out image lies; where it can't be fetched, nobody has it in hand."""
+        try:
+            return self._app.image_path(image)
+        except Exception as error:
+            self.opened().leases.give_back(image, client, f"could not be fetched: {error}"[:500])
+            raise
 
     def submitted(self, image: str, tag: str, client: str) -> None:
         """Note a label that was just saved; where that can't be done, the log says so: the label counts."""

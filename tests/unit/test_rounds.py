@@ -282,6 +282,20 @@ def test_an_image_whose_file_has_gone_is_skipped(playground):
     assert [playground.ask(), playground.ask("bob")] == ["b", None]
 
 
+def test_a_case_that_could_not_be_fetched_is_in_nobodys_hands(playground, monkeypatch):
+    playground.open("a")
+
+    def fail(image_id: str) -> Path:
+        raise ConnectionError("the archive is down")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(playground.app, "image_path", fail)
+        with pytest.raises(ConnectionError):
+            playground.ask("ann")
+    assert playground.ask("bob") == "a"
+    assert ("returned", "a") in playground.events()
+
+
 def test_a_margin_of_a_trained_version_decides(playground):
     names = [f"case_{number:02d}" for number in range(12)]
     playground.open(*names)
