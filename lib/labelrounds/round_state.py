@@ -287,7 +287,8 @@ def _scoring(parts: Parts) -> dict[str, Any]:
         "version": known.version,
     }
     running = {key: value for key, value in parts.progress.items() if parts.progress.get("running")}
-    return {**kept, "running": False, "eta_s": None, **running, "stale": known.stale}
+    note = parts.progress.get("note", "")
+    return {**kept, "running": False, "eta_s": None, **running, "note": note, "stale": known.stale}
 
 
 def _warnings(parts: Parts, versions: Sequence[Version]) -> list[str]:

@@ -139,7 +139,8 @@ def wait_for_scores(client: Client, published: int | None) -> None:
     deadline = time.monotonic() + _WAIT_S
     while time.monotonic() < deadline:
         progress = client.call("GET", "/rounds/").json()["scoring"]
-        if progress["eta_s"] == 0 and published in (None, progress["version"]):
+        left = progress["of"] - progress["scored"] - progress["failed"]
+        if not left and not progress["stale"] and published in (None, progress["version"]):
             return
         time.sleep(0.5)
     console.print(f"not scored within {_WAIT_S} s: the last version's scores serve")
