@@ -92,7 +92,7 @@ class Playground:
         return message
 
     def label(self, name: str, client: str = "ann") -> None:
-        label = write_label(self.folder / "label.nii.gz")
+        label = write_label(self.folder / f"{client}.nii.gz")  # clients label at the same time
         info = {"label_info": [{"name": label} for label in self.config.labels]}
         self.app.store.save_label(name, str(label), "final", info)
         self.rounds.submitted(name, "final", client)

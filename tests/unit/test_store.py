@@ -6,6 +6,7 @@ import math
 import os
 import resource
 import shutil
+import statistics
 import subprocess
 import sys
 import textwrap
@@ -501,10 +502,12 @@ def test_saving_stays_quick_with_thousands_of_images(tmp_path: Path):
     for number in range(3000):
         os.link(template, tmp_path / "studies" / f"case_{number:05d}.nii")
     store = StudyStore(tmp_path / "studies", KNOWN)
-    start = time.process_time()
+    seconds = []
     for number in range(5):
+        start = time.thread_time()  # what other tests have left running is not the store's
         store.update_image_info(f"case_{number:05d}", {"note": "x"})
-    assert (time.process_time() - start) / 5 < 0.15
+        seconds.append(time.thread_time() - start)
+    assert statistics.median(seconds) < 0.15
 
 
 # Others that write
