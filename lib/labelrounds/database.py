@@ -107,11 +107,6 @@ class Database:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
-    def changes(self) -> int:
-        """Return a number that differs, for this thread, once another connection has changed the file."""
-        with self._errors():
-            return int(self._connection().execute("PRAGMA data_version").fetchone()[0])
-
     def close(self) -> None:
         """Close this thread's connection."""
         opened: _Opened | None = getattr(self._local, "opened", None)

@@ -65,14 +65,6 @@ def test_a_reader_sees_one_moment(made):
     assert notes(made) == ["first", "second"]
 
 
-def test_changes_tells_of_what_another_connection_has_written(made):
-    other = Database(made.path, SCHEMA)
-    before = made.changes()
-    assert made.changes() == before
-    note(other, "first")
-    assert made.changes() != before
-
-
 def test_many_threads_and_processes_write_and_nothing_is_lost(made):
     body = """
         import sys
