@@ -14,8 +14,10 @@ from pydantic import BaseModel, ValidationError
 from labelrounds.errors import BadInput
 from labelrounds.notes import check_plain
 
-__all__ = ["Annotator", "Caller", "User", "client_of", "labelrounds", "parse_body", "parse_object"]
+__all__ = ["Admin", "Annotator", "Caller", "Reviewer", "User", "client_of", "labelrounds", "parse_body", "parse_object"]
 
+Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
+Reviewer = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_REVIEWER))]
 Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
 Caller = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
 Body = TypeVar("Body", bound=BaseModel)
