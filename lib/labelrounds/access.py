@@ -1,25 +1,97 @@
-"""Who may call a route, who has called it, and what was sent, checked: shared by all routes of the server."""
+"""Who may call a route, who has called it, and what was sent, checked: shared by all routes of the server.
+
+``doors.Doors`` finds out who calls before anything of a request is read, and notes it as ``request.state.user``; the
+dependencies here compare that user's roles. The host's own check, which refuses every valid token, is replaced by them.
+"""
 
 import json
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, TypeVar
 
 import labelrounds.host
 
 # isort: split
-from fastapi import Depends, Request
+from fastapi import APIRouter, Depends, Request
+from fastapi.routing import APIRoute
 from monailabel.config import settings
-from monailabel.endpoints.user.auth import RBAC, User
+from monailabel.endpoints.user.auth import DEFAULT_USER, RBAC, User
 from pydantic import BaseModel, ValidationError
 
-from labelrounds.errors import BadInput
+from labelrounds.errors import BadInput, Forbidden, NotLoggedIn
 from labelrounds.notes import check_plain
+from labelrounds.users import ROLES
 
-__all__ = ["Admin", "Annotator", "Caller", "Reviewer", "User", "client_of", "labelrounds", "parse_body", "parse_object"]
+__all__ = [
+    "EVERYBODY",
+    "Admin",
+    "Annotator",
+    "Caller",
+    "Needs",
+    "Reviewer",
+    "User",
+    "client_of",
+    "labelrounds",
+    "own_checks",
+    "parse_body",
+    "parse_object",
+    "user_with",
+]
 
-Admin = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]
-Reviewer = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_REVIEWER))]
-Annotator = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))]
-Caller = Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
+EVERYBODY = DEFAULT_USER  # who calls where there is no login
+HOST_ROLES = {role: str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}")) for role in ROLES}
+
+
+def user_with(name: str, role: str, email: str | None = None, full_name: str | None = None) -> User:
+    """Return a user with a role and all those below it, by the names that the host's routes ask for."""
+    roles = [HOST_ROLES[one] for one in ROLES[: ROLES.index(role) + 1]]
+    return User(username=name, email=email, name=full_name, roles=roles)
+
+
+class Needs:
+    """A dependency of a route: lets a user with this role through.
+
+    Args:
+        role: one of ``users.ROLES``; those above it include it.
+    """
+
+    def __init__(self, role: str) -> None:
+        self.role = role
+
+    async def __call__(self, http: Request) -> User:
+        """Return who calls.
+
+        Raises:
+            NotLoggedIn: nobody known; only where the doors are missing.
+            Forbidden: without the role.
+        """
+        who: User | None = getattr(http.state, "user", None)
+        if who is None:
+            raise NotLoggedIn("log in first")
+        if HOST_ROLES[self.role] not in who.roles:
+            raise Forbidden(f"{http.method} {http.url.path} needs the role {self.role}, which {who.username} has not")
+        return who
+
+
+Admin = Annotated[User, Depends(Needs("admin"))]
+Reviewer = Annotated[User, Depends(Needs("reviewer"))]
+Annotator = Annotated[User, Depends(Needs("annotator"))]
+Caller = Annotated[User, Depends(Needs("user"))]
+
+
+def own_checks(routers: Iterable[APIRouter]) -> dict[Callable[..., Any], Needs]:
+    """Return our dependency for each of the host's in its routes; a role that isn't known here becomes an admin's."""
+    ours = {name: role for role, name in HOST_ROLES.items()}
+    checks = {
+        dependency.call
+        for router in routers
+        for route in router.routes
+        if isinstance(route, APIRoute)
+        for dependency in route.dependant.dependencies
+        if isinstance(dependency.call, RBAC)
+    }
+    return {check: Needs(ours.get(check.roles, "admin")) for check in checks}
+
+
 Body = TypeVar("Body", bound=BaseModel)
 _LONGEST_CLIENT = 200
 

@@ -28,6 +28,9 @@ address that it prints and press the round arrow beside it.
 """,
 )
 
+users = typer.Typer(no_args_is_help=True, help="Say who may come in, each with a key; also beside a running server.")
+app.add_typer(users, name="users")
+
 Models = Annotated[str, typer.Option(help="Names of the models to serve, separated by commas; all when left out.")]
 Configs = Annotated[
     Path | None, typer.Option(help="A folder of your own YAML files, one for each model, beside the shipped ones.")
@@ -57,13 +60,24 @@ def start(
     studies: Studies = "",
     models: Models = "",
     configs: Configs = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to your network.")] = "127.0.0.1",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to your network, and needs a login.")
+    ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8000,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Let everybody in who can reach the server, without a login.")
+    ] = False,
+    tls_certificate: Annotated[Path | None, typer.Option(help="A TLS certificate, with its chain (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM, without a password).")] = None,
+    behind_proxy: Annotated[
+        str, typer.Option(help="Addresses of your reverse proxies: whose X-Forwarded-For and -Proto are believed.")
+    ] = "",
 ) -> None:
     """Serve models to 3D Slicer until you press Ctrl-C."""
+    from labelrounds.listening import Listening
     from labelrounds.starting import serve
 
-    serve(studies, models, configs, host, port)
+    serve(studies, models, configs, Listening(host, port, insecure, tls_certificate, tls_key, behind_proxy))
 
 
 @app.command()
@@ -275,6 +289,38 @@ def rollback(
     from labelrounds.starting import roll_back
 
     print(roll_back(model, to, configs))
+
+
+@users.command("add")
+def add_user(
+    name: Annotated[str, typer.Argument(help="Letters, digits and ._@-")],
+    role: Annotated[str, typer.Option(help="user, annotator, reviewer or admin; each may do what those before may.")],
+) -> None:
+    """Add a user and print the key, once: it is kept nowhere. In Slicer it is the password."""
+    from labelrounds import folders
+    from labelrounds.users import UserFile
+
+    folders.make_home()
+    print(UserFile().add(name, role))
+    print(f"This is the key of {name}. Keep it: it can't be shown again.", file=sys.stderr)
+
+
+@users.command("list")
+def list_users() -> None:
+    """List the users, their roles and the days of their keys."""
+    from labelrounds.users import UserFile
+
+    for name, account in UserFile().accounts().items():
+        print(f"{name}\t{account.role}\t{account.created}")
+
+
+@users.command("remove")
+def remove_user(name: Annotated[str, typer.Argument(help="See `labelrounds users list`.")]) -> None:
+    """Remove a user, whose key lets nobody in from now on."""
+    from labelrounds.users import UserFile
+
+    UserFile().remove(name)
+    print(f"{name} can't come in any more.")
 
 
 def main() -> None:

@@ -26,10 +26,12 @@ _START_TIMEOUT_S, _TRAIN_TIMEOUT_S = 120, 4 * 3600
 class Client:
     """The calls that a labelling client makes, over HTTP."""
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, key: str = "") -> None:
         self.address = address
         self._http = requests.Session()
         self._http.trust_env = False  # a proxy is for other hosts than this one
+        if key:
+            self._http.headers["Authorization"] = f"Bearer {key}"
 
     def call(self, method: str, route: str, **options: Any) -> requests.Response:
         """Make a request and return the answer.
@@ -87,7 +89,7 @@ class Client:
 
 @contextmanager
 def running_server(
-    studies: Path, home: Path, port: int, models: Sequence[str], configs: Path | None = None
+    studies: Path, home: Path, port: int, models: Sequence[str], configs: Path | None = None, key: str = ""
 ) -> Iterator[Client]:
     """Run a server on loopback, in a process of its own, for as long as the block lasts.
 
@@ -97,6 +99,7 @@ def running_server(
         port: the port; 0 for any that is free.
         models: names of the models to serve.
         configs: a folder of models beside the shipped ones.
+        key: a user's, where the home folder has a list of users.
 
     Raises:
         BadInput: the port is in use.
@@ -116,7 +119,7 @@ def running_server(
             start_new_session=True,  # Ctrl-C reaches the demo alone, which then ends the server in good order
         )
     try:
-        client = Client(f"http://127.0.0.1:{port}")
+        client = Client(f"http://127.0.0.1:{port}", key)
         _wait_until_ready(client, process, log_file)
         yield client
     finally:

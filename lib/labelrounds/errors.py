@@ -18,6 +18,18 @@ class BadInput(LabelRoundsError):
     status = 400
 
 
+class NotLoggedIn(LabelRoundsError):
+    """Nobody whom the server knows; never says whether the name or the key was wrong."""
+
+    status = 401
+
+
+class Forbidden(LabelRoundsError):
+    """Known, but without the role for this; or a request that a page of another site, or another machine, has made."""
+
+    status = 403
+
+
 class NotFound(LabelRoundsError):
     """No such image, label, model, strategy or session."""
 
@@ -34,6 +46,12 @@ class TooLarge(LabelRoundsError):
     """The file, or the volume that it claims to hold, is over the limit."""
 
     status = 413
+
+
+class TooLong(LabelRoundsError):
+    """An address or headers that no client of this server sends."""
+
+    status = 431
 
 
 class UnsupportedMedia(LabelRoundsError):

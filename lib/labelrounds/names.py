@@ -5,6 +5,7 @@ import re
 from labelrounds.errors import BadInput
 
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._ ()+,=@-]{0,199}")
+_USER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")
 
 
@@ -45,3 +46,16 @@ def check_tag(name: object) -> str:
             "the first a letter, digit or '_', without '..'"
         )
     return str(plain)
+
+
+def check_user(name: str) -> str:
+    """Return the name if it may be a user's.
+
+    Raises:
+        BadInput: other characters, or more than 64 of them.
+    """
+    if _USER.fullmatch(name) is None:
+        raise BadInput(
+            f"user name {name[:200]!r}: allowed are 1 to 64 letters, digits and '._@-', the first a letter or digit"
+        )
+    return name

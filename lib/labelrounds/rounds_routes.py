@@ -61,6 +61,8 @@ def next_sample(http: Request, who: Caller, strategy: str, params: Sent = None) 
     client = client_of(http, who, params or {})
     request = {"strategy": strategy, "model": asked.model, "client_id": client}
     chosen, why = app_instance().rounds.choose(request)
+    if chosen.get("id") and http.client:
+        http.app.state.login.hand_out(who, http.client.host, chosen["id"])
     return JSONResponse(chosen, headers={MESSAGE: why} if why else None)
 
 

@@ -28,19 +28,24 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints import datastore, infer, info, login, model, session, train
+from monailabel.endpoints import datastore, infer, info, model, session, train
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
 from labelrounds import folders, heap, jobs
-from labelrounds.access import Annotator, Caller, client_of, parse_object
+from labelrounds.access import Annotator, Caller, client_of, own_checks, parse_object
 from labelrounds.devices import available_devices
+from labelrounds.doors import Doors
 from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
+from labelrounds.login import Login
+from labelrounds.login_routes import auth
+from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
+from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL
 
 logger = logging.getLogger(__name__)
@@ -50,6 +55,7 @@ _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification mode
 _NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
+_HOST_SECRETS = ("DATASTORE_PASSWORD", "DATASTORE_API_KEY", "DICOMWEB_PASSWORD")
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 _SESSION = re.compile(r"[0-9a-f-]{36}")
 
@@ -305,20 +311,32 @@ def build() -> FastAPI:
     )
     application.include_router(own)
     application.include_router(rounds)
-    hosts = [datastore, info, model, session, train]
-    if settings.MONAI_LABEL_AUTH_ENABLE:
-        hosts.append(login)
-    for endpoint in hosts:
-        application.include_router(served(endpoint.router, own))
-    if settings.MONAI_LABEL_CORS_ORIGINS:
-        origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
-        application.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+    application.include_router(auth)
+    hosts = [served(endpoint.router, own) for endpoint in (datastore, info, model, session, train)]
+    for router in hosts:
+        application.include_router(router)
+    application.dependency_overrides.update(own_checks(hosts))
+    close_doors(application)
     application.add_exception_handler(LabelRoundsError, _on(answer))
     application.add_exception_handler(RequestValidationError, _on(refusal))
     application.add_exception_handler(ImageNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
     application.add_exception_handler(LabelNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
     application.add_exception_handler(MONAILabelException, _on(lambda error: answer(BadInput(error.msg))))
     return application
+
+
+def close_doors(application: FastAPI) -> None:
+    """Put the doors round the application, and CORS round them where other sites' pages may call."""
+    hide_secrets(str(getattr(settings, f"MONAI_LABEL_{name}") or "") for name in _HOST_SECRETS)
+    origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
+    own_settings = server_settings()
+    hide_secrets([own_settings.oidc_client_secret.get_secret_value()])
+    application.state.login = Login(own_settings)
+    application.add_middleware(
+        Doors, login=application.state.login, settings=own_settings, origins=origins, answer=answer
+    )
+    if origins:
+        application.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
 
 
 def _on(handle: Callable[[Any], Response]) -> Callable[[Request, Exception], Response]:

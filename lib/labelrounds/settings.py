@@ -5,14 +5,61 @@ them by the environment. What a command line names is written to the environment
 """
 
 from functools import cache
+from typing import Annotated, Literal
 
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from labelrounds.errors import BadInput
+
+Role = Literal["user", "annotator", "reviewer", "admin"]
+_OIDC_ROLES: dict[str, Role] = {
+    "labelrounds-user": "user",
+    "labelrounds-annotator": "annotator",
+    "labelrounds-reviewer": "reviewer",
+    "labelrounds-admin": "admin",
+}
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class ServerSettings(BaseSettings):
     """What an administrator may set; the README's part for IT describes each."""
 
     model_config = SettingsConfigDict(env_prefix="LABELROUNDS_", frozen=True, extra="ignore")
+
+    # Who may come in
+    insecure: Annotated[bool, Field(description="Let everybody in who can reach the server, as anything.")] = False
+    hosts: Annotated[
+        list[str],
+        Field(description="Names by which a server without a login may be called, besides localhost; as JSON."),
+    ] = []
+    session_hours: Annotated[Positive, Field(description="How long a login from Slicer lasts.")] = 12
+    download_s: Annotated[
+        float,
+        Field(ge=0, description="How long Slicer may fetch the case it was just given, for which it sends no token."),
+    ] = 60
+    oidc_issuer: Annotated[str, Field(description="The issuer of OpenID Connect tokens, as their iss names it.")] = ""
+    oidc_audience: Annotated[str, Field(description="What their aud must name.")] = ""
+    oidc_jwks_url: Annotated[str, Field(description="Where the issuer publishes its keys.")] = ""
+    oidc_token_url: Annotated[
+        str, Field(description="Where name and password that Slicer asks for are sent to; nowhere when empty.")
+    ] = ""
+    oidc_client_id: Annotated[str, Field(description="As whom this server asks there.")] = ""
+    oidc_client_secret: Annotated[SecretStr, Field(description="Its secret, where it has one.")] = SecretStr("")
+    oidc_name_claim: Annotated[str, Field(description="The claim with the user's name.")] = "preferred_username"
+    oidc_roles_claim: Annotated[str, Field(description="The claim with the roles; dots go deeper.")] = (
+        "realm_access.roles"
+    )
+    oidc_roles: Annotated[dict[str, Role], Field(description="What each of those roles is here; as JSON.")] = (
+        _OIDC_ROLES
+    )
+    oidc_timeout_s: Annotated[Positive, Field(description="How long the issuer may take to answer.")] = 10
+    # How much a client may send
+    requests_per_second: Annotated[Positive, Field(description="Of one client, on average.")] = 500
+    largest_upload_mb: Annotated[Positive, Field(description="Of a request that carries files.")] = 2048
+    largest_body_mb: Annotated[Positive, Field(description="Of any other request.")] = 10
+    largest_headers_kb: Annotated[Positive, Field(description="Of a request's headers and address together.")] = 32
+    upload_pause_s: Annotated[Positive, Field(description="How long a request may pause before its end.")] = 60
 
 
 @cache
@@ -22,4 +69,9 @@ def server_settings() -> ServerSettings:
     Raises:
         BadInput: a value that is not allowed; named with its variable.
     """
-    return ServerSettings()
+    try:
+        return ServerSettings()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        name = "_".join(str(part) for part in first["loc"])
+        raise BadInput(f"LABELROUNDS_{name.upper()}: {first['msg'].lower()}") from None

@@ -26,6 +26,8 @@ from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
 from labelrounds.fleet import MakeCrew
 from labelrounds.inference import segment
+from labelrounds.listening import Listening
+from labelrounds.login import login_is_set_up
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.rounds_page import write_rounds
@@ -33,6 +35,7 @@ from labelrounds.rounds_tables import round_tables
 from labelrounds.runtime_choice import read_measurement
 from labelrounds.runtimes import REFERENCE, default_runtime, runtimes
 from labelrounds.served import ServedNetworks
+from labelrounds.settings import server_settings
 from labelrounds.tasks import task_of
 from labelrounds.writing import write_label
 
@@ -95,24 +98,28 @@ def configure_host(studies: str, models: str, configs: Path | None, port: int) -
     os.environ["MONAI_LABEL_APP_CONF"] = json.dumps(conf)
 
 
-def serve(studies: str, models: str, configs: Path | None, host: str, port: int) -> None:
+def serve(studies: str, models: str, configs: Path | None, listening: Listening) -> None:
     """Serve until interrupted.
 
     Raises:
-        BadInput: faulty settings, an address or port that can't be listened on.
+        BadInput: faulty settings, an address or port that can't be listened on, or is open to everybody.
         Conflict: another server works in the home folder.
     """
     import uvicorn
 
-    free_port(port, host)
+    if listening.insecure:
+        os.environ["LABELROUNDS_INSECURE"] = "true"
+    listening.check(login_is_set_up(server_settings()))
+    free_port(listening.port, listening.host)
     if not studies and not models and configs is None:
         models = PHANTOM_MODEL  # the others know no organ of the invented patients
-    configure_host(studies, models, configs, port)
+    configure_host(studies, models, configs, listening.port)
     folders.claim_home()
-    shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     print(f"Studies: {settings.MONAI_LABEL_STUDIES}\nModel versions and logs: {folders.home()}")
-    print(f"In 3D Slicer, module MONAILabel, enter the server address http://{shown}:{port}", flush=True)
-    uvicorn.run("labelrounds.server:app", host=host, port=port, log_level="info", log_config=_log_config())
+    if warning := listening.warning():
+        print(warning, file=sys.stderr)
+    print(f"In 3D Slicer, module MONAILabel, enter the server address {listening.address}", flush=True)
+    uvicorn.run("labelrounds.server:app", log_level="info", log_config=_log_config(), **listening.options())
 
 
 def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> dict[str, Any]:
