@@ -206,6 +206,22 @@ def create_session(
     return kept
 
 
+@own.get("/session/{session_id}", tags=["Session"], summary="See a session, or download its image")
+def see_session(_: Caller, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
+    """Return what a session keeps; with ``update_ts`` it is kept for another while."""
+    path = session_image(session_id)
+    if image and path.is_dir():
+        raise BadInput(f"session {session_id!r} keeps the files of a series, not one image")
+    return session.get_session(session_id, update_ts, image)
+
+
+@own.delete("/session/{session_id}", tags=["Session"], summary="End a session")
+def end_session(_: Caller, session_id: str) -> Any:
+    """Remove what a session keeps."""
+    session_image(session_id)
+    return session.remove_session(session_id)
+
+
 def has_gone(http: Request) -> bool:
     """Tell whether a request's client has hung up; called in the request's thread."""
     return from_thread.run(http.is_disconnected)

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from labelrounds.errors import BadInput
 
@@ -19,6 +19,7 @@ _OIDC_ROLES: dict[str, Role] = {
     "labelrounds-reviewer": "reviewer",
     "labelrounds-admin": "admin",
 }
+_EXAMPLES = {"hosts": '["labels.example.org"]', "oidc_roles": '{"radiology": "annotator"}'}
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -75,3 +76,6 @@ def server_settings() -> ServerSettings:
         first = error.errors(include_url=False, include_input=False)[0]
         name = "_".join(str(part) for part in first["loc"])
         raise BadInput(f"LABELROUNDS_{name.upper()}: {first['msg'].lower()}") from None
+    except SettingsError as error:
+        name = str(error).split('"')[1]
+        raise BadInput(f"LABELROUNDS_{name.upper()}: is not JSON, such as {_EXAMPLES.get(name, '[]')}") from None

@@ -69,7 +69,7 @@ class UserFile:
                 if now.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
                     raise BadInput(f"{self.path}: others than its owner may write to it; chmod 600 it")
                 self._accounts, self._seen = _parse(self.path), seen
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             self._accounts, self._seen = {}, None
         except OSError as error:
             raise BadInput(f"{self.path}: can't be read: {error.strerror}") from error
