@@ -12,6 +12,7 @@ from observed import Volume, read_nifti, read_nrrd
 from requests_toolbelt import MultipartDecoder
 
 from labelrounds.client import free_port
+from labelrounds.users import UserFile
 
 COMMAND = Path(sys.executable).with_name("labelrounds")
 MODEL = "unet_phantom"
@@ -33,6 +34,7 @@ class LabelServer:
         self.studies = studies
         self.url = f"http://127.0.0.1:{port}"
         home.mkdir(parents=True, exist_ok=True)
+        self._home, self._http = home, requests.Session()
         self._log_read = 0
         self._log = home / "server.log"
         arguments = ["start", "--studies", studies, "--configs", configs, "--host", "127.0.0.1", "--port", str(port)]
@@ -56,6 +58,12 @@ class LabelServer:
                 time.sleep(0.2)
         self.stop()
         raise RuntimeError(f"the server did not start (exit code {self._process.returncode}):\n{self.take_log()}")
+
+    def demand_login(self) -> str:
+        """Add an annotator, which no running server forgets again, and return the key; go on as an admin."""
+        users = UserFile(self._home / "users.json")
+        self._http.headers["Authorization"] = f"Bearer {users.add('the-admin', 'admin')}"
+        return users.add("ann", "annotator")
 
     def stop(self) -> None:
         self._process.terminate()
@@ -87,7 +95,7 @@ class LabelServer:
 
     def predict(self, model: str, image: str, folder: Path) -> tuple[list[str], Volume]:
         """Ask for a prediction as the Slicer client does; return the label names in order of value, and the voxels."""
-        response = requests.post(
+        response = self._http.post(
             f"{self.url}/infer/{model}",
             params={"image": image},
             data={"params": json.dumps({"result_extension": ".nrrd", "result_dtype": "uint8"})},
@@ -103,7 +111,7 @@ class LabelServer:
     def submit(self, image: str, label: Path, names: list[str]) -> None:
         info = [{"name": name, "idx": index} for index, name in enumerate(names, 1)]
         with label.open("rb") as file:
-            requests.put(
+            self._http.put(
                 f"{self.url}/datastore/label",
                 params={"image": image},
                 data={"params": json.dumps({"label_info": info})},
@@ -112,7 +120,7 @@ class LabelServer:
             ).raise_for_status()
 
     def stop_training(self) -> None:
-        if requests.get(f"{self.url}/train/", params={"check_if_running": True}, timeout=60).ok:
+        if self._http.get(f"{self.url}/train/", params={"check_if_running": True}, timeout=60).ok:
             self._delete("/train/")
 
     def withdraw_label(self, image: str) -> None:
@@ -125,12 +133,12 @@ class LabelServer:
         return self._get("/datastore/", output="all").json()["objects"]
 
     def _get(self, route, **params):
-        response = requests.get(f"{self.url}{route}", params=params, timeout=60)
+        response = self._http.get(f"{self.url}{route}", params=params, timeout=60)
         response.raise_for_status()
         return response
 
     def _delete(self, route, **params):
-        requests.delete(f"{self.url}{route}", params=params, timeout=60).raise_for_status()
+        self._http.delete(f"{self.url}{route}", params=params, timeout=60).raise_for_status()
 
 
 def _part_name(part) -> str:

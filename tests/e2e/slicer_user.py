@@ -16,7 +16,7 @@ import numpy as np
 import qt
 import slicer
 import vtk
-from MONAILabel import MONAILabelWidget
+from MONAILabel import LoginDialog, MONAILabelWidget
 from observed import Message, Scene, Training, Volume
 from vtk.util.numpy_support import vtk_to_numpy
 
@@ -60,6 +60,20 @@ class SlicerUser:
 
     def submit(self) -> list[Message]:
         return self.click("saveLabelButton")
+
+    def log_in_as(self, name: str, password: str) -> None:
+        """Fill in the extension's login dialog whenever it opens."""
+
+        def fill_in() -> None:
+            dialog = qt.QApplication.activeModalWidget()
+            if isinstance(dialog, LoginDialog):
+                dialog.ui.username.setText(name)
+                dialog.ui.password.setText(password)
+                dialog.ui.loginButton.click()
+
+        self._filling_in = qt.QTimer()
+        self._filling_in.timeout.connect(fill_in)
+        self._filling_in.start(50)
 
     def take_uncaught_errors(self) -> list[str]:
         """Return the tracebacks that Slicer's Python console would show, and forget them."""

@@ -264,6 +264,29 @@ def test_stopping_a_training_gives_the_button_back(slicer, open_study):
     assert training.buttons[-1] == (True, False)
 
 
+# The very last: from here on the server has a login.
+def test_a_round_works_with_a_login_and_nothing_without(slicer, server, label_all_but, studies):
+    study = studies["axial"]
+    label_all_but(study)
+    key = server.demand_login()
+    slicer.log_in_as("ann", "not the key")
+    (error,) = slicer.fetch()
+    assert error.kind == "error" and "Status: 401" in error.details
+    slicer.log_in_as("ann", key)
+    assert slicer.fetch() == []
+    slicer.see_no_files_of(server.studies)  # it is downloaded, for which Slicer sends no token
+    assert slicer.next_sample() == []
+    assert slicer.current_image() == study.name
+    slicer.choose("segmentationModelSelector", MODEL)
+    assert slicer.run() == []
+    slicer.fill_box("left_kidney", corner=(2, 3, 4), size=(3, 4, 5))
+    scene = slicer.scene()
+    (message,) = slicer.submit()
+    assert message.kind == "info"
+    assert_saved(server, study.name, study.image, scene)
+    assert key not in server.take_log()
+
+
 def assert_segments(scene, names, prediction, image):
     """Check that the scene's segments are the values of a prediction, the k-th name the value k, and nothing else."""
     predicted = prediction.on_grid_of(image)

@@ -11,6 +11,7 @@ from labelrounds.classification.config import ClassifierConfig, ClassifierTraini
 from labelrounds.cli import app
 from labelrounds.networks import networks
 from labelrounds.runtimes import runtimes
+from labelrounds.settings import ServerSettings
 from labelrounds.strategies import strategies
 
 ROOT = Path(__file__).parents[2]
@@ -51,3 +52,10 @@ def test_every_path_that_the_readme_links_to_is_there():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
     named = re.findall(r"`((?:lib|apps|configs|tests)/[\w./]*)`", TEXT)
     assert [path for path in links + named if not (ROOT / path).exists()] == []
+
+
+def test_every_setting_of_the_server_is_in_the_readme_and_describes_itself():
+    fields = ServerSettings.model_fields
+    shortened = TEXT.replace("`_", "`LABELROUNDS_OIDC_")
+    assert [name for name in fields if name.upper() not in shortened] == []
+    assert [name for name, field in fields.items() if not field.description] == []
