@@ -15,7 +15,7 @@ page can change: ``Origin``, ``Sec-Fetch-Site``, and, where the page's own name 
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import anyio
 from starlette.datastructures import Headers, MutableHeaders
@@ -73,10 +73,12 @@ class Doors:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer why not."""
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
-            return  # there is no route for a WebSocket, and none gets past
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there is no route for a WebSocket, and none gets past
+            await send({"type": "websocket.close", "code": 1008})
+            return
         headers = Headers(scope=scope)
         send = _with_headers(send)
         try:
@@ -86,7 +88,7 @@ class Doors:
             await self._admit(scope, headers)
             limit = self._limit(scope, headers)
         except LabelRoundsError as error:
-            logger.info("%s %s: %s", scope["method"], scope["path"][:200], error)
+            logger.info("%s %s: %s", scope["method"], quote(scope["path"][:200]), error)
             response = self._answer(error)
             if isinstance(error, NotLoggedIn):
                 response.headers["WWW-Authenticate"] = _challenge(headers)
@@ -135,11 +137,18 @@ class Doors:
 
     async def _admit(self, scope: Scope, headers: Headers) -> None:
         address = scope["client"][0] if scope.get("client") else ""
-        who = None if scope["path"] in PUBLIC else await self._caller(scope, headers, address)
-        if who is not None:
+        counted = client_key(address)
+        if _path(scope) not in PUBLIC:
+            try:
+                who = await self._caller(scope, headers, address)
+            except NotLoggedIn:
+                self._count(counted)
+                raise
             scope.setdefault("state", {})["user"] = who
-        known = who is not None and self._login.required
-        counted = f"user {who.username}" if known and who else client_key(address)
+            counted = f"user {who.username}" if self._login.required else counted
+        self._count(counted)
+
+    def _count(self, counted: str) -> None:
         if (wait_s := self._rate.take(counted)) > 0:
             raise Busy(
                 f"more than {self._settings.requests_per_second:g} requests a second; try in {math.ceil(wait_s)} s"
@@ -147,19 +156,25 @@ class Doors:
 
     async def _caller(self, scope: Scope, headers: Headers, address: str) -> User:
         authorization = headers.get("authorization", "")
-        if not authorization and scope["method"] == "GET" and scope["path"] == "/datastore/image":
+        if not authorization and scope["method"] == "GET" and _path(scope) == "/datastore/image":
             image = parse_qs(scope["query_string"].decode("latin-1")).get("image", [""])[0]
             if (who := self._login.fetches(address, image)) is not None:
                 return who
         return await self._login.identify(authorization, address)
 
     def _limit(self, scope: Scope, headers: Headers) -> int:
-        files = scope["path"].startswith(_TAKE_FILES) and headers.get("content-type", "").lower().startswith(_FILES)
+        files = _path(scope).startswith(_TAKE_FILES) and headers.get("content-type", "").lower().startswith(_FILES)
         limit = self._settings.largest_upload_mb if files else self._settings.largest_body_mb
         declared = headers.get("content-length", "0")
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit * _MB:
             raise TooLarge(f"the request has {declared[:20]} bytes; allowed are {limit:g} MB")
         return int(limit * _MB)
+
+
+def _path(scope: Scope) -> str:
+    """Return a request's path below the prefix that a proxy serves this application under."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _counted(receive: Receive, limit: int, pause_s: float) -> Receive:

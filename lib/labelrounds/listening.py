@@ -1,5 +1,6 @@
 """Where a server listens: checked before it starts, so that nothing is opened to a network by mistake."""
 
+import ipaddress
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,11 @@ class Listening:
                 " `labelrounds users add NAME --role admin`, set LABELROUNDS_OIDC_ISSUER, or give --insecure to let"
                 " everybody in"
             )
+        for address in filter(None, self.proxy.split(",")):
+            try:
+                ipaddress.ip_network(address.strip())
+            except ValueError as error:
+                raise BadInput(f"--behind-proxy {address.strip()!r} is not an IP address, nor a network") from error
         if (self.certificate is None) != (self.key is None):
             raise BadInput("--tls-certificate and --tls-key go together")
         if self.certificate is not None and self.key is not None:
@@ -57,11 +63,11 @@ class Listening:
                     f"TLS certificate {str(self.certificate)!r} with key {str(self.key)!r}: {error}"
                 ) from error
 
-    def warning(self) -> str:
+    def warning(self, login: bool) -> str:
         """Return what should be said to whoever starts it so; mostly nothing."""
         if listens_on_loopback(self.host):
             return ""
-        if self.insecure:
+        if not login:
             return "Warning: --insecure lets everybody in who can reach this address, to read, change and remove all."
         if self.certificate is None and not self.proxy:
             return "Warning: keys and images go over the network unencrypted; see --tls-certificate in the README."

@@ -110,9 +110,9 @@ class Login:
             NotLoggedIn: they are not right.
             Busy: too many wrong ones came from that address.
         """
-        self._check_failures(address)
-        if account := self._account(password, name):
+        if account := self._account(password, name):  # a key can't be guessed, so nobody has to wait who has it
             return {"access_token": self._session(*account), "token_type": "Bearer", "expires_in": self._session_s}
+        self._check_failures(address)
         if self._issuer is not None and not password.startswith(KEY_PREFIX):
             token = await self._in_thread(self._issuer.token, name, password)
             if token and await self._in_thread(self._issuer.user, token):
@@ -168,8 +168,8 @@ class Login:
             jwt.JWTClaimsRegistry(exp={"essential": True}).validate(claims)
         except ExpiredTokenError:
             raise NotLoggedIn("the login has expired; log in again") from None
-        except (JoseError, ValueError):
-            return None  # also after a restart
+        except (JoseError, ValueError):  # after a restart, of everybody: it must make nobody wait
+            raise NotLoggedIn(REFUSED) from None
         try:
             account = self._users.accounts().get(claims["sub"])
         except BadInput as error:

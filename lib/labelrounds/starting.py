@@ -109,14 +109,15 @@ def serve(studies: str, models: str, configs: Path | None, listening: Listening)
 
     if listening.insecure:
         os.environ["LABELROUNDS_INSECURE"] = "true"
-    listening.check(login_is_set_up(server_settings()))
+    login = login_is_set_up(server_settings())
+    listening.check(login)
     free_port(listening.port, listening.host)
     if not studies and not models and configs is None:
         models = PHANTOM_MODEL  # the others know no organ of the invented patients
     configure_host(studies, models, configs, listening.port)
     folders.claim_home()
     print(f"Studies: {settings.MONAI_LABEL_STUDIES}\nModel versions and logs: {folders.home()}")
-    if warning := listening.warning():
+    if warning := listening.warning(login):
         print(warning, file=sys.stderr)
     print(f"In 3D Slicer, module MONAILabel, enter the server address {listening.address}", flush=True)
     uvicorn.run("labelrounds.server:app", log_level="info", log_config=_log_config(), **listening.options())

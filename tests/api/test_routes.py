@@ -105,6 +105,13 @@ def test_behind_an_answer_the_runtimes_are_measured_and_info_tells_what_was_chos
             400,
             ".exe",
         ),
+        (
+            "POST",
+            f"/infer/{MODEL}?image=phantom_000",
+            {"data": {"params": json.dumps({"result_extension": ".nii.gz/../../x"})}},
+            400,
+            "/../../x",
+        ),
         ("POST", f"/infer/{MODEL}", {"files": {"file": ("scan.nii.gz", b"garbage")}}, 415, "scan.nii.gz"),
         ("POST", f"/infer/{MODEL}", {"files": {"file": ("scan.mha", b"garbage")}}, 415, "scan.mha"),
         ("PUT", "/datastore/image?image=../evil", {"files": {"file": ("scan.nii.gz", b"x")}}, 400, "evil"),

@@ -49,11 +49,22 @@ def doors(login=False, origins=(), app=echo, **settings):
     return Doors(app, OneLogin(login), ServerSettings(**settings), origins, answer)
 
 
-def call(doors, path="/info/", method="GET", server="127.0.0.1", chunks=(b"",), query=b"", pause_s=0.0, **headers):
+def call(
+    doors,
+    path="/info/",
+    method="GET",
+    server="127.0.0.1",
+    chunks=(b"",),
+    query=b"",
+    pause_s=0.0,
+    root_path="",
+    **headers,
+):
     """Send a request through; return the status, the answer and its headers."""
     named = {"host": HOST} | {name.replace("_", "-"): value for name, value in headers.items() if value is not None}
     scope = {"type": "http", "method": method, "path": path, "raw_path": path.encode(), "query_string": query}
     scope |= {"server": (server, 8000) if server else None, "client": ("127.0.0.1", 5), "http_version": "1.1"}
+    scope["root_path"] = root_path
     scope["headers"] = [(name.encode(), value.encode()) for name, value in named.items()]
     left, sent = list(chunks), []
 
@@ -140,6 +151,17 @@ def test_too_many_requests_of_a_client_have_to_wait():
     busy = doors(requests_per_second=2)
     statuses = [call(busy)[0] for _ in range(6)]
     assert statuses == [200] * 4 + [429] * 2
+
+
+def test_strangers_have_to_wait_too():
+    busy = doors(login=True, requests_per_second=2)
+    assert [call(busy)[0] for _ in range(5)] == [401] * 4 + [429]
+    assert call(busy, authorization="Bearer right")[0] == 200
+
+
+def test_below_a_prefix_of_a_proxy_the_same_routes_are_open():
+    assert call(doors(login=True), "/labels/auth/", root_path="/labels")[0] == 200
+    assert call(doors(login=True), "/labels/info/", root_path="/labels")[0] == 401
 
 
 def test_headers_that_no_client_sends_are_refused():

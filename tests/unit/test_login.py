@@ -160,10 +160,27 @@ def test_ten_wrong_ones_of_an_address_in_a_row_make_it_wait_but_not_who_is_right
     with pytest.raises(Busy, match="try again in"):
         whose(login, "Bearer lrk_guess")
     with pytest.raises(Busy):
-        asyncio.run(login.token("ann", key, "127.0.0.1"))
+        asyncio.run(login.token("ann", "lrk_guess", "127.0.0.1"))
+    assert asyncio.run(login.token("ann", key, "127.0.0.1"))
     with pytest.raises(NotLoggedIn):
         whose(login, "Bearer lrk_guess", "10.0.0.1")
     assert whose(login, f"Bearer {key}").username == "ann"
+
+
+def test_logins_of_before_a_restart_make_nobody_wait(users):
+    key = users.add("ann", "user")
+    token = asyncio.run(Login(ServerSettings(), users).token("ann", key, ""))["access_token"]
+    login = Login(ServerSettings(), users)
+    for _ in range(20):
+        with pytest.raises(NotLoggedIn):
+            whose(login, f"Bearer {token}")
+
+
+def test_the_hosts_own_switch_alone_lets_nobody_in(users, monkeypatch):
+    monkeypatch.setattr(login_module.host_settings, "MONAI_LABEL_AUTH_ENABLE", True)
+    for shown in ("", "Bearer x", basic("a", "b")):
+        with pytest.raises(NotLoggedIn):
+            whose(Login(ServerSettings(), users), shown)
 
 
 def test_a_login_ends_after_its_hours_and_with_the_process(users):
@@ -377,6 +394,14 @@ def test_an_address_of_the_network_needs_a_login_or_a_word():
         assert not listens_on_loopback(host)
     for host in ("127.0.0.1", "localhost", "::1"):
         Listening(host).check(login=False)
+
+
+@pytest.mark.parametrize("proxy", ["*", "proxy.example", "10.0.0.1,x"])
+def test_a_proxy_is_named_by_its_address(proxy):
+    with pytest.raises(BadInput, match="--behind-proxy"):
+        Listening(proxy=proxy).check(login=True)
+    Listening(proxy="10.0.0.1, 10.1.0.0/16").check(login=True)
+    assert not Listening().options()["proxy_headers"]
 
 
 def test_a_certificate_that_can_not_be_used_is_said_at_the_start(tmp_path):
