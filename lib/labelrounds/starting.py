@@ -18,6 +18,7 @@ from rich.table import Table
 
 from labelrounds import folders
 from labelrounds.app import LabelRoundsApp, configured_models
+from labelrounds.audit import record_command
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.client import free_port
@@ -26,6 +27,7 @@ from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
 from labelrounds.fleet import MakeCrew
 from labelrounds.inference import segment
+from labelrounds.logs import log_config
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.rounds_page import write_rounds
@@ -33,6 +35,7 @@ from labelrounds.rounds_tables import round_tables
 from labelrounds.runtime_choice import read_measurement
 from labelrounds.runtimes import REFERENCE, default_runtime, runtimes
 from labelrounds.served import ServedNetworks
+from labelrounds.settings import server_settings
 from labelrounds.tasks import task_of
 from labelrounds.writing import write_label
 
@@ -104,6 +107,9 @@ def serve(studies: str, models: str, configs: Path | None, host: str, port: int)
     """
     import uvicorn
 
+    from labelrounds.stopping import GracefulServer
+
+    options = server_settings()
     free_port(port, host)
     if not studies and not models and configs is None:
         models = PHANTOM_MODEL  # the others know no organ of the invented patients
@@ -112,7 +118,15 @@ def serve(studies: str, models: str, configs: Path | None, host: str, port: int)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     print(f"Studies: {settings.MONAI_LABEL_STUDIES}\nModel versions and logs: {folders.home()}")
     print(f"In 3D Slicer, module MONAILabel, enter the server address http://{shown}:{port}", flush=True)
-    uvicorn.run("labelrounds.server:app", host=host, port=port, log_level="info", log_config=_log_config())
+    config = uvicorn.Config(
+        "labelrounds.server:app",
+        host=host,
+        port=port,
+        log_level="info",
+        log_config=log_config(options.log_format),
+        access_log=False,  # whose lines have whole addresses, ids of images among them; see tracing.py
+    )
+    GracefulServer(config, options.stop_s).run()
 
 
 def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> dict[str, Any]:
@@ -280,6 +294,7 @@ def roll_back(model: str, to: int | None, configs: Path | None) -> str:
         LabelRoundsError: an unknown model or version, or none before.
     """
     before, version = Checkpoints(configured(model, configs)).rollback(to)
+    record_command("rollback", model=model, version=str(version.number))
     instead = "" if before is None else f" instead of version {before}"
     return f"{version} is served from now on{instead}, by a running server too; the next training compares with it."
 
@@ -322,24 +337,3 @@ def _runtime(checkpoints: Checkpoints, version: Version) -> str:
     runtime = measured.chosen if forced == AUTO else forced
     known = measured.summary(runtime)
     return f"{runtime}, x{known['speedup']:.1f}, Dice {known['lowest_dice']:.4f}" if known else runtime
-
-
-def _log_config() -> dict[str, Any]:
-    """Log to the terminal and, rotating, to ``home()/logs/labelrounds.log``."""
-    logs = folders.home() / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    file = {
-        "class": "logging.handlers.RotatingFileHandler",
-        "filename": str(logs / "labelrounds.log"),
-        "maxBytes": 10_000_000,
-        "backupCount": 3,
-        "formatter": "plain",
-    }
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": layout}},
-        "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "plain"}, "file": file},
-        "root": {"level": "INFO", "handlers": ["terminal", "file"]},
-    }
