@@ -133,12 +133,10 @@ class AuditLog:
         """
         if self.failing:
             self.append({"method": "-", "route": "the audit log is written again"})
-        where = self._folder if self._folder.exists() else self._folder.parent
-        disk = os.statvfs(where)
+        self._make_folder()
+        disk = os.statvfs(self._folder)
         if disk.f_bavail * disk.f_frsize < _LEAST_FREE:
-            raise OutOfSpace(
-                "the audit log's disk is full, and nothing is done that is not in it; free some space first"
-            )
+            raise OutOfSpace("the audit log's disk is full, and nothing is done without it; free some space first")
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Yield the lines in their order, those left out that can't be read."""
@@ -188,9 +186,12 @@ class AuditLog:
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("audit-*.jsonl"))
 
+    def _make_folder(self) -> None:
+        with disk_errors(self._folder):
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
     def _write_waiting(self) -> None:
-        if not self._folder.is_dir():
-            self._folder.mkdir(mode=0o700, parents=True)
+        self._make_folder()
         with FileLock(self._folder / ".lock", mode=0o600):
             while self._waiting:
                 lost = {"lost": self._lost} if self._lost else {}

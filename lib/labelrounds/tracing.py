@@ -75,7 +75,7 @@ class TracingMiddleware:
             await refusal(request.scope, receive, request.send)
             return
         try:
-            request.check_audit()
+            await request.check_audit()
             await self._app(request.scope, receive, request.send)
         except ClientDisconnect:
             logger.info("The client has gone while it sent its request")
@@ -111,14 +111,14 @@ class _Request:
         """The template of its route, as far as one has been found."""
         return str(getattr(self.scope.get("route"), "path", "") or _UNMATCHED)
 
-    def check_audit(self) -> None:
+    async def check_audit(self) -> None:
         """Refuse what could not be written down afterwards, where that is required.
 
         Raises:
             OutOfSpace: the audit log takes no line.
         """
         if server_settings().audit_required and not self.is_watched:
-            audit_log().check()
+            await to_thread.run_sync(audit_log().check, limiter=self._auditing)
 
     async def send(self, message: Message) -> None:
         """Send a part of the answer; the audit log comes before the first."""
