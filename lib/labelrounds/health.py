@@ -15,6 +15,7 @@ rest is served as ever.
 import logging
 import re
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ __all__ = ["health", "labelrounds", "model_state", "readiness"]
 logger = logging.getLogger(__name__)
 
 health = APIRouter(prefix="/health", tags=["Operation"])
-_PATIENCE_S = 5.0
+_PATIENCE_S, _COUNTED_FOR_S = 5.0, 30.0
+_counted: list[tuple[float, int]] = []
 # What a store may say of itself to anybody.
 _PUBLIC = re.compile(r"the index was torn; it is kept as [\w.-]{1,100} and was rebuilt from the files")
 
@@ -166,7 +168,7 @@ def _look_at_models(found: Readiness) -> None:
 def _look_at_store(found: Readiness) -> None:
     store = app_instance().datastore()
     try:
-        images = len(store.list_images())
+        images = _images_in(store)
     except Exception as error:  # whatever it is, it is the store's, and readiness is there to tell
         logger.warning("The studies can't be listed: %s", error)
         found.unfit.append("store")
@@ -179,6 +181,15 @@ def _look_at_store(found: Readiness) -> None:
     if warnings:
         found.worrying.append("store")
         found.details["store"] = warnings
+
+
+def _images_in(store: Any) -> int:
+    """Return how many images a store has; a DICOMweb server is asked twice a minute at most."""
+    if "://" not in settings.MONAI_LABEL_STUDIES:
+        return len(store.list_images())
+    if not _counted or time.monotonic() - _counted[0][0] > _COUNTED_FOR_S:
+        _counted[:] = [(time.monotonic(), len(store.list_images()))]
+    return _counted[0][1]
 
 
 def _look_at_disks(found: Readiness) -> None:
