@@ -90,7 +90,7 @@ def wait_until(condition) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def watched(served: Served) -> Iterator[list[float]]:
         "    connection.request('GET', '/health/live')\n"
         "    assert connection.getresponse().status == 200\n"
         "    print(time.perf_counter() - since, flush=True)\n"
-        "    time.sleep(0.05)\n"
+        "    time.sleep(0.1)\n"
     )
     command = [sys.executable, "-c", script, served.address.removeprefix("http://")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watcher:
