@@ -41,6 +41,7 @@ from labelrounds.rounds import DEFAULT, Listed, Rounds
 from labelrounds.store import CLASSES, FINAL, StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.tasks import label_tag_of
+from labelrounds.telemetry import inference_done
 from labelrounds.training import Trainer
 from labelrounds.training_request import TrainingRequest
 from labelrounds.tuning import Tuning
@@ -201,6 +202,7 @@ class LabelRoundsApp(MONAILabelApp):
         path = image if isinstance(image, Path) else self.image_path(str(image), datastore)
         file, params = task({**request, "image": str(path)})
         if not request.get("background"):
+            inference_done(str(request["model"]), params)
             self._habit = {key: request[key] for key in ("model", "device", "result_extension") if key in request}
         return {"file": file, "params": params}
 

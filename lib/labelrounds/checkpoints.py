@@ -229,7 +229,7 @@ class Checkpoints:
             Conflict: the version was trained for other labels, on images prepared otherwise, or is another network.
             BadInput: the file is damaged or its tensors do not fit; the message names the first that differ.
         """
-        self._check_configuration(version)
+        self.check_configuration(version)
         try:
             tensors = load_file(version.weights, device=str(device))
         except (OSError, SafetensorError) as error:
@@ -242,7 +242,7 @@ class Checkpoints:
             )
         network.load_state_dict(tensors)
 
-    def _check_configuration(self, version: Version) -> None:
+    def check_configuration(self, version: Version) -> None:
         """Refuse weights that were trained for another meaning of what goes in or comes out.
 
         Tensors of the same shapes would load, and segment wrongly without a word. Of a record by an older release

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -55,6 +56,13 @@ Workers = Annotated[
 ]
 
 
+class LogFormat(str, Enum):
+    """How a line of the log is written."""
+
+    text = "text"
+    json = "json"
+
+
 @app.command()
 def start(
     studies: Studies = "",
@@ -72,8 +80,13 @@ def start(
     behind_proxy: Annotated[
         str, typer.Option(help="Addresses of your reverse proxies: whose X-Forwarded-For and -Proto are believed.")
     ] = "",
+    log_format: Annotated[
+        LogFormat | None, typer.Option(help="How a line of the log is written; LABELROUNDS_LOG_FORMAT, else text.")
+    ] = None,
 ) -> None:
     """Serve models to 3D Slicer until you press Ctrl-C."""
+    if log_format is not None:
+        os.environ["LABELROUNDS_LOG_FORMAT"] = log_format.value
     from labelrounds.listening import Listening
     from labelrounds.starting import serve
 
@@ -321,6 +334,26 @@ def remove_user(name: Annotated[str, typer.Argument(help="See `labelrounds users
 
     UserFile().remove(name)
     print(f"{name} can't come in any more.")
+
+
+@app.command()
+def audit(
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Check that no line was altered, moved or taken out; status 1 otherwise.")
+    ] = False,
+    last: Annotated[int, typer.Option(min=1, help="How many of the newest lines are listed.")] = 50,
+    user: Annotated[str, typer.Option(help="List only what this user has done.")] = "",
+    image: Annotated[str, typer.Option(help="List only what was done with this image, or label of it.")] = "",
+) -> None:
+    """List who saw, changed or trained what, by the audit log in LABELROUNDS_HOME, or check that it is whole."""
+    from labelrounds.audit import listing, verification
+
+    if not verify:
+        print("\n".join(listing(last, user, image)))
+        return
+    told, is_whole = verification()
+    print(told)
+    sys.exit(0 if is_whole else 1)
 
 
 def main() -> None:

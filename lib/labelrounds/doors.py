@@ -32,7 +32,7 @@ from labelrounds.settings import ServerSettings
 
 logger = logging.getLogger(__name__)
 
-PUBLIC = frozenset({"/", "/auth/", "/auth/token", "/health/live", "/health/ready"})
+PUBLIC = frozenset({"/", "/auth/", "/auth/token", "/health/live", "/health/ready", "/metrics"})
 _TAKE_FILES = ("/infer/", "/datastore/", "/session/", "/model/")
 _FILES = ("multipart/form-data", "application/octet-stream")
 _KEPT_BY_BROWSERS = ("text/css", "text/javascript", "application/javascript", "application/wasm", "font/")

@@ -26,6 +26,7 @@ Concurrency
     computation next asks whether it should go on.
 """
 
+import contextvars
 import itertools
 import logging
 import os
@@ -36,6 +37,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -182,7 +184,8 @@ class DeviceWorker:
         """Run a task of an admitted place in the device's thread; see `Place.compute`."""
         since = time.perf_counter()
         with self._changed:
-            place.task, place.stage = task, _Stage.READY
+            # The device's thread logs on behalf of the request.
+            place.task, place.stage = partial(contextvars.copy_context().run, task), _Stage.READY
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name=f"engine-{self.name}", daemon=True)
                 self._thread.start()
@@ -333,6 +336,12 @@ class Engine:
         if name not in self._workers:
             self._workers[name] = DeviceWorker(name)
         return self._workers[name]
+
+    def waiting(self) -> dict[str, int]:
+        """Return how many users' requests wait for each device."""
+        with self._lock:
+            workers = dict(self._workers)
+        return {name: worker.waiting for name, worker in workers.items()}
 
     def close(self) -> None:
         """End all of them in good order; what waits is refused."""

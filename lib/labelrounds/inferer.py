@@ -11,7 +11,6 @@ import logging
 import os
 import tempfile
 import time
-import uuid
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,7 @@ from labelrounds.engine import Engine, Place
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.geometry import Affine
 from labelrounds.history import checksum
+from labelrounds.logs import request_id
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.reading import Image, read_image
 from labelrounds.served import ServedNetworks
@@ -209,11 +209,11 @@ class SegmentationInferer(InferTask):
             file = _written(answer.content, asked.extension)
         seconds = {**asked.seconds, "total": time.perf_counter() - since}
         latencies = {stage: round(value, 4) for stage, value in seconds.items()}
-        request_id = uuid.uuid4().hex[:12]
+        known_as = request_id()
         logger.info(
             "%s %s: %s version %d by %s on %s, %s; cached: %s; %s",
             "background" if asked.background else "request",
-            request_id,
+            known_as,
             self._model.name,
             answer.version.number,
             answer.runtime,
@@ -230,7 +230,7 @@ class SegmentationInferer(InferTask):
             **({"note": answer.note} if answer.note else {}),
             "cached": cached,
             "latencies": latencies,
-            "request_id": request_id,
+            "request_id": known_as,
         }
 
     def is_ready(self, request: dict[str, Any]) -> bool:

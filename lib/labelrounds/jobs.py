@@ -28,6 +28,7 @@ from typing import Any
 from labelrounds import folders
 from labelrounds.checkpoints import read_json, write_json
 from labelrounds.errors import BadInput, Busy, NotFound, OutOfSpace
+from labelrounds.telemetry import training_done
 
 logger = logging.getLogger(__name__)
 
@@ -187,6 +188,7 @@ class JobQueue:
     def _end(self, task: Task, status: str, is_over: bool = True) -> None:
         """Say how a task has ended; one that is not over stays written down for the next server."""
         if is_over:
+            training_done(str(task["request"].get("model")), status)
             self._note_rest(task)
         task["status"], task["end_ts"], task["ended"] = status, _now(), time.time()
 

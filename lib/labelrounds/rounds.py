@@ -174,6 +174,10 @@ class Rounds:
         for model in list(self._models.values()):
             model.scoring.close()
 
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Return how far the scoring of each model's pool is; see `PoolScoring.progress`."""
+        return {name: model.scoring.progress() for name, model in list(self._models.items())}
+
     def model(self, asked: object = None) -> str:
         """Return the model that the rounds are about: the one asked for, or the one that users ask for.
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from labelrounds.access import Annotator, Caller, client_of, parse_body
 from labelrounds.errors import BadInput
 from labelrounds.names import check_id
+from labelrounds.tracing import note
 
 __all__ = ["MESSAGE", "labelrounds", "rounds"]
 
@@ -63,6 +64,7 @@ def next_sample(http: Request, who: Caller, strategy: str, params: Sent = None) 
     chosen, why = app_instance().rounds.choose(request)
     if chosen.get("id") and http.client:
         http.app.state.login.hand_out(who, http.client.host, chosen["id"])
+    note(image=chosen.get("id", ""))
     return JSONResponse(chosen, headers={MESSAGE: why} if why else None)
 
 
@@ -84,6 +86,7 @@ def see_rounds(
 def keep(http: Request, who: Annotator, body: Sent = None) -> dict[str, Any]:
     """Keep a case for its client for another while; 409 where it is not in that client's hands."""
     kept = parse_body(Kept, body or {})
+    note(image=kept.image)
     seconds = app_instance().rounds.renew(check_id(kept.image), client_of(http, who, body or {}))
     return {"image": kept.image, "lease_s": seconds}
 
@@ -92,6 +95,7 @@ def keep(http: Request, who: Annotator, body: Sent = None) -> dict[str, Any]:
 def put_aside(http: Request, who: Annotator, body: Sent = None) -> dict[str, Any]:
     """Skip a case for good, or defer it for some hours; for all clients."""
     aside = parse_body(PutAside, body or {})
+    note(image=aside.image)
     if (aside.hours is None) is (aside.kind == "defer"):
         raise BadInput("hours: 'defer' needs them, above 0; 'skip' is for good and takes none")
     client = client_of(http, who, body or {})

@@ -8,11 +8,10 @@ whole-slide and OHIF routes, the proxy to the PACS, archive uploads, the logs, b
 GPU) and scoring (there is none), and reloading the app, which deadlocks.
 """
 
-import logging
 import re
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 from functools import partial
@@ -24,22 +23,21 @@ import labelrounds.host
 # isort: split
 from anyio import from_thread, to_thread
 from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, Request, UploadFile
-from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import FileResponse, JSONResponse, Response
+from fastapi.responses import FileResponse
 from monailabel.config import settings
 from monailabel.endpoints import datastore, infer, info, model, session, train
-from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
-from labelrounds import folders, heap, jobs
+from labelrounds import folders, heap, jobs, problem
 from labelrounds.access import Annotator, Caller, client_of, own_checks, parse_object
 from labelrounds.devices import available_devices
 from labelrounds.doors import Doors
 from labelrounds.engine import MOST_WAITING
-from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
+from labelrounds.errors import BadInput, NotFound, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
+from labelrounds.health import health
 from labelrounds.history import checksum
 from labelrounds.login import Login
 from labelrounds.login_routes import auth
@@ -47,8 +45,8 @@ from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
 from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL
-
-logger = logging.getLogger(__name__)
+from labelrounds.telemetry import telemetry
+from labelrounds.tracing import TracingMiddleware, note
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
@@ -123,7 +121,9 @@ def add_image(
     with received(file) as path:
         name = Path(file.filename or "").name
         image_id = image or name[: len(name) - len(ending_of(name))]
-        return {"image": app_instance().datastore().add_image(image_id, str(path), details)}
+        added = app_instance().datastore().add_image(image_id, str(path), details)
+    note(image=added)
+    return {"image": added}
 
 
 @own.put("/datastore/image/info", tags=["Datastore"], summary="Note something about an image")
@@ -202,6 +202,7 @@ def create_session(
         if len(files) == 1 and not ending_of(file.filename):
             raise UnsupportedMedia(f"{file.filename!r} does not end in one of {', '.join(ENDINGS)}")
     kept = session.create_session(background, False, expiry, files)
+    note(session_id=kept["session_id"])
     app_instance().segment_ahead(session_image(kept["session_id"]))
     return kept
 
@@ -307,37 +308,29 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         jobs.abandon_all()
 
 
-def answer(error: LabelRoundsError) -> Response:
-    """Return an error as the client reads it."""
-    later = error.status in (Busy.status, Overloaded.status)
-    return JSONResponse({"detail": str(error)}, error.status, {"Retry-After": "5"} if later else None)
-
-
-def refusal(error: RequestValidationError) -> Response:
-    """Return what is wrong with a request's fields; not with their values, which need not be JSON."""
-    told = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
-    return JSONResponse({"detail": told.encode("utf-8", "replace").decode()}, 422)
-
-
 def build() -> FastAPI:
     """Assemble the application."""
     # FastAPI's documentation pages load their scripts from the internet, which no hospital's browser should.
     application = FastAPI(
-        title="LabelRounds", version=labelrounds.__version__, lifespan=lifespan, docs_url=None, redoc_url=None
+        title="LabelRounds",
+        version=labelrounds.__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        responses=problem.DOCUMENTED,
     )
     application.include_router(own)
     application.include_router(rounds)
     application.include_router(auth)
+    application.include_router(health)
+    application.include_router(telemetry)
     hosts = [served(endpoint.router, own) for endpoint in (datastore, info, model, session, train)]
     for router in hosts:
         application.include_router(router)
     application.dependency_overrides.update(own_checks(hosts))
+    problem.install(application)
     close_doors(application)
-    application.add_exception_handler(LabelRoundsError, _on(answer))
-    application.add_exception_handler(RequestValidationError, _on(refusal))
-    application.add_exception_handler(ImageNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
-    application.add_exception_handler(LabelNotFoundException, _on(lambda error: answer(NotFound(error.msg))))
-    application.add_exception_handler(MONAILabelException, _on(lambda error: answer(BadInput(error.msg))))
+    application.add_middleware(TracingMiddleware)  # the last, and so the outermost
     return application
 
 
@@ -349,18 +342,10 @@ def close_doors(application: FastAPI) -> None:
     hide_secrets([own_settings.oidc_client_secret.get_secret_value()])
     application.state.login = Login(own_settings)
     application.add_middleware(
-        Doors, login=application.state.login, settings=own_settings, origins=origins, answer=answer
+        Doors, login=application.state.login, settings=own_settings, origins=origins, answer=problem.answer
     )
     if origins:
         application.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
-
-
-def _on(handle: Callable[[Any], Response]) -> Callable[[Request, Exception], Response]:
-    def handler(request: Request, error: Exception) -> Response:
-        logger.info("%s %s: %s", request.method, request.url.path, error)
-        return handle(error)
-
-    return handler
 
 
 app = build()

@@ -61,6 +61,16 @@ class ServerSettings(BaseSettings):
     largest_body_mb: Annotated[Positive, Field(description="Of any other request.")] = 10
     largest_headers_kb: Annotated[Positive, Field(description="Of a request's headers and address together.")] = 32
     upload_pause_s: Annotated[Positive, Field(description="How long a request may pause before its end.")] = 60
+    # How it runs
+    log_format: Literal["text", "json"] = Field(default="text", description="How a line of the log is written.")
+    stop_s: float = Field(default=60.0, ge=0, le=3600, description="Seconds that requests have when the server ends.")
+    audit_required: bool = Field(
+        default=False, description="Refuse requests (507) while the audit log can't be written, instead of a warning."
+    )
+    metrics_token: SecretStr | None = Field(
+        default=None, min_length=16, description="Bearer token for /metrics; without one only this machine reads them."
+    )
+    least_free_mb: int = Field(default=500, ge=0, description="Free space on a disk below which readiness warns.")
 
 
 @cache

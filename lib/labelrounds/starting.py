@@ -18,6 +18,7 @@ from rich.table import Table
 
 from labelrounds import folders
 from labelrounds.app import LabelRoundsApp, configured_models
+from labelrounds.audit import record_command
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.client import free_port
@@ -28,6 +29,7 @@ from labelrounds.fleet import MakeCrew
 from labelrounds.inference import segment
 from labelrounds.listening import Listening
 from labelrounds.login import login_is_set_up
+from labelrounds.logs import log_config
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.rounds_page import write_rounds
@@ -107,9 +109,12 @@ def serve(studies: str, models: str, configs: Path | None, listening: Listening)
     """
     import uvicorn
 
+    from labelrounds.stopping import GracefulServer
+
     if listening.insecure:
         os.environ["LABELROUNDS_INSECURE"] = "true"
-    login = login_is_set_up(server_settings())
+    options = server_settings()
+    login = login_is_set_up(options)
     listening.check(login)
     free_port(listening.port, listening.host)
     if not studies and not models and configs is None:
@@ -120,7 +125,14 @@ def serve(studies: str, models: str, configs: Path | None, listening: Listening)
     if warning := listening.warning(login):
         print(warning, file=sys.stderr)
     print(f"In 3D Slicer, module MONAILabel, enter the server address {listening.address}", flush=True)
-    uvicorn.run("labelrounds.server:app", log_level="info", log_config=_log_config(), **listening.options())
+    config = uvicorn.Config(
+        "labelrounds.server:app",
+        log_level="info",
+        log_config=log_config(options.log_format),
+        access_log=False,  # whose lines have whole addresses, ids of images among them; see tracing.py
+        **listening.options(),
+    )
+    GracefulServer(config, options.stop_s).run()
 
 
 def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> dict[str, Any]:
@@ -288,6 +300,7 @@ def roll_back(model: str, to: int | None, configs: Path | None) -> str:
         LabelRoundsError: an unknown model or version, or none before.
     """
     before, version = Checkpoints(configured(model, configs)).rollback(to)
+    record_command("rollback", model=model, version=str(version.number))
     instead = "" if before is None else f" instead of version {before}"
     return f"{version} is served from now on{instead}, by a running server too; the next training compares with it."
 
@@ -330,24 +343,3 @@ def _runtime(checkpoints: Checkpoints, version: Version) -> str:
     runtime = measured.chosen if forced == AUTO else forced
     known = measured.summary(runtime)
     return f"{runtime}, x{known['speedup']:.1f}, Dice {known['lowest_dice']:.4f}" if known else runtime
-
-
-def _log_config() -> dict[str, Any]:
-    """Log to the terminal and, rotating, to ``home()/logs/labelrounds.log``."""
-    logs = folders.home() / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    layout = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    file = {
-        "class": "logging.handlers.RotatingFileHandler",
-        "filename": str(logs / "labelrounds.log"),
-        "maxBytes": 10_000_000,
-        "backupCount": 3,
-        "formatter": "plain",
-    }
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"plain": {"format": layout}},
-        "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "plain"}, "file": file},
-        "root": {"level": "INFO", "handlers": ["terminal", "file"]},
-    }

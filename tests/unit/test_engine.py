@@ -136,6 +136,7 @@ def test_clients_are_served_in_turn_however_much_one_asks_for(ask, log):
 
 def test_new_clients_do_not_put_off_another_ones_requests_for_ever(ask, log):
     requests = {name: ask(name, client="a") for name in ("a0", "a1", "a2", "a3")}
+    assert requests["a0"].running.wait(PATIENCE_S)
     for number in range(25):
         name = f"n{number}"
         requests[name] = ask(name, client=name)

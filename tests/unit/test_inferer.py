@@ -287,7 +287,7 @@ WAYS = {
 def test_a_gpu_short_of_memory_gives_the_same_answer_another_way_and_says_so(
     make_config, make_inferer, ask, serve, gpus, tmp_path, monkeypatch, caplog, error, cleaning, room
 ):
-    """The CPU stands in for the GPU, whose memory is as small as ``room`` says."""
+    """Reliability 24. The CPU stands in for the GPU, whose memory is as small as ``room`` says."""
     image = save(np.random.default_rng(0).normal(size=(30, 20, 17)).astype(np.float32), tmp_path / "image.nii")
     serve()
     of = make_inferer(make_config(cleaning=cleaning))
@@ -315,6 +315,43 @@ def test_a_gpu_short_of_memory_gives_the_same_answer_another_way_and_says_so(
     _, again = ask(of, image, device="cuda:0")
     assert (again["cached"], again["device"], again.get("note", "")) == ("result", device, note)
     assert tried == [12, 11, 1][: list(WAYS).index(room) + 1]
+
+
+def test_once_a_gpu_has_memory_again_the_next_request_is_computed_on_it(made, serve, gpus, tmp_path, monkeypatch):
+    """Reliability 24: the next request is fine. The CPU stands in for the GPU."""
+    serve()
+    images = [save(np.full((9, 9, 9), seed, np.float32), tmp_path / f"{seed}.nii") for seed in range(2)]
+    whole = computing.predict
+
+    def lacks(*args):
+        if computing_on() == "cuda:0":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(computing, "predict", lacks)
+        moved = made(images[0], device="cuda:0")[1]
+    assert (moved["device"], moved["note"]) == ("cpu", WAYS["nothing"][1])
+    following = made(images[1], device="cuda:0")[1]
+    assert following["device"] == "cuda:0" and "note" not in following
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_real_gpu_without_memory_hands_over_to_the_cpu_and_serves_the_next(made, serve, tmp_path):
+    """Reliability 24 on a real GPU, whose allocator is told to give nothing."""
+    serve()
+    images = [save(np.full((40, 40, 40), seed, np.float32), tmp_path / f"{seed}.nii") for seed in range(3)]
+    assert made(images[0], device="cuda:0")[1]["device"] == "cuda:0"
+    torch.cuda.set_per_process_memory_fraction(1e-7, 0)
+    try:
+        torch.cuda.empty_cache()
+        moved = made(images[1], device="cuda:0")[1]
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+    assert (moved["device"], moved["note"]) == ("cpu", WAYS["nothing"][1])
+    following = made(images[2], device="cuda:0")[1]
+    assert following["device"] == "cuda:0" and "note" not in following
 
 
 @pytest.mark.parametrize(("part", "device"), [("for_inference", "cpu"), ("prepare", "cuda:0")])

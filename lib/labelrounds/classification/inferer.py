@@ -12,7 +12,6 @@ import logging
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -36,6 +35,7 @@ from labelrounds.engine import Engine, Place
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
 from labelrounds.geometry import Affine
 from labelrounds.inferer import Request, first_of
+from labelrounds.logs import request_id
 from labelrounds.memory_cache import Memory
 from labelrounds.networks import build_network
 from labelrounds.reading import Image, read_image
@@ -211,7 +211,7 @@ class ClassificationInferer(InferTask):
                 file = _empty_segments(answer, asked.extension, list(params["label_names"]))
         seconds = {**asked.seconds, "total": time.perf_counter() - since}
         params["latencies"] = {stage: round(value, 4) for stage, value in seconds.items()}
-        params |= {"device": str(device), "cached": cached, "request_id": uuid.uuid4().hex[:12]}
+        params |= {"device": str(device), "cached": cached, "request_id": request_id()}
         logger.info(
             "%s %s: %s version %d on %s; cached: %s; %s",
             "background" if asked.background else "request",
