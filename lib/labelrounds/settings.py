@@ -6,6 +6,7 @@ them by the environment. What a command line names is written to the environment
 
 from functools import cache
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +14,9 @@ class ServerSettings(BaseSettings):
     """What an administrator may set; the README's part for IT describes each."""
 
     model_config = SettingsConfigDict(env_prefix="LABELROUNDS_", frozen=True, extra="ignore")
+
+    refuse_identified: bool = Field(default=False, description="Refuse DICOM images that still say whose they are.")
+    model_upload_gb: float = Field(default=4.0, gt=0, description="The largest file of weights that is taken, in 10^9 bytes.")
 
 
 @cache
