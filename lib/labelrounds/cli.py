@@ -290,9 +290,7 @@ def deidentify_files(
         Path | None,
         typer.Option(help="A file with the key of the pseudonyms, made if need be; one run's own when left out."),
     ] = None,
-    dates: Annotated[
-        str, typer.Option(help="`remove`, or `shift` by each patient's own number of days.")
-    ] = "remove",
+    dates: Annotated[str, typer.Option(help="`remove`, or `shift` by each patient's own number of days.")] = "remove",
     report: Annotated[
         Path | None, typer.Option(help="The CSV file of what was done; OUTPUT-report.csv when left out.")
     ] = None,

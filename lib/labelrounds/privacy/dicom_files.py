@@ -99,9 +99,7 @@ def _check(dataset: Any, with_burned_in: bool) -> None:
     if str(dataset.file_meta.get("TransferSyntaxUID", "")) == _DEFLATED:
         raise UnsupportedMedia("a deflated transfer syntax is not read")
     if str(dataset.get("BurnedInAnnotation") or "").upper() == "YES" and not with_burned_in:
-        raise UnsupportedMedia(
-            "BurnedInAnnotation is YES: text stands in the pixels (--with-burned-in writes it)"
-        )
+        raise UnsupportedMedia("BurnedInAnnotation is YES: text stands in the pixels (--with-burned-in writes it)")
 
 
 def _cut_padding(dataset: Any) -> bool:

@@ -100,9 +100,7 @@ def _check_places(source: Path, output: Path, report: Path) -> None:
     if output == within:
         raise BadInput(f"output {str(output)!r} is the input's folder; name another one")
     if report.is_relative_to(output):
-        raise BadInput(
-            f"report {str(report)!r} names the inputs: it must not lie in the output, to be given away"
-        )
+        raise BadInput(f"report {str(report)!r} names the inputs: it must not lie in the output, to be given away")
 
 
 def _files(source: Path) -> Iterator[Path]:

@@ -18,8 +18,13 @@ from labelrounds.headers import NIFTI_HEADER_BYTES, Header
 from labelrounds.reading import MAX_VOXELS
 
 # Of NIfTI-1: data_type, db_name; descrip, aux_file; intent_name. As (offset, bytes, name).
-_TEXTS = ((4, 10, "data_type"), (14, 18, "db_name"), (148, 80, "descrip"), (228, 24, "aux_file"))
-_TEXTS += ((328, 16, "intent_name"),)
+_TEXTS = (
+    (4, 10, "data_type"),
+    (14, 18, "db_name"),
+    (148, 80, "descrip"),
+    (228, 24, "aux_file"),
+    (328, 16, "intent_name"),
+)
 _GRID = {
     *("type", "dimension", "space", "space dimension", "sizes", "space directions", "space origin", "kinds", "endian"),
     *("encoding", "spacings", "thicknesses", "centers", "centerings", "axis mins", "axis maxs", "space units"),
@@ -92,21 +97,17 @@ def _nifti_head(head: bytes, header: Header) -> tuple[bytes, list[str]]:
 
 def _nrrd_head(header: Header, is_segmentation: bool) -> tuple[bytes, list[str]]:
     """Return an NRRD header of the grid alone, with the segments of a segmentation."""
-    kept, removed = [], []
-    lines = header.text.decode("utf-8", "replace").splitlines()
-    for line in lines[1:]:
-        key, _, _ = line.partition(":")
-        if not line.strip():
-            continue
-        if line.startswith("#"):
-            removed.append("comment")
-        elif ":=" in line and line.index(":=") == line.index(":"):
-            of_segment = _SEGMENT.fullmatch(key) or _SEGMENTATION.fullmatch(key)
-            (kept if is_segmentation and of_segment else removed).append(
-                line if is_segmentation and of_segment else key
-            )
-        elif key.strip().lower() in _GRID:
+    kept: list[str] = []
+    removed: list[str] = []
+    first, *lines = header.text.decode("utf-8", "replace").splitlines()
+    for line in filter(str.strip, lines):
+        key, _, rest = line.partition(":")
+        if rest.startswith("="):
+            stays = is_segmentation and bool(_SEGMENT.fullmatch(key) or _SEGMENTATION.fullmatch(key))
+        else:
+            stays = key.strip().lower() in _GRID
+        if stays:
             kept.append(line)
         else:
-            removed.append(key.strip())
-    return "\n".join([lines[0], *kept, "", ""]).encode(), removed
+            removed.append("comment" if line.startswith("#") else key.strip())
+    return "\n".join([first, *kept, "", ""]).encode(), removed
