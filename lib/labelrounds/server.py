@@ -2,10 +2,10 @@
 
 ``labelrounds start`` and ``monailabel start_server --uvicorn_app labelrounds.server:app`` both serve it.
 
-Our own are the routes that compute or store (``/infer``, uploads, labels, sessions): plain functions, so that they
-run in a thread and a long one never holds up the others. Not served at all: replacing weights over HTTP, the
-whole-slide and OHIF routes, the proxy to the PACS, archive uploads, the logs, batch inference (which fails without a
-GPU) and scoring (there is none), and reloading the app, which deadlocks.
+Our own are the routes that compute or store (``/infer``, uploads, labels, sessions, models): plain functions, so that
+they run in a thread and a long one never holds up the others. Not served at all: removing a model, the whole-slide and
+OHIF routes, the proxy to the PACS, archive uploads, the logs, batch inference (which fails without a GPU) and scoring
+(there is none), and reloading the app, which deadlocks.
 """
 
 import logging
@@ -28,7 +28,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
 from monailabel.config import settings
-from monailabel.endpoints import datastore, infer, info, login, model, session, train
+from monailabel.endpoints import datastore, infer, info, login, session, train
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException, MONAILabelException
 from monailabel.interfaces.utils.app import app_instance
 
@@ -40,6 +40,7 @@ from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
+from labelrounds.model_routes import models
 from labelrounds.rounds_routes import rounds
 from labelrounds.store import CLASSES, FINAL
 
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
-_NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
+_NOT_SERVED = {("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
@@ -305,7 +306,8 @@ def build() -> FastAPI:
     )
     application.include_router(own)
     application.include_router(rounds)
-    hosts = [datastore, info, model, session, train]
+    application.include_router(models)
+    hosts = [datastore, info, session, train]
     if settings.MONAI_LABEL_AUTH_ENABLE:
         hosts.append(login)
     for endpoint in hosts:

@@ -16,9 +16,7 @@ class ServerSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="LABELROUNDS_", frozen=True, extra="ignore")
 
     refuse_identified: bool = Field(default=False, description="Refuse DICOM images that still say whose they are.")
-    model_upload_gb: float = Field(
-        default=4.0, gt=0, description="The largest file of weights that is taken, in 10^9 bytes."
-    )
+    model_upload_gb: float = Field(default=4.0, gt=0, description="The most that uploaded weights take, in 10^9 bytes.")
 
 
 @cache
