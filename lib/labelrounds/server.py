@@ -41,6 +41,7 @@ from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overl
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
 from labelrounds.model_routes import models
+from labelrounds.privacy.identity import check_folder_or_file, check_notes, check_upload
 from labelrounds.rounds_routes import rounds
 from labelrounds.store import CLASSES, FINAL
 
@@ -158,6 +159,7 @@ def submit_label(
 ) -> dict[str, Any]:
     """Save an annotator's label map or classes of an image, whole or not at all; see ``store.StudyStore``."""
     details = parse_object("params", params)
+    check_notes(details, "params")
     app = app_instance()
     store, kind = app.datastore(), tag or FINAL
     with received(label, also=(".json",)) as path:
@@ -196,6 +198,7 @@ def create_session(
         file.filename = safe_name(file)
         if len(files) == 1 and not ending_of(file.filename):
             raise UnsupportedMedia(f"{file.filename!r} does not end in one of {', '.join(ENDINGS)}")
+        check_upload(file.file, file.filename)
     kept = session.create_session(background, False, expiry, files)
     app_instance().segment_ahead(session_image(kept["session_id"]))
     return kept
@@ -218,6 +221,7 @@ def parse_notes(field: str, text: str) -> dict[str, Any]:
         raise BadInput(
             f"{field}: {taken[0]!r} is the server's own; any key but {', '.join(sorted(_OWN_NOTES))} is free"
         )
+    check_notes(notes, field)
     return notes
 
 
@@ -245,6 +249,7 @@ def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
 
     Raises:
         UnsupportedMedia: its name has no ending that is read.
+        Identified: it still says whose image it is, and the server refuses such.
     """
     name = safe_name(upload)
     if not ending_of(name) and not name.lower().endswith(also or ("\0",)):
@@ -253,6 +258,7 @@ def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
         path = Path(folder) / name
         with path.open("wb") as file:
             shutil.copyfileobj(upload.file, file)
+        check_folder_or_file(path)
         yield path
 
 

@@ -94,7 +94,12 @@ def burned_in(dataset: Any) -> list[str]:
 
 
 def _check(dataset: Any, with_burned_in: bool) -> None:
-    if "PixelData" not in dataset and "FloatPixelData" not in dataset and "DoubleFloatPixelData" not in dataset:
+    kind = dataset.get("SOPClassUID")
+    if not kind:
+        raise BadInput("SOPClassUID is missing: the file is cut or damaged")
+    if not any(key in dataset for key in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        if "Image Storage" in kind.name:
+            raise BadInput("an image without pixels: the file is cut or damaged")
         raise NotAnImage("no image: reports, structure sets and documents are not de-identified")
     if str(dataset.file_meta.get("TransferSyntaxUID", "")) == _DEFLATED:
         raise UnsupportedMedia("a deflated transfer syntax is not read")
@@ -103,7 +108,11 @@ def _check(dataset: Any, with_burned_in: bool) -> None:
 
 
 def _cut_padding(dataset: Any) -> bool:
-    """Drop what follows the pixels in their element, where anything could stand; tell whether there was anything."""
+    """Drop what follows the pixels in their element, where anything could stand; tell whether there was anything.
+
+    Raises:
+        BadInput: fewer pixels than the header claims.
+    """
     if "PixelData" not in dataset or dataset.file_meta.TransferSyntaxUID.is_compressed:
         return False
     bits = int(dataset.Rows) * int(dataset.Columns) * int(dataset.get("SamplesPerPixel") or 1)
@@ -111,6 +120,8 @@ def _cut_padding(dataset: Any) -> bool:
     if dataset.get("PhotometricInterpretation") == "YBR_FULL_422":
         bits = bits * 2 // 3
     size = (bits + 7) // 8
+    if len(dataset.PixelData) < size:
+        raise BadInput(f"the file is cut: {len(dataset.PixelData)} bytes of pixels, {size} are needed")
     if len(dataset.PixelData) <= size + size % 2:
         return False
     dataset.PixelData = dataset.PixelData[:size] + b"\0" * (size % 2)

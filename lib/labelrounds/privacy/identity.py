@@ -6,10 +6,9 @@ Messages name the attribute, never its value. Formats other than DICOM have no a
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from labelrounds.errors import BadInput
-from labelrounds.formats import is_dicom
 from labelrounds.settings import server_settings
 
 # A patient's own. Not PatientID, in which a pseudonym may stand that keeps a patient's images together.
@@ -38,34 +37,37 @@ def refusing() -> bool:
     return server_settings().refuse_identified
 
 
-def check_images(files: Iterable[Path], name: str) -> None:
-    """Refuse DICOM files of which one still says whose image it is, where the server is told to.
+def check_folder_or_file(path: Path) -> None:
+    """Refuse an image, a file or the folder of a series, that still says whose it is, where the server is told to.
 
     Raises:
         Identified: the attribute is named.
+        BadInput: a damaged header, of which nothing can be said.
     """
-    if not refusing():
-        return
-    for file in files:
-        found = attribute_in_file(file)
+    if refusing():
+        for file in sorted(path.iterdir()) if path.is_dir() else (path,):
+            if found := attribute_in_file(file):
+                raise Identified(_told(path.name, found))
+
+
+def check_upload(stream: IO[bytes], name: str) -> None:
+    """Do as `check_folder_or_file` for a file that is being sent, which is left at its beginning."""
+    if refusing():
+        found = _attribute_in_stream(stream, name)
+        stream.seek(0)
         if found:
             raise Identified(_told(name, found))
 
 
-def check_folder_or_file(path: Path) -> None:
-    """Do as `check_images` for an image: a file, or a folder of the files of one series."""
-    check_images(path.iterdir() if path.is_dir() else (path,), path.name)
-
-
 def check_dataset(dataset: Any, name: str) -> None:
-    """Do as `check_images` for what a DICOMweb server says of an image."""
+    """Do as `check_folder_or_file` for what a DICOMweb server says of an image."""
     found = attribute_in(dataset) if refusing() else None
     if found:
         raise Identified(_told(name, found))
 
 
 def check_notes(notes: Iterable[str], field: str) -> None:
-    """Do as `check_images` for the keys of what a client notes about an image."""
+    """Do as `check_folder_or_file` for the keys of what a client notes about an image."""
     found = sorted(set(notes) & set(IDENTIFYING)) if refusing() else []
     if found:
         raise Identified(f"{field}: {found[0]} is not kept: this server keeps nothing that says whose an image is")
@@ -85,17 +87,23 @@ def attribute_in_file(file: Path) -> str | None:
 
 @lru_cache(maxsize=50_000)  # a folder is looked through again whenever something in it has changed
 def _attribute_in_file(file: Path, _changed: int, _size: int) -> str | None:
+    with file.open("rb") as stream:
+        return _attribute_in_stream(stream, file.name)
+
+
+def _attribute_in_stream(stream: IO[bytes], name: str) -> str | None:
     import pydicom
 
-    if not is_dicom(file):
+    if stream.read(132)[128:] != b"DICM":
         return None
+    stream.seek(0)
+    tags = [*IDENTIFYING, _DECLARED, "SpecificCharacterSet"]
     try:
-        with pydicom.config.disable_value_validation():
-            tags = [*IDENTIFYING, _DECLARED, "SpecificCharacterSet"]
-            return attribute_in(pydicom.dcmread(file, stop_before_pixels=True, specific_tags=tags))
+        with pydicom.config.disable_value_validation():  # its warnings quote the values
+            return attribute_in(pydicom.dcmread(stream, stop_before_pixels=True, specific_tags=tags))
     except Exception as error:  # of many kinds, with the values in their texts
         kind = type(error).__name__
-        raise BadInput(f"{file.name}: a damaged DICOM header ({kind}), which may say whose image it is") from error
+        raise BadInput(f"{name}: a damaged DICOM header ({kind}), which may say whose image it is") from error
 
 
 def attribute_in(dataset: Any) -> str | None:

@@ -77,7 +77,8 @@ def table() -> dict[tuple[int, int], str]:
     from dicomanonymizer.dicomfields_selector import dicom_anonymization_database_selector
 
     columns = dicom_anonymization_database_selector(f"dicomfields_{EDITION}")
-    return {tag: action for action, names in _COLUMNS.items() for name in names for tag in columns[name]}
+    listed = ((tag, action) for action, names in _COLUMNS.items() for name in names for tag in columns[name])
+    return {tag: action for tag, action in listed if len(tag) == 2}
 
 
 def action_on(tag: BaseTag, kind: str) -> str:
