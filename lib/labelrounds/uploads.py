@@ -6,7 +6,6 @@ not finite is refused. Crash rule: what was received lies in a hidden folder bes
 which is atomic (`labelrounds.checkpoints`); after a kill the next upload clears it.
 """
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -73,7 +72,7 @@ def publish_upload(
 def _check_beginning(head: bytes, name: str) -> None:
     """Look at the first bytes: the length of a header in JSON, and its brace."""
     if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80":
-        raise UnsupportedMedia(f"{name}: a pickle, as of torch.save, which can run code; only safetensors are taken")
+        raise UnsupportedMedia(f"{name}: a pickle or an archive, which can hold code; only safetensors are taken")
     if len(head) < 9 or head[8:9] != b"{" or not 2 <= int.from_bytes(head[:8], "little") <= _LONGEST_HEADER:
         raise UnsupportedMedia(f"{name}: the content is not safetensors")
 
@@ -104,9 +103,24 @@ def _check_tensors(file: Path, network: nn.Module, name: str) -> None:
         with safe_open(file, "pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - no mapping
                 part = opened.get_slice(key)
-                found[key] = torch.empty(part.get_shape(), dtype=_TYPES.get(part.get_dtype()), device="meta")
-    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+                found[key] = torch.empty(part.get_shape(), dtype=_TYPES[part.get_dtype()], device="meta")
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
         raise BadInput(f"{name}: cut or damaged, not readable as safetensors: {error}") from error
-    if differing := differences(network, found):
+    differing = differences(network, found) or _other_types(network, found)
+    if differing:
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise BadInput(f"{name} does not fit the configured network: {'; '.join(differing[:3])}{more}")
+
+
+def _other_types(network: nn.Module, found: dict[str, torch.Tensor]) -> list[str]:
+    """Return which tensors would be converted in silence."""
+    expected = network.state_dict()
+    return [
+        f"{key} has type {_type(value)}, expected {_type(expected[key])}"
+        for key, value in sorted(found.items())
+        if value.dtype != expected[key].dtype
+    ]
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
