@@ -8,6 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
+from pydicom.sequence import Sequence as Items
+
 from labelrounds.errors import BadInput
 from labelrounds.settings import server_settings
 
@@ -114,7 +116,9 @@ def attribute_in(dataset: Any) -> str | None:
 
 
 def _has_value(value: Any) -> bool:
-    return value is not None and bool(str(value).strip(" ^=[]"))
+    if isinstance(value, Items):
+        return len(value) > 0
+    return value is not None and bool(str(value).strip(" ^=[]'\""))
 
 
 def _told(name: str, attribute: str) -> str:

@@ -1,4 +1,4 @@
-"""Versions of a model over HTTP, on a real server: what must not come in, and what changes while it answers."""
+"""What an administrator answers for, on a real server: which models are served, and that no name gets out."""
 
 import json
 import pickle
@@ -22,7 +22,10 @@ from labelrounds.client import Client, running_server
 from labelrounds.config import load_configs
 from labelrounds.folders import shipped_configs
 from labelrounds.networks import build_network
+from labelrounds.phantoms import LABELS
+from labelrounds.privacy.profile import table
 from tests.api.conftest import MODEL
+from tests.identified import CANARY, write_identified
 
 NAME = "small"
 
@@ -117,14 +120,14 @@ def test_weights_that_do_not_fit_are_named_and_the_old_ones_serve(versions):
 
 
 def publish_while_it_answers(versions: Versions, count: int) -> None:
-    """Publish versions one after the other while three clients ask; compare with what each then answers alone."""
+    """Publish versions one after the other while two clients ask; compare with what each then answers alone."""
     first, seen, ended = versions.served, [], threading.Event()
 
     def ask() -> None:
         while not ended.is_set():
             seen.append(versions.answer())
 
-    threads = [threading.Thread(target=ask) for _ in range(3)]
+    threads = [threading.Thread(target=ask) for _ in range(2)]
     for thread in threads:
         thread.start()
     for seed in range(count):
@@ -199,3 +202,74 @@ def test_versions_are_listed_fetched_and_removed(versions):
 def test_a_wrong_request_for_a_model_is_refused_in_words(versions, method, route, body, status):
     answer = requests.request(method, versions.client.address + route, json=body, timeout=60)
     assert answer.status_code == status and answer.json()["detail"], answer.text
+
+
+class Talk:
+    """A client that keeps all that it was told."""
+
+    def __init__(self, client: Client) -> None:
+        self.address, self.answers = client.address, []
+
+    def __call__(self, method: str, route: str, **options) -> requests.Response:
+        answer = requests.request(method, self.address + route, timeout=120, **options)
+        self.answers.append(f"{method} {route}: {answer.status_code} {dict(answer.headers)}".encode() + answer.content)
+        return answer
+
+
+def naming(folder: Path) -> list[str]:
+    """Return the files of a folder that hold the canary, or have it in their names."""
+    canary = CANARY.encode()
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(path.name for path in files if canary in path.read_bytes() or CANARY in str(path))
+
+
+def test_no_log_index_answer_or_file_holds_what_the_header_says_of_the_patient(versions, tmp_path):
+    scan = write_identified(tmp_path / "scan.dcm", list(table()))
+    other = write_identified(tmp_path / "other.dcm", index=1, SeriesInstanceUID="1.2.3.9")
+    talk = Talk(versions.client)
+    assert talk("PUT", "/datastore/image?image=scan", files={"file": ("scan.dcm", scan.read_bytes())}).ok
+    infer = f"/infer/{NAME}?image=scan&output=image"
+    label = talk("POST", infer, data={"params": json.dumps({"result_extension": ".nrrd"})})
+    assert label.ok
+    files = {"label": ("label.nrrd", label.content)}
+    told = {"label_info": [{"name": name} for name in LABELS]}
+    assert talk("PUT", "/datastore/label?image=scan", files=files, data={"params": json.dumps(told)}).ok
+    session = talk("PUT", "/session/", files={"files": ("scan.dcm", scan.read_bytes())}).json()["session_id"]
+    assert talk("POST", f"/infer/{NAME}?session_id={session}&output=json").ok
+    assert talk("DELETE", f"/session/{session}").ok
+    mixed = [("files", (path.name, path.read_bytes())) for path in (scan, other)]
+    session = talk("PUT", "/session/", files=mixed).json()["session_id"]
+    assert "2 series" in talk("POST", f"/infer/{NAME}?session_id={session}&output=json").json()["detail"]
+    assert talk("DELETE", f"/session/{session}").ok
+    for at in range(200, scan.stat().st_size, scan.stat().st_size // 12):
+        cut = {"file": ("cut.dcm", scan.read_bytes()[:at])}
+        assert talk("POST", f"/infer/{NAME}?output=json", files=cut).status_code in (400, 413, 415)
+    assert talk("POST", f"/train/{NAME}", json={"epochs": -1}).status_code == 400
+    for route in ("/datastore/", "/datastore/?output=all", "/datastore/?output=train", "/info/", "/rounds/"):
+        assert talk("GET", route).ok, route
+    for route in ("/datastore/image/info?image=scan", "/datastore/label/info?label=scan&tag=final", "/train/"):
+        talk("GET", route)
+    assert talk("POST", "/activelearning/random", json={}).ok
+    assert [answer for answer in talk.answers if CANARY.encode() in answer] == []
+    assert naming(versions.folder.parents[2]) == ["scan.dcm"]  # studies and home
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_names_says_which_attribute_on_every_way_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("LABELROUNDS_REFUSE_IDENTIFIED", "true")
+    studies = tmp_path / "studies"
+    write_identified(studies / "there.dcm")
+    sent = ("scan.dcm", write_identified(tmp_path / "scan.dcm").read_bytes())
+    clean = ("scan.dcm", write_identified(tmp_path / "clean.dcm", PatientIdentityRemoved="YES").read_bytes())
+    with running_server(studies, tmp_path / "home", 0, [MODEL]) as client:
+        talk = Talk(client)
+        ways = [("PUT", "/datastore/image?image=x", "file"), ("PUT", "/session/", "files")]
+        ways.append(("POST", f"/infer/{MODEL}?output=json", "file"))
+        for method, route, field in ways:
+            answer = talk(method, route, files={field: sent})
+            assert answer.status_code == 400 and "PatientName is filled" in answer.json()["detail"]
+            assert talk(method, route, files={field: clean}).ok
+        assert list(talk("GET", "/datastore/?output=all").json()["objects"]) == ["x"]
+        assert talk("POST", f"/infer/{MODEL}?image=there&output=json").status_code == 404
+    assert [answer for answer in talk.answers if CANARY.encode() in answer] == []
+    assert "left out: there.dcm: PatientName is filled" in (tmp_path / "home" / "server.log").read_text()
