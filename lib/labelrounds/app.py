@@ -335,7 +335,8 @@ def _ended_figures(task: dict[str, Any], written: dict[str, Any]) -> dict[str, A
     if "ended" not in task or "total_time" in written:
         return dict(written)
     total_time = clock(task["ended"] - task["began"])
-    end = {"status": "failed", "stage": "failed", "eta_s": 0.0, "total_time": total_time}
+    status = "interrupted" if task.get("interrupted") else "failed"
+    end = {"status": status, "stage": status, "eta_s": 0.0, "total_time": total_time}
     return {**written, **end, "message": task["details"][-1]}
 
 

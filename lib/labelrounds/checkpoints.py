@@ -15,9 +15,9 @@ Beside them lies what the training keeps there: ``split.json`` (splits.py), ``pr
 
 Crash rule: a version is written into a folder with a temporary name and flushed, the folder is renamed, and
 only then the pointer is replaced; a crash at any moment leaves the old version served and at most one folder
-named ``.new-*`` behind, which the next publication removes. Concurrency: one training publishes at a time
-(``training.lock`` sees to it), any number of processes read; readers see the old or the new pointer. A server looks at
-the pointer with each request, so a rollback needs no restart.
+named ``.new-*`` behind, which the next publication removes. Concurrency: one publishes or removes at a time, a
+training or an upload (``publish.lock`` sees to it), any number of processes read; readers see the old or the new
+pointer. A server looks at the pointer with each request, so a rollback needs no restart.
 """
 
 import hashlib
@@ -26,7 +26,8 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import metadata
@@ -34,18 +35,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from labelrounds import folders
 from labelrounds.atomic import flush, replacing
-from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound, OutOfSpace
+from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, OutOfSpace
 from labelrounds.networks import build_network
 from labelrounds.registry import Registry
 from labelrounds.sections import CommonConfig
 
-_WEIGHTS, _RECORD = "weights.safetensors", "version.json"
+_WEIGHTS, _RECORD, _REMOVED = "weights.safetensors", "version.json", "removed.json"
 # With the task, the dimensions and the network; see _decisive.
 _DECISIVE = ("labels", "channels", "spacing_mm", "intensity", "multilabel", "input_size", "slices_of_volume")
 _NOTHING_SERVED = "no version of a model {} is served, so nothing can start from it: train it first"
@@ -117,6 +119,7 @@ class Checkpoints:
         record: dict[str, Any],
         serve: Callable[[], bool] = lambda: True,
         complete: Callable[[Path], dict[str, Any]] = lambda folder: {},
+        patience_s: float = -1,
     ) -> Version:
         """Write the network as the next version and, unless told otherwise, serve it.
 
@@ -125,10 +128,22 @@ class Checkpoints:
             record: what is to be known of it.
             serve: tells, once all is written, whether it is served from now on; what is served may change meanwhile.
             complete: adds files to the version's folder, and returns what the record is to say of them.
+            patience_s: how long to wait for another publication; for ever when negative.
 
         Raises:
+            Busy: another publication took all that time.
             OutOfSpace: the disk could not take it; the version served before stays.
         """
+        with self._changing(patience_s):
+            return self._publish(network, record, serve, complete)
+
+    def _publish(
+        self,
+        network: nn.Module,
+        record: dict[str, Any],
+        serve: Callable[[], bool],
+        complete: Callable[[Path], dict[str, Any]],
+    ) -> Version:
         versions = self.folder / "versions"
         number = max(self._numbers(), default=0) + 1
         written: Path | None = None
@@ -149,6 +164,52 @@ class Checkpoints:
                 raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
             raise
         return self.version(number)
+
+    @contextmanager
+    def _changing(self, patience_s: float) -> Iterator[None]:
+        """Keep others, in this process or another, from publishing or removing versions meanwhile.
+
+        Raises:
+            Busy: another was at it all the time.
+            OutOfSpace: the model's folder can't be made or written to.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.folder / "publish.lock")
+            lock.acquire(timeout=patience_s)
+        except Timeout as error:
+            raise Busy(f"a version of {self.config.name} is being published; try again in a while") from error
+        except OSError as error:
+            number = max(self._numbers(), default=0) + 1
+            raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def remove(self, number: int, by: str, patience_s: float = -1) -> None:
+        """Delete a version that is not served, for good; its number is never given again.
+
+        Raises:
+            NotFound: no such version.
+            Conflict: it is served, or ships with the package.
+            Busy: another version was being published all the time.
+        """
+        if number == 0 and self._shipped() is not None:
+            raise Conflict(f"version 0 of {self.config.name} ships with the package, and can't be removed")
+        with self._changing(patience_s):
+            if self._whole_record(number) is None:
+                raise NotFound(f"model {self.config.name} has no version {number}")
+            if number == self.served_number():
+                raise Conflict(f"version {number} of {self.config.name} is served: serve another one, then remove it")
+            folder = self._folder_of(number)
+            write_json(folder / _REMOVED, {"at": _now(), "by": by})
+            (folder / _RECORD).unlink()  # from here on there is no such version
+            for path in folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif path.name != _REMOVED:
+                    path.unlink(missing_ok=True)
 
     def _write(
         self, folder: Path, network: nn.Module, record: dict[str, Any], complete: Callable[[Path], dict[str, Any]]
@@ -234,7 +295,7 @@ class Checkpoints:
             tensors = load_file(version.weights, device=str(device))
         except (OSError, SafetensorError) as error:
             raise BadInput(f"the weights of {version} cannot be read: {error}") from error
-        differing = _differences(network, tensors)
+        differing = differences(network, tensors)
         if differing:
             raise BadInput(
                 f"the weights of {version} do not fit the configured network ({'; '.join(differing[:3])}); they were"
@@ -398,7 +459,8 @@ def _differ(before: Any, now: Any) -> bool:
     return bool(before != now)
 
 
-def _differences(network: nn.Module, found: dict[str, torch.Tensor]) -> list[str]:
+def differences(network: nn.Module, found: dict[str, torch.Tensor]) -> list[str]:
+    """Return in what tensors differ from those of a network: names, then shapes."""
     expected = network.state_dict()
     lines = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
     lines += [f"{name} is unknown" for name in sorted(set(found) - set(expected))]

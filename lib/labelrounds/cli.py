@@ -83,10 +83,15 @@ def start(
     log_format: Annotated[
         LogFormat | None, typer.Option(help="How a line of the log is written; LABELROUNDS_LOG_FORMAT, else text.")
     ] = None,
+    refuse_identified: Annotated[
+        bool, typer.Option("--refuse-identified", help="Refuse DICOM images that still say whose they are.")
+    ] = False,
 ) -> None:
     """Serve models to 3D Slicer until you press Ctrl-C."""
     if log_format is not None:
         os.environ["LABELROUNDS_LOG_FORMAT"] = log_format.value
+    if refuse_identified:
+        os.environ["LABELROUNDS_REFUSE_IDENTIFIED"] = "true"
     from labelrounds.listening import Listening
     from labelrounds.starting import serve
 
@@ -354,6 +359,28 @@ def audit(
     told, is_whole = verification()
     print(told)
     sys.exit(0 if is_whole else 1)
+
+
+@app.command("deidentify")
+def deidentify_files(
+    source: Annotated[Path, typer.Argument(metavar="INPUT", help="A file, or a folder with all that is in it.")],
+    output: Annotated[Path, typer.Argument(help="A folder for the new files; nothing in it is replaced.")],
+    secret: Annotated[
+        Path | None,
+        typer.Option(help="A file with the key of the pseudonyms, made if need be; one run's own when left out."),
+    ] = None,
+    dates: Annotated[str, typer.Option(help="`remove`, or `shift` by each patient's own number of days.")] = "remove",
+    report: Annotated[
+        Path | None, typer.Option(help="The CSV file of what was done; OUTPUT-report.csv when left out.")
+    ] = None,
+    with_burned_in: Annotated[
+        bool, typer.Option("--with-burned-in", help="Write images, too, that say that text stands in their pixels.")
+    ] = False,
+) -> None:
+    """Write copies of DICOM, NIfTI and NRRD files that do not say whose they are; faces and pixels stay as they are."""
+    from labelrounds.privacy.command import deidentify
+
+    sys.exit(deidentify(source, output, report, secret, dates, with_burned_in))
 
 
 def main() -> None:

@@ -21,7 +21,6 @@ from labelrounds.geometry import Affine, ras_affine
 MAX_FILES = 20_000
 _TAGS = [
     "SeriesInstanceUID",
-    "SeriesDescription",
     "PatientID",
     "Modality",
     "Rows",
@@ -54,7 +53,6 @@ class Slice:
 
     path: Path
     series: str
-    description: str
     rows: int
     columns: int
     samples: int
@@ -176,7 +174,6 @@ def _slice_of(file: Path) -> Slice | None:
         return Slice(
             path=file,
             series=str(dataset.get("SeriesInstanceUID", "") or ""),
-            description=str(dataset.get("SeriesDescription", "") or ""),
             rows=int(dataset.Rows),
             columns=int(dataset.Columns),
             samples=int(dataset.get("SamplesPerPixel", 1) or 1),
@@ -262,7 +259,7 @@ def _check_one_series(slices: Sequence[Slice], name: str) -> None:
     for found in slices:
         series.setdefault(found.series, []).append(found)
     if len(series) > 1:
-        listed = "; ".join(f"{uid} {members[0].description!r} ({len(members)})" for uid, members in series.items())
+        listed = "; ".join(f"{uid} ({len(members)} files)" for uid, members in series.items())
         raise BadInput(f"{name}: {len(series)} series, exactly one is read: {listed[:1000]}")
     first = slices[0]
     for found in slices[1:]:

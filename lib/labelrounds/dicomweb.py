@@ -11,10 +11,12 @@ from typing import Any
 from labelrounds.store import CLASSES, FINAL, LabelledCase, StudyStore  # brings labelrounds.host in first
 
 # isort: split
+import pydicom
 from monailabel.datastore.dicom import DICOMWebDatastore
 
 from labelrounds.errors import Conflict, NotFound
 from labelrounds.names import check_id, check_tag
+from labelrounds.privacy.identity import check_dataset, refusing
 
 
 class DicomwebStore(DICOMWebDatastore, StudyStore):
@@ -41,6 +43,7 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
             rounds_tag: What counts as labelled: series with a DICOM SEG, or with classes.
             options: ``cache_path``, ``fetch_by_frame``, ``convert_to_nifti`` of the host's class.
         """
+        self._without_names: set[str] = set()
         DICOMWebDatastore.__init__(self, client, search_filter, **options)
         self.known_labels = tuple(known_labels)
         self.known_classes, self.multilabel_classes = tuple(known_classes), tuple(multilabel_classes)
@@ -70,6 +73,8 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
         check_id(image_id)
         if image_id not in self._datastore.objects and image_id not in self.list_images():
             raise NotFound(f"series {image_id!r}: not on the DICOMweb server")
+        if refusing():
+            self._check_identity(image_id)
         path = Path(super().get_image_uri(image_id))
         if path.is_file() and image_id in self._datastore.objects:
             cached = Path(StudyStore.get_image_uri(self, image_id))
@@ -78,6 +83,20 @@ class DicomwebStore(DICOMWebDatastore, StudyStore):
                 path.unlink()
             return str(cached)
         return str(path)
+
+    def _check_identity(self, series_id: str) -> None:
+        """Refuse a series before it is fetched, or served again, that still says whose it is.
+
+        Raises:
+            Identified: the attribute is named.
+        """
+        if series_id in self._without_names:
+            return
+        described = self._client.search_for_series(search_filters={"SeriesInstanceUID": series_id})[0]
+        study = str(pydicom.Dataset.from_json(described).StudyInstanceUID)
+        for instance in self._client.retrieve_series_metadata(study, series_id):
+            check_dataset(pydicom.Dataset.from_json(instance), f"series {series_id}")
+        self._without_names.add(series_id)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what is known of a series; nothing before it was fetched."""

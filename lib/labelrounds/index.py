@@ -20,10 +20,12 @@ from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastor
 from pydantic_core import to_json
 
 from labelrounds.atomic import Staged, remove_leftovers, staged
+from labelrounds.errors import LabelRoundsError
 from labelrounds.formats import ending_of
 from labelrounds.history import History, checksum
 from labelrounds.names import is_safe_id, is_safe_tag
 from labelrounds.notes import read_tamed
+from labelrounds.privacy.identity import check_folder_or_file
 
 __all__ = ["DataModel", "ImageLabelModel", "IndexedFolder", "host"]
 logger = logging.getLogger(__name__)
@@ -228,7 +230,7 @@ class IndexedFolder(LocalDatastore):
         for name in sorted({*filter(is_safe_id, self._snapshot.objects), *images}):
             old = self._snapshot.objects.get(name)
             image = self._entry(name, "", old.image if old else None, images.get(name), past)
-            if image is None:
+            if image is None or not self._may_be_shown(self._path(name, "", image.ext)):
                 continue
             tags = sorted({*(old.labels if old else ()), *(tag for tag, found in labels.items() if name in found)})
             entries = {
@@ -239,6 +241,15 @@ class IndexedFolder(LocalDatastore):
                 image=image, labels={tag: entry for tag, entry in entries.items() if entry is not None}
             )
         return objects
+
+    def _may_be_shown(self, image: Path) -> bool:
+        """Tell whether an image may be served; not where it still says whose it is, and such are refused."""
+        try:
+            check_folder_or_file(image)
+        except LabelRoundsError as error:
+            self._warn(f"left out: {error}")
+            return False
+        return True
 
     def _knows(self, image_id: str, tag: str) -> bool:
         return image_id in self._snapshot.objects and tag in self._snapshot.objects[image_id].labels

@@ -183,6 +183,7 @@ class JobQueue:
             is_abandoned = process.returncode == -signal.SIGKILL and _ending.is_set()
             if process.returncode < 0 and not is_abandoned and not task.get("stopping"):
                 task["details"].append(_killed(process.returncode))
+                task["interrupted"] = True
             self._end(task, _status(process.returncode, task.get("stopping", False)), not is_abandoned)
 
     def _end(self, task: Task, status: str, is_over: bool = True) -> None:

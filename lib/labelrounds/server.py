@@ -2,10 +2,10 @@
 
 ``labelrounds start`` and ``monailabel start_server --uvicorn_app labelrounds.server:app`` both serve it.
 
-Our own are the routes that compute or store (``/infer``, uploads, labels, sessions): plain functions, so that they
-run in a thread and a long one never holds up the others. Not served at all: replacing weights over HTTP, the
-whole-slide and OHIF routes, the proxy to the PACS, archive uploads, the logs, batch inference (which fails without a
-GPU) and scoring (there is none), and reloading the app, which deadlocks.
+Our own are the routes that compute or store (``/infer``, uploads, labels, sessions, models): plain functions, so that
+they run in a thread and a long one never holds up the others. Not served at all: removing a model, the whole-slide and
+OHIF routes, the proxy to the PACS, archive uploads, the logs, batch inference (which fails without a GPU) and scoring
+(there is none), and reloading the app, which deadlocks.
 """
 
 import re
@@ -26,7 +26,7 @@ from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, Request, Up
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse
 from monailabel.config import settings
-from monailabel.endpoints import datastore, infer, info, model, session, train
+from monailabel.endpoints import datastore, infer, info, session, train
 from monailabel.interfaces.utils.app import app_instance
 
 import labelrounds
@@ -41,6 +41,8 @@ from labelrounds.health import health
 from labelrounds.history import checksum
 from labelrounds.login import Login
 from labelrounds.login_routes import auth
+from labelrounds.model_routes import models
+from labelrounds.privacy.identity import check_folder_or_file, check_notes, check_upload
 from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
 from labelrounds.settings import server_settings
@@ -50,7 +52,7 @@ from labelrounds.tracing import TracingMiddleware, note
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
-_NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
+_NOT_SERVED = {("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
 _HOST_SECRETS = ("DATASTORE_PASSWORD", "DATASTORE_API_KEY", "DICOMWEB_PASSWORD")
@@ -163,6 +165,7 @@ def submit_label(
 ) -> dict[str, Any]:
     """Save an annotator's label map or classes of an image, whole or not at all; see ``store.StudyStore``."""
     details = parse_object("params", params)
+    check_notes(details, "params")
     app = app_instance()
     store, kind = app.datastore(), tag or FINAL
     with received(label, also=(".json",)) as path:
@@ -201,6 +204,7 @@ def create_session(
         file.filename = safe_name(file)
         if len(files) == 1 and not ending_of(file.filename):
             raise UnsupportedMedia(f"{file.filename!r} does not end in one of {', '.join(ENDINGS)}")
+        check_upload(file.file, file.filename)
     kept = session.create_session(background, False, expiry, files)
     note(session_id=kept["session_id"])
     app_instance().segment_ahead(session_image(kept["session_id"]))
@@ -240,6 +244,7 @@ def parse_notes(field: str, text: str) -> dict[str, Any]:
         raise BadInput(
             f"{field}: {taken[0]!r} is the server's own; any key but {', '.join(sorted(_OWN_NOTES))} is free"
         )
+    check_notes(notes, field)
     return notes
 
 
@@ -267,6 +272,7 @@ def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
 
     Raises:
         UnsupportedMedia: its name has no ending that is read.
+        Identified: it still says whose image it is, and the server refuses such.
     """
     name = safe_name(upload)
     if not ending_of(name) and not name.lower().endswith(also or ("\0",)):
@@ -275,6 +281,7 @@ def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
         path = Path(folder) / name
         with path.open("wb") as file:
             shutil.copyfileobj(upload.file, file)
+        check_folder_or_file(path)
         yield path
 
 
@@ -324,7 +331,8 @@ def build() -> FastAPI:
     application.include_router(auth)
     application.include_router(health)
     application.include_router(telemetry)
-    hosts = [served(endpoint.router, own) for endpoint in (datastore, info, model, session, train)]
+    application.include_router(models)
+    hosts = [served(endpoint.router, own) for endpoint in (datastore, info, session, train)]
     for router in hosts:
         application.include_router(router)
     application.dependency_overrides.update(own_checks(hosts))

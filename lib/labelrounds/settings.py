@@ -71,6 +71,8 @@ class ServerSettings(BaseSettings):
         default=None, min_length=16, description="Bearer token for /metrics; without one only this machine reads them."
     )
     least_free_mb: int = Field(default=500, ge=0, description="Free space on a disk below which readiness warns.")
+    refuse_identified: bool = Field(default=False, description="Refuse DICOM images that still say whose they are.")
+    model_upload_gb: float = Field(default=4.0, gt=0, description="The most that uploaded weights take, in 10^9 bytes.")
 
 
 @cache

@@ -49,6 +49,7 @@ from labelrounds.index import DataModel, ImageLabelModel, IndexedFolder
 from labelrounds.labels import NOT_LABELS, Meaning, by_position, check_grid, check_label, check_prediction
 from labelrounds.names import check_id, check_tag
 from labelrounds.notes import check_plain
+from labelrounds.privacy.identity import check_folder_or_file
 from labelrounds.reading import patient_of, read_image, read_label
 
 logger = logging.getLogger(__name__)
@@ -164,8 +165,11 @@ class StudyStore(IndexedFolder):
 
         Raises:
             NotFound: no such image.
+            Identified: it still says whose it is, and such are refused.
         """
-        return str(self._path(image_id, "", self._object(image_id).image.ext))
+        path = self._path(image_id, "", self._object(image_id).image.ext)
+        check_folder_or_file(path)
+        return str(path)
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return what is known of an image, and its path.

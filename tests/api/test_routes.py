@@ -158,7 +158,6 @@ def test_a_wrong_request_is_refused_in_words_and_changes_nothing(
 @pytest.mark.parametrize(
     ("method", "route"),
     [
-        ("PUT", f"/model/{MODEL}"),
         ("DELETE", f"/model/{MODEL}"),
         ("GET", "/proxy/dicom/x"),
         ("POST", "/reload"),

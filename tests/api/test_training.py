@@ -96,6 +96,7 @@ def test_of_racing_requests_one_trains_and_a_stop_keeps_what_it_has_reached(trai
 
 
 def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epoch(tmp_path, submit_all):
+    """Reliability 17, for a killed server; for a killed training see below."""
     studies, home = tmp_path / "studies", tmp_path / "home"
     write_studies(studies, 4)
     with running_server(studies, home, 0, [MODEL]) as client:
@@ -170,8 +171,11 @@ def server_pid(studies: Path) -> int:
     return int(listed.stdout.split()[0])
 
 
-def test_a_killed_training_process_is_an_error_and_the_server_lives(trained):
+def test_a_killed_training_process_is_interrupted_the_server_lives_and_it_can_go_on(trained):
+    """Reliability 17, for a killed training; for a killed server see above."""
     client, home = trained
+    asked = f"/infer/{MODEL}?image=phantom_000&output=image"
+    before = client.call("POST", asked, data={"params": "{}"}).content
     client.call("POST", f"/train/{MODEL}", json={"epochs": 500})
     wait_until(lambda: epoch(home) >= 1)
     workers = subprocess.run(["pgrep", "-f", "labelrounds.worker"], capture_output=True, text=True).stdout
@@ -182,8 +186,16 @@ def test_a_killed_training_process_is_an_error_and_the_server_lives(trained):
     wait_until(lambda: status(client)["status"] == "ERROR")
     assert "SIGKILL" in status(client)["details"][-1]
     for shown in (status(client)["progress"], client.call("GET", "/info/").json()["train_stats"][MODEL]):
-        assert shown["status"] == "failed" and shown["total_time"] and "SIGKILL" in shown["message"]
-    assert client.call("POST", f"/infer/{MODEL}?image=phantom_000&output=json", data={"params": "{}"}).ok
+        assert shown["status"] == "interrupted" and shown["total_time"] and "SIGKILL" in shown["message"]
+    assert children_of(server_pid(home.parent / "studies")) == []
+    assert not (home / "models" / MODEL / "versions").exists()
+    assert client.call("POST", asked, data={"params": "{}"}).content == before
+    reached = epoch(home)
+    client.call("POST", f"/train/{MODEL}", json={"epochs": 500})
+    wait_until(lambda: first_epoch(client) is not None)
+    assert first_epoch(client) >= reached  # that one at most is trained again
+    client.call("DELETE", "/train/")
+    wait_until(lambda: status(client)["status"] == "STOPPED")
 
 
 def test_the_hosts_own_command_serves_the_same(tmp_path):
