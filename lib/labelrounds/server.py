@@ -42,6 +42,7 @@ from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
 from labelrounds.rounds_routes import rounds
 from labelrounds.store import CLASSES, FINAL
+from labelrounds.store_routes import stored
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +51,7 @@ _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification mode
 _NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
+_OWN_NOTES |= {"restored_by", "series"}
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 _SESSION = re.compile(r"[0-9a-f-]{36}")
 
@@ -156,7 +158,9 @@ def submit_label(
     params: Annotated[str, Form()] = "{}",
 ) -> dict[str, Any]:
     """Save an annotator's label map or classes of an image, whole or not at all; see ``store.StudyStore``."""
-    details = parse_object("params", params)
+    # Whose label it is says the login, never the client.
+    details = {**parse_object("params", params), "user": who.username}
+    details.pop("restored_by", None)
     app = app_instance()
     store, kind = app.datastore(), tag or FINAL
     with received(label, also=(".json",)) as path:
@@ -212,6 +216,7 @@ def parse_notes(field: str, text: str) -> dict[str, Any]:
         BadInput: not a JSON object, or a key that the server keeps for itself.
     """
     notes = parse_object(field, text)
+    notes.pop("user", None)  # that is whoever is logged in
     taken = sorted(_OWN_NOTES & set(notes))
     if taken:
         raise BadInput(
@@ -255,9 +260,9 @@ def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
         yield path
 
 
-def served(router: APIRouter, replaced: APIRouter) -> APIRouter:
+def served(router: APIRouter, *replaced: APIRouter) -> APIRouter:
     """Return the routes of a router of the host that are neither replaced by ours nor kept off the network."""
-    taken = _NOT_SERVED | {pair for route in replaced.routes for pair in _pairs(route)}
+    taken = _NOT_SERVED | {pair for ours in replaced for route in ours.routes for pair in _pairs(route)}
     kept = APIRouter()
     kept.routes.extend(route for route in router.routes if not _pairs(route) & taken)
     return kept
@@ -305,11 +310,12 @@ def build() -> FastAPI:
     )
     application.include_router(own)
     application.include_router(rounds)
+    application.include_router(stored)
     hosts = [datastore, info, model, session, train]
     if settings.MONAI_LABEL_AUTH_ENABLE:
         hosts.append(login)
     for endpoint in hosts:
-        application.include_router(served(endpoint.router, own))
+        application.include_router(served(endpoint.router, own, stored))
     if settings.MONAI_LABEL_CORS_ORIGINS:
         origins = [str(origin) for origin in settings.MONAI_LABEL_CORS_ORIGINS]
         application.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])

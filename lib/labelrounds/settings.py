@@ -5,7 +5,9 @@ them by the environment. What a command line names is written to the environment
 """
 
 from functools import cache
+from typing import Annotated
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +15,9 @@ class ServerSettings(BaseSettings):
     """What an administrator may set; the README's part for IT describes each."""
 
     model_config = SettingsConfigDict(env_prefix="LABELROUNDS_", frozen=True, extra="ignore")
+
+    series_rest_s: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 10.0
+    """For how many seconds no file of a DICOM series must have changed before it is taken for whole."""
 
 
 @cache

@@ -29,8 +29,8 @@ from typing import Any
 from labelrounds.atomic import zipped
 from labelrounds.errors import BadInput, Conflict
 from labelrounds.index import CLASSES, FINAL
+from labelrounds.label_versions import LabelVersions
 from labelrounds.labels import by_position
-from labelrounds.stored_classes import StoredClasses
 from labelrounds.stored_images import patient_in
 
 __all__ = ["CLASSES", "EXTENSIONS", "FINAL", "LabelledCase", "StudyStore", "patient_in"]
@@ -57,7 +57,7 @@ class LabelledCase:
     patient: str
 
 
-class StudyStore(StoredClasses):
+class StudyStore(LabelVersions):
     """A studies folder that survives bad names, bad files, other writers, crashes and a full disk.
 
     Attributes:

@@ -77,7 +77,9 @@ class StoredClasses(StoredLabels):
                 source.write_text(label.as_json(), encoding="utf-8")
                 entry = DataModel(ext=".json", info=_classes_info(label, image_id, source, sent))
                 if len(labels) == 1:
-                    return self._save_checked(source, image_id, CLASSES, entry)
+                    if not self._is_current(image_id, CLASSES, entry):
+                        self._save_checked(source, image_id, CLASSES, entry)
+                    return
                 self._put_classes(source, image_id, entry)
                 old = objects[image_id]
                 objects[image_id] = ImageLabelModel(image=old.image, labels={**old.labels, CLASSES: entry})

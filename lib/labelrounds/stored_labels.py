@@ -45,6 +45,8 @@ class StoredLabels(StoredSeries):
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any] | None) -> str:
         """Check a label, and save it whole or not at all.
 
+        The same label again, from the same user and with the same meaning, changes nothing.
+
         Its info gets ``labels`` (name to voxel value) and, where some of the names are no model's, ``unknown_labels``.
 
         Args:
@@ -75,8 +77,10 @@ class StoredLabels(StoredSeries):
         if meaning.unknown:
             logger.warning("%s %s: no model knows the labels %s", image_id, tag, ", ".join(meaning.unknown))
             info["unknown_labels"] = list(meaning.unknown)
+        entry = DataModel(ext=ext, info=info)
         with self._transaction():
-            self._save_checked(source, image_id, tag, DataModel(ext=ext, info=info))
+            if not self._is_current(image_id, tag, entry):
+                self._save_checked(source, image_id, tag, entry)
         return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -125,6 +129,16 @@ class StoredLabels(StoredSeries):
             return check_label(label, image, sent.get("label_info"), self.known_labels)
         params = sent.get("params")
         return check_prediction(label, image, params.get("label_names") if isinstance(params, dict) else None)
+
+    def _is_current(self, image_id: str, tag: str, entry: DataModel) -> bool:
+        """Tell whether an image has just this label already, whole, from the same user and with the same meaning."""
+        old = self._object(image_id).labels.get(tag)
+        if old is None or old.ext != entry.ext or "sha256" not in old.info:
+            return False
+        if any(old.info.get(key) != value for key, value in entry.info.items() if key != "ts"):
+            return False
+        path = self._path(image_id, tag, old.ext)
+        return path.is_file() and checksum(path) == old.info["sha256"]
 
     def _save_checked(self, source: Path, image_id: str, tag: str, entry: DataModel) -> None:
         """Save under the lock: the version first, then, as a second name of it, the current label."""
