@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 REST_S = 10.0
 _VERSION = re.compile(r"-v\d+$")
 _LEFT_OUT = ("labels", "history", CONVERTED)
-_LEAST_PAUSE_S, _PAUSES = 2.0, 20.0
+_LEAST_PAUSE_S, _MOST_PAUSE_S, _PAUSES = 2.0, 300.0, 20.0
 
 
 class StoredSeries(StoredImages):
@@ -218,11 +218,11 @@ class SeriesWatch(threading.Thread):
     """Looks again and again, the more rarely the longer a look takes.
 
     Args:
-        look: what to do; its errors are logged.
+        look: what to do; returns how much has changed; its errors are logged.
         least_s: the shortest pause.
     """
 
-    def __init__(self, look: Callable[[], object], least_s: float) -> None:
+    def __init__(self, look: Callable[[], int], least_s: float) -> None:
         super().__init__(name="series", daemon=True)
         self._look, self._least_s, self._stop_now = look, least_s, threading.Event()
 
@@ -234,12 +234,14 @@ class SeriesWatch(threading.Thread):
     def run(self) -> None:
         """Look until `stop`."""
         while not self.stopped:
-            start = time.monotonic()
+            start, changed = time.monotonic(), 0
             try:
-                self._look()
+                changed = self._look()
             except (LabelRoundsError, OSError) as error:
                 logger.warning("The studies folder can't be looked through: %s", error)
-            self._stop_now.wait(max(self._least_s, _PAUSES * (time.monotonic() - start)))
+            # A look that has found something took long for the conversions.
+            pause_s = 0.0 if changed else min(_PAUSES * (time.monotonic() - start), _MOST_PAUSE_S)
+            self._stop_now.wait(max(self._least_s, pause_s))
 
     def stop(self) -> None:
         """End it; a conversion that is under way is finished first."""
