@@ -113,12 +113,13 @@ class History:
         else:
             self._owed.unlink(missing_ok=True)
 
-    def latest(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return the last info of each image and tag ("" for the image itself) that the journal has."""
-        found: dict[tuple[str, str], dict[str, Any]] = {}
+    def known(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """Return the last info of each file that the journal has, by image, tag ("" for the image) and checksum."""
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
         for record in self.entries():
             try:
-                found[str(record["image"]), str(record["tag"])] = dict(record["info"])
+                info = dict(record["info"])
+                found[str(record["image"]), str(record["tag"]), str(info["sha256"])] = info
             except (ValueError, KeyError, TypeError):
                 continue
         return found

@@ -29,7 +29,8 @@ class ScannedFolder(IndexedFolder):
 
     def _is_news(self, file: Path) -> bool:
         """Tell whether a file that has come or gone makes the index wrong."""
-        if any(part.startswith(".") for part in file.relative_to(self._root).parts):
+        hidden = any(part.startswith(".") for part in file.relative_to(self._root).parts)
+        if hidden or file == self._index_path:  # whoever reads next sees that it is another
             return False
         objects, name = self._snapshot.objects, file.name
         if file.parent == Path(self._snapshot.image_path()):
@@ -61,12 +62,12 @@ class ScannedFolder(IndexedFolder):
             for tag, folder in self._label_folders().items()
         }
         self._warn_of_strays(labels, {*self._snapshot.objects, *images})
-        past: dict[tuple[str, str], dict[str, Any]] = {}
+        past: dict[tuple[str, str, str], dict[str, Any]] = {}
         new = any(name not in self._snapshot.objects for name in images) or any(
             name in images and not self._knows(name, tag) for tag, found in labels.items() for name in found
         )
         if new:
-            past = self._history.latest()
+            past = self._history.known()
         objects: dict[str, ImageLabelModel] = {}
         for name in sorted({*filter(is_safe_id, self._snapshot.objects), *images}):
             old = self._snapshot.objects.get(name)
@@ -96,7 +97,7 @@ class ScannedFolder(IndexedFolder):
         tag: str,
         old: DataModel | None,
         ext: str | None,
-        past: Mapping[tuple[str, str], dict[str, Any]],
+        past: Mapping[tuple[str, str, str], dict[str, Any]],
     ) -> DataModel | None:
         """Return the entry of a file: the one it had, the one of the journal, or a bare one; None where it has gone."""
         if old is not None and self._path(image_id, tag, old.ext).exists():
@@ -104,8 +105,8 @@ class ScannedFolder(IndexedFolder):
         if ext is None:
             return None
         path = self._path(image_id, tag, ext)
-        info = past.get((image_id, tag))
-        if info is None or info.get("sha256") != checksum(path):
+        info = past.get((image_id, tag, checksum(path))) if past else None
+        if info is None:
             info = {"ts": int(path.stat().st_mtime), "name": path.name}
         return DataModel(ext=ext, info=info)
 

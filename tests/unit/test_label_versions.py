@@ -1,6 +1,7 @@
 """Who has saved which label is told, and an earlier one can be made the current one again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -123,6 +124,27 @@ def test_what_is_not_in_the_history_is_not_restored(store: StudyStore, tmp_path:
     with pytest.raises(Conflict, match="was changed"):
         store.restore_label("case", "final", first, "chief")
     assert store.get_label_info("case", "final")["user"] == "bert"
+
+
+def test_a_copy_made_while_labels_are_saved_gives_each_label_with_its_meaning_and_its_history(
+    store: StudyStore, tmp_path: Path
+):
+    """The backup that the README describes: labels first, then the history, without the index."""
+    names = ("liver", "spleen")
+    submit(store, tmp_path, "anna", 1, "liver")
+    copy = tmp_path / "copy"
+    shutil.copytree(store._root / "labels", copy / "labels")
+    submit(store, tmp_path, "bert", 2, "spleen")
+    (store._root / ".labelrounds-left").mkdir()
+    shutil.copytree(store._root / "history", copy / "history")
+    shutil.copy(store._root / "case.nii.gz", copy)
+    restored = StudyStore(copy, names)
+    info = restored.get_label_info("case", "final")
+    assert (info["user"], info["labels"]) == ("anna", {"liver": 1})
+    told = restored.label_history("case")
+    assert [(one["user"], one["kept"]) for one in told] == [("anna", True), ("bert", True)]
+    restored.restore_label("case", "final", told[1]["sha256"], "chief")
+    assert restored.get_label_info("case", "final")["labels"] == {"spleen": 1}
 
 
 def test_a_history_with_damaged_lines_is_told_without_them(store: StudyStore, tmp_path: Path):
