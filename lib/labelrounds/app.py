@@ -38,6 +38,7 @@ from labelrounds.memory_cache import Memory
 from labelrounds.notes import check_plain
 from labelrounds.progress import clock
 from labelrounds.rounds import DEFAULT, Listed, Rounds
+from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL, StudyStore
 from labelrounds.strategies import strategies
 from labelrounds.tasks import label_tag_of
@@ -143,6 +144,9 @@ class LabelRoundsApp(MONAILabelApp):
         job_queue("train").resume(settings.MONAI_LABEL_STUDIES, self._trainers)
         self.warm_up.start()
         self.rounds.start()
+        store = self.datastore()
+        if isinstance(store, StudyStore):
+            store.watch_series(server_settings().series_rest_s)
 
     def info(self) -> dict[str, Any]:
         """Return what clients show; the trainer that runs comes first, as they read the first entry's figures."""
@@ -238,6 +242,9 @@ class LabelRoundsApp(MONAILabelApp):
 
     def close(self) -> None:
         """End what computes in this process; what waits is refused."""
+        store = self.datastore()
+        if isinstance(store, StudyStore):
+            store.close()
         self.rounds.close()
         self.engine.close()
         self.ahead.close()

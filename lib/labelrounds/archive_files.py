@@ -13,7 +13,7 @@ import pydicom
 from labelrounds.errors import NotFound
 from labelrounds.formats import ending_of, is_dicom
 
-_INDEX, _NOT_IMAGES = "datastore_v2.json", ("labels", "history")
+_INDEX, _NOT_IMAGES = "datastore_v2.json", ("labels", "history", "converted")
 
 
 @dataclass(frozen=True)

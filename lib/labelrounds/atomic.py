@@ -39,7 +39,7 @@ def disk_errors(path: Path) -> Iterator[None]:
             raise OutOfSpace(f"{path.name}: not written, {os.strerror(error.errno)}; free some space first") from error
         if error.errno in _REFUSED:
             raise Unwritable(
-                f"{path.name}: not written, {os.strerror(error.errno)}; {path.parent} must be writable for the server"
+                f"{path.name}: not written, {os.strerror(error.errno)}; its folder must be writable for the server"
             ) from error
         raise
 

@@ -107,13 +107,6 @@ class Database:
         with self._transaction("BEGIN IMMEDIATE") as connection:
             yield connection
 
-    def close(self) -> None:
-        """Close this thread's connection."""
-        opened: _Opened | None = getattr(self._local, "opened", None)
-        if opened is not None and opened.process == os.getpid():
-            opened.connection.close()
-            self._local.opened = None
-
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[sqlite3.Connection]:
         with self._errors():
@@ -241,7 +234,7 @@ class Database:
         return OutOfSpace(f"{self.path.name}: not written, the disk is full; free some space first")
 
     def _unwritable(self, reason: object) -> Unwritable:
-        return Unwritable(f"{self.path.name}: {reason}; {self.path.parent} must be writable for the server")
+        return Unwritable(f"{self.path.name}: {reason}; its folder must be writable for the server")
 
 
 def _switch_to_wal(connection: sqlite3.Connection) -> None:

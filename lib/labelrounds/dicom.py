@@ -4,7 +4,9 @@ The headers are read first, without the pixels: one series, one orientation, eve
 then does ITK (GDCM) read the pixels, in the order along the slices' normal.
 """
 
+import hashlib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +40,7 @@ _TAGS = [
     "RescaleSlope",
     "RescaleIntercept",
 ]
+_NO_IMAGES = ("SEG", "SR", "PR", "KO", "REG", "FID", "DOC", "ANN", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD")
 # Projection radiographs: their detector's spacing stands for the patient's.
 _PROJECTIONS = ("CR", "DX", "MG", "RG")
 
@@ -67,6 +70,66 @@ class Slice:
         """Unit vector across the slice."""
         across = np.cross(self.orientation[:3], self.orientation[3:]) if self.orientation else np.array([0.0, 0.0, 1.0])
         return across / np.linalg.norm(across)
+
+
+@dataclass(frozen=True)
+class Member:
+    """What a DICOM image in a file says of where it belongs.
+
+    Attributes:
+        series: its SeriesInstanceUID.
+        instance: its SOPInstanceUID.
+        placed: whether it has a place in space, and so may be a slice of a volume.
+    """
+
+    series: str
+    instance: str
+    placed: bool
+
+    @property
+    def fields(self) -> tuple[str, str, bool]:
+        """All of it, as the constructor takes it."""
+        return self.series, self.instance, self.placed
+
+
+def member_of(file: Path) -> Member | None:
+    """Return where the image in a DICOM file belongs; None where it holds no image, as a report or a segmentation.
+
+    Raises:
+        BadInput: not readable as DICOM.
+    """
+    import pydicom
+
+    tags = ["SOPInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "ImagePositionPatient"]
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
+        if "Rows" not in dataset or str(dataset.get("Modality", "") or "").strip() in _NO_IMAGES:
+            return None
+        series, instance = (str(dataset.get(tag, "") or "").strip() for tag in ("SeriesInstanceUID", "SOPInstanceUID"))
+        return Member(series, instance, bool(dataset.get("ImagePositionPatient")))
+    except OSError:
+        raise
+    except Exception as error:  # pydicom raises many kinds on damaged files
+        raise BadInput(f"{file.name}: not readable as DICOM: {error}") from error
+
+
+def known_of(file: Path) -> dict[str, str]:
+    """Return what the datastore keeps of a series by one of its files: whose it is, its UID, its modality.
+
+    The patient's name is not kept; a PatientID that holds a part of it is replaced by a checksum.
+    """
+    import pydicom
+
+    tags = ["PatientID", "SeriesInstanceUID", "Modality"]
+    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*tags, "PatientName"])
+    known = {tag: str(dataset.get(tag, "") or "").strip() for tag in tags}
+    # As bytes: what pydicom finds wrong with a name, it says with the name.
+    name = getattr(dataset.get_item("PatientName"), "value", b"") or b""
+    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
+    parts = [part for part in re.split(r"[\W_]+", text.casefold()) if len(part) > 2]
+    if any(part in known["PatientID"].casefold() for part in parts):
+        known["PatientID"] = f"patient_{hashlib.sha256(known['PatientID'].encode()).hexdigest()[:16]}"
+    return {tag: value[:200] for tag, value in known.items() if value}
 
 
 def dicom_slices(path: Path, max_voxels: int) -> list[Slice]:

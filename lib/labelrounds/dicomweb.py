@@ -22,6 +22,8 @@ from labelrounds.privacy.identity import check_dataset, refusing
 class DicomwebStore(DICOMWebDatastore, StudyStore):
     """The host's DICOMweb datastore on top of a `StudyStore`: the latter's methods are what it calls as its base."""
 
+    holds_series = False  # what lies in its folder was fetched for an image that the server has
+
     def __init__(
         self,
         client: Any,

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class History:
         self.folder = folder
         self._pending = folder / "pending.json"
         self._journal = folder / "journal.jsonl"
+        self._owed = folder / "owed.json"
 
     def tidy(self) -> None:
         """Remove what killed processes left."""
@@ -78,19 +79,47 @@ class History:
 
     def entries(self) -> Iterator[dict[str, Any]]:
         """Yield the lines of the journal, the oldest first; damaged ones are passed over."""
-        lines = self._journal.read_bytes().splitlines() if self._journal.is_file() else []
-        for line in lines:
-            try:
-                yield dict(read_tamed(line))
-            except (ValueError, TypeError):
-                continue
+        yield from (entry for line in self._lines() if (entry := _read(line)) is not None)
 
-    def latest(self) -> dict[tuple[str, str], dict[str, Any]]:
-        """Return the last info of each image and tag ("" for the image itself) that the journal has."""
-        found: dict[tuple[str, str], dict[str, Any]] = {}
+    def entries_of(self, image_id: str) -> Iterator[dict[str, Any]]:
+        """Yield the lines of the journal that are about an image, the oldest first."""
+        part = json.dumps(image_id).encode()
+        for line in self._lines():
+            if part in line and (entry := _read(line)) is not None and entry.get("image") == image_id:
+                yield entry
+
+    def _lines(self) -> Iterator[bytes]:
+        if self._journal.is_file():
+            with self._journal.open("rb") as file:
+                yield from file
+
+    def owed(self) -> list[dict[str, Any]]:
+        """Return what is still to be written into the ledger of the rounds."""
+        try:
+            return [dict(one) for one in read_tamed(self._owed.read_bytes())]
+        except (OSError, ValueError, TypeError):
+            return []
+
+    def owe(self, entries: Sequence[Mapping[str, Any]]) -> None:
+        """Note what is still to be written into the ledger of the rounds, in the place of what was noted before.
+
+        Raises:
+            OutOfSpace: the disk is full; nothing has changed.
+        """
+        if entries:
+            with disk_errors(self._owed):
+                self.folder.mkdir(exist_ok=True)
+            write_bytes(self._owed, json.dumps([dict(one) for one in entries]).encode())
+        else:
+            self._owed.unlink(missing_ok=True)
+
+    def known(self) -> dict[tuple[str, str, str], dict[str, Any]]:
+        """Return the last info of each file that the journal has, by image, tag ("" for the image) and checksum."""
+        found: dict[tuple[str, str, str], dict[str, Any]] = {}
         for record in self.entries():
             try:
-                found[str(record["image"]), str(record["tag"])] = dict(record["info"])
+                info = dict(record["info"])
+                found[str(record["image"]), str(record["tag"]), str(info["sha256"])] = info
             except (ValueError, KeyError, TypeError):
                 continue
         return found
@@ -112,6 +141,13 @@ class History:
             with replacing(version, durable=True) as file:
                 copy_file(source, file)
         return version
+
+
+def _read(line: bytes) -> dict[str, Any] | None:
+    try:
+        return dict(read_tamed(line))
+    except (ValueError, TypeError):
+        return None
 
 
 def checksum(path: Path) -> str:

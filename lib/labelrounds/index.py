@@ -7,32 +7,29 @@ either can read what the other wrote. The rules stand in `labelrounds.store`.
 import logging
 import threading
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from labelrounds import host  # makes the next imports possible
 
 # isort: split
 from filelock import FileLock
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore, LocalDatastoreModel
-from pydantic_core import to_json
 
 from labelrounds.atomic import Staged, remove_leftovers, staged
-from labelrounds.errors import LabelRoundsError
-from labelrounds.formats import ending_of
 from labelrounds.history import History, checksum
-from labelrounds.names import is_safe_id, is_safe_tag
+from labelrounds.index_text import IndexText
+from labelrounds.names import is_safe_tag
 from labelrounds.notes import read_tamed
-from labelrounds.privacy.identity import check_folder_or_file
 
-__all__ = ["DataModel", "ImageLabelModel", "IndexedFolder", "host"]
+__all__ = ["CLASSES", "CONVERTED", "FINAL", "SERIES", "DataModel", "ImageLabelModel", "IndexedFolder", "host"]
 logger = logging.getLogger(__name__)
 
-_SEGMENTATION = ".seg.nrrd"
+FINAL, CLASSES = "final", "classes"  # the tags of a human's label maps and of class labels, which are JSON
+SERIES = ".series.nrrd"  # the "ending" of an image that was converted from a DICOM series
+CONVERTED = "converted"  # the folder where those lie
 _NO_JSON = (b"NaN", b"Infinity")
-_CLASSES = "classes"  # the tag of class labels, which are JSON
 
 
 class IndexedFolder(LocalDatastore):
@@ -52,6 +49,7 @@ class IndexedFolder(LocalDatastore):
         self._depth = 0
         self._stale = False
         self._signature: tuple[int, int, int] | None = None
+        self._text = IndexText()
         root.mkdir(parents=True, exist_ok=True)
         self._file_lock = FileLock(root / ".lock")
         super().__init__(str(root), extensions=extensions, auto_reload=auto_reload, read_only=read_only)
@@ -101,8 +99,13 @@ class IndexedFolder(LocalDatastore):
             return
         with self._transaction():
             self._history.tidy()
-            for folder in (self._root, *self._label_folders().values()):
+            for folder in (self._root, self._root / CONVERTED, *self._label_folders().values()):
                 remove_leftovers(folder)
+
+    def text(self) -> bytes:
+        """Return the index as JSON."""
+        with self._mutex:
+            return self._text.of(self._datastore)
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         with self._transaction():
@@ -136,12 +139,15 @@ class IndexedFolder(LocalDatastore):
             self._snapshot = self._snapshot.model_copy(update={"objects": {}})
             self._commit(self._scanned())
 
+    def _scanned(self) -> dict[str, ImageLabelModel]:
+        """Return what lies in the folder; see `labelrounds.scanned`."""
+        raise NotImplementedError
+
     def _commit(self, objects: Mapping[str, ImageLabelModel], new_file: Staged | None = None, **fields: str) -> None:
         """Write another index, and just before put the file that it speaks of in its place."""
         model = self._snapshot.model_copy(update={"objects": dict(objects), **fields})
-        content = to_json(model.model_dump(exclude={"base_path"}), indent=1, fallback=str)
         with staged(self._index_path, durable=True) as new_index:
-            new_index.file.write_bytes(content)
+            new_index.file.write_bytes(self._text.of(model))
             new_index.flush()
             if new_file is not None:
                 new_file.commit()
@@ -187,128 +193,20 @@ class IndexedFolder(LocalDatastore):
         return objects
 
     def _path(self, image_id: str, tag: str, ext: str) -> Path:
+        if not tag and ext == SERIES:
+            return self._root / CONVERTED / f"{image_id}.nrrd"
         folder = self._snapshot.label_path(tag) if tag else self._snapshot.image_path()
         return Path(folder) / (image_id + ext)
-
-    def _label_folders(self) -> dict[str, Path]:
-        labels = Path(self._snapshot.label_path(None))
-        folders = sorted(folder for folder in labels.iterdir() if folder.is_dir()) if labels.is_dir() else []
-        return {folder.name: folder for folder in folders if is_safe_tag(folder.name)}
-
-    # What lies in the folder
-
-    def _on_any_event(self, event: Any) -> None:
-        # A burst of files costs one scan, at the next reading.
-        self._stale = True
-
-    def _on_modify_event(self, event: Any) -> None:
-        """Do nothing: a changed index is noticed by whoever reads next."""
-
-    def _reconcile_datastore(self) -> None:
-        """Take up files that were dropped into the folder, and forget what has gone."""
-        if self._read_only:
-            return
-        with self._transaction():
-            objects = self._scanned()
-            if objects != self._snapshot.objects:
-                self._commit(objects)
-
-    def _scanned(self) -> dict[str, ImageLabelModel]:
-        images = self._files(Path(self._snapshot.image_path()), images=True)
-        labels = {
-            tag: self._files(folder, images=False, classes=tag == _CLASSES)
-            for tag, folder in self._label_folders().items()
-        }
-        self._warn_of_strays(labels, {*self._snapshot.objects, *images})
-        past: dict[tuple[str, str], dict[str, Any]] = {}
-        new = any(name not in self._snapshot.objects for name in images) or any(
-            name in images and not self._knows(name, tag) for tag, found in labels.items() for name in found
-        )
-        if new:
-            past = self._history.latest()
-        objects: dict[str, ImageLabelModel] = {}
-        for name in sorted({*filter(is_safe_id, self._snapshot.objects), *images}):
-            old = self._snapshot.objects.get(name)
-            image = self._entry(name, "", old.image if old else None, images.get(name), past)
-            if image is None or not self._may_be_shown(self._path(name, "", image.ext)):
-                continue
-            tags = sorted({*(old.labels if old else ()), *(tag for tag, found in labels.items() if name in found)})
-            entries = {
-                tag: self._entry(name, tag, old.labels.get(tag) if old else None, labels.get(tag, {}).get(name), past)
-                for tag in tags
-            }
-            objects[name] = ImageLabelModel(
-                image=image, labels={tag: entry for tag, entry in entries.items() if entry is not None}
-            )
-        return objects
-
-    def _may_be_shown(self, image: Path) -> bool:
-        """Tell whether an image may be served; not where it still says whose it is, and such are refused."""
-        try:
-            check_folder_or_file(image)
-        except LabelRoundsError as error:
-            self._warn(f"left out: {error}")
-            return False
-        return True
-
-    def _knows(self, image_id: str, tag: str) -> bool:
-        return image_id in self._snapshot.objects and tag in self._snapshot.objects[image_id].labels
-
-    def _entry(
-        self,
-        image_id: str,
-        tag: str,
-        old: DataModel | None,
-        ext: str | None,
-        past: Mapping[tuple[str, str], dict[str, Any]],
-    ) -> DataModel | None:
-        """Return the entry of a file: the one it had, the one of the journal, or a bare one; None where it has gone."""
-        if old is not None and self._path(image_id, tag, old.ext).exists():
-            return old
-        if ext is None:
-            return None
-        path = self._path(image_id, tag, ext)
-        info = past.get((image_id, tag))
-        if info is None or info.get("sha256") != checksum(path):
-            info = {"ts": int(path.stat().st_mtime), "name": path.name}
-        return DataModel(ext=ext, info=info)
-
-    def _files(self, folder: Path, *, images: bool, classes: bool = False) -> dict[str, str]:
-        """Return id to ending of the files in a folder that can be images or labels."""
-        found: dict[str, str] = {}
-        patterns = self._extensions if images else ["*.json"] if classes else ["*.nii.gz", "*.nii", "*.nrrd"]
-        for file in sorted(self._list_files(folder, patterns)):
-            name, ext = (file[: -len(".json")], ".json") if classes else self._to_id(file)
-            if file.startswith(".") or not (classes or ending_of(file)) or (images and ext == _SEGMENTATION):
-                continue
-            if not is_safe_id(name):
-                self._warn(f"{file!r} is left out: its name has characters that an image id must not have")
-            elif name in found:
-                self._warn(f"{file!r} is left out: {name + found[name]!r} has the same id")
-            else:
-                found[name] = ext
-        return found
-
-    def _warn_of_strays(self, labels: Mapping[str, Mapping[str, str]], images: Container[str]) -> None:
-        """Say which labels belong to no image; a misnamed label is otherwise missed in silence."""
-        for tag, found in labels.items():
-            strays = [name + ext for name, ext in found.items() if name not in images]
-            if strays:
-                self._warn(
-                    f"labels/{tag}: {len(strays)} file(s) left out, such as {strays[0]!r}: a label has the name of its"
-                    " image, and there is no image of that name"
-                )
 
     def _warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)
             logger.warning("%s: %s", self._root, text)
 
-    def _to_id(self, file: str) -> tuple[str, str]:
-        ext = file[-len(_SEGMENTATION) :] if file.lower().endswith(_SEGMENTATION) else file[-len(ending_of(file)) :]
-        if not ending_of(file):
-            return super()._to_id(file)
-        return file[: -len(ext)], ext
+    def _label_folders(self) -> dict[str, Path]:
+        labels = Path(self._snapshot.label_path(None))
+        folders = sorted(folder for folder in labels.iterdir() if folder.is_dir()) if labels.is_dir() else []
+        return {folder.name: folder for folder in folders if is_safe_tag(folder.name)}
 
 
 def _parsed(content: bytes) -> LocalDatastoreModel:

@@ -218,7 +218,7 @@ class Leases:
             image: that was labelled, by whomever it was handed out to or by anybody else.
             client: who has submitted it.
             label: SHA-256 of the label.
-            model: whose prediction is to be compared with it, where the case was handed out by no other.
+            model: whose prediction is to be compared with it, where the case was not handed out by a model.
             version: of that model, when the label came.
 
         Returns:
@@ -238,6 +238,9 @@ class Leases:
             mine = lease if lease is not None and lease["client"] == client else None
             handed = dict(mine) if mine is not None else {}
             taken = handed.get("taken", ledger.last_taken(connection, image, client))
+            by = ledger.handed_out_by(connection, image, client) if mine is not None else None
+            if by is not None and by[0] != model:  # of another one than the one that was asked last
+                model, version = by
             return self.ledger.write(
                 connection,
                 "submitted",

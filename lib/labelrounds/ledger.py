@@ -84,6 +84,16 @@ class Ledger:
         return [{**dict(row), "details": json.loads(row["details"] or "{}")} for row in reversed(rows)]
 
 
+def handed_out_by(connection: sqlite3.Connection, image: str, client: str) -> tuple[str, int | None] | None:
+    """Return the model, and its version, by which a case was last handed out to a client; None where by no model."""
+    row = connection.execute(
+        "SELECT model, version FROM ledger WHERE image = ? AND client = ? AND event = 'handed_out'"
+        " ORDER BY id DESC LIMIT 1",
+        (image, client),
+    ).fetchone()
+    return (str(row["model"]), row["version"]) if row is not None and row["model"] else None
+
+
 def last_taken(connection: sqlite3.Connection, image: str, client: str) -> float | None:
     """Return when a case was last handed out to a client that has not labelled it since, by the leases' clock."""
     row = connection.execute(

@@ -11,16 +11,21 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from labelrounds.errors import BadInput, Conflict
 
 LOCAL = "local"
+_PREFIX, _LOCK, _YOUNG_S = "lr-", "lock", 60.0
 _OBJECTS_BYTES = 200_000_000  # a model's weights; images never go through Ray
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 # On Linux Ray takes the address of the network card unless it is told that it is not to be part of a cluster.
@@ -83,12 +88,12 @@ def cluster(address: str) -> Iterator[Any]:
         options: dict[str, Any] = {"address": address}
         settings = dict(_QUIET)
         if address == LOCAL:
+            place = tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp"  # sockets have short names
             # Ray opens its own folder to all; nobody else comes through the one around it.
-            folder = tempfile.mkdtemp(prefix="lr-", dir=None if len(tempfile.gettempdir()) < 20 else "/tmp")
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            folder = stack.enter_context(_own_folder(Path(place)))
             settings |= _LOOPBACK | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _secret()}
             options |= {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
-            options |= {"object_store_memory": _OBJECTS_BYTES, "_temp_dir": str(Path(folder) / "r")}
+            options |= {"object_store_memory": _OBJECTS_BYTES, "_temp_dir": str(folder / "r")}
         stack.enter_context(_environment(settings))
         ray = _ray()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -102,6 +107,29 @@ def cluster(address: str) -> Iterator[Any]:
         if address == LOCAL and ray.util.get_node_ip_address() not in ("127.0.0.1", "::1"):
             raise Conflict("Ray was loaded before, and would listen on the network: run this in a process of its own")
         yield ray
+
+
+@contextmanager
+def _own_folder(place: Path) -> Iterator[Path]:
+    """Give a folder in another one for the length of a block, and remove those that killed processes have left there.
+
+    Who works in a folder holds a lock in it, which ends with the process however that ends.
+    """
+    for left in place.glob(_PREFIX + "*"):
+        try:
+            stat = left.lstat()
+            mine = S_ISDIR(stat.st_mode) and stat.st_uid == os.getuid()
+            if mine and time.time() - stat.st_mtime > _YOUNG_S:  # a young one may not be locked yet
+                with FileLock(left / _LOCK, timeout=0):
+                    shutil.rmtree(left, ignore_errors=True)
+        except (Timeout, OSError):  # in use, or being removed by another
+            continue
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    try:
+        with FileLock(folder / _LOCK):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ray() -> Any:

@@ -38,6 +38,7 @@ from labelrounds.history import checksum
 from labelrounds.jobs import job_queue
 from labelrounds.leases import Asking, Leases
 from labelrounds.leftovers import nothing_left, order_of
+from labelrounds.owing import Owing
 from labelrounds.pool import Gathered, PoolSource
 from labelrounds.pool_means import note_pool_mean
 from labelrounds.pool_scoring import PoolScoring
@@ -144,6 +145,7 @@ class Rounds:
         self._models: dict[str, _Model] = {}
         self._costly: tuple[str, ...] = ()
         self._readable = Readable()
+        self._owing = Owing(lambda: app.datastore().history)
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._look, name="rounds", daemon=True)
 
@@ -233,7 +235,7 @@ class Rounds:
             raise
 
     def submitted(self, image: str, tag: str, client: str) -> None:
-        """Note a label that was just saved; where that can't be done, the log says so: the label counts."""
+        """Note a label that was just saved; where that can't be done, it is noted beside the label, and done later."""
         store = self._app.datastore()
         if tag != store.rounds_tag:
             return
@@ -241,10 +243,15 @@ class Rounds:
             entry, model = store.entries[image].labels[tag], self.model()
             digest = entry.info.get("sha256") or checksum(Path(store.get_label_uri(image, tag)))
             served = Checkpoints(self._app.configs[model]).served_number()
-            self.opened().leases.submitted(image, client, digest, model, served)
-            self.opened().agreement.resume()
         except (LabelRoundsError, KeyError) as error:
             logger.warning("The label of %s is saved, but not in the ledger of the rounds: %s", image, error)
+            return
+        self._owing.add({"image": image, "client": client, "label": digest, "model": model, "version": served})
+        self._settle()
+
+    def _settle(self) -> None:
+        if self._owing.settle(lambda entry: self.opened().leases.submitted(**entry)):
+            self.opened().agreement.resume()
 
     def renew(self, image: str, client: str) -> float:
         """Keep a case for its client; returns for how many seconds.
@@ -372,6 +379,7 @@ class Rounds:
         resumed = False
         while not self._closed.is_set():
             try:
+                self._settle()
                 if not resumed:
                     self.opened().agreement.resume()
                     resumed = True

@@ -47,6 +47,7 @@ from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
 from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL
+from labelrounds.store_routes import stored
 from labelrounds.telemetry import telemetry
 from labelrounds.tracing import TracingMiddleware, note
 
@@ -55,6 +56,7 @@ _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification mode
 _NOT_SERVED = {("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
+_OWN_NOTES |= {"restored_by", "series"}
 _HOST_SECRETS = ("DATASTORE_PASSWORD", "DATASTORE_API_KEY", "DICOMWEB_PASSWORD")
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 _SESSION = re.compile(r"[0-9a-f-]{36}")
@@ -166,6 +168,9 @@ def submit_label(
     """Save an annotator's label map or classes of an image, whole or not at all; see ``store.StudyStore``."""
     details = parse_object("params", params)
     check_notes(details, "params")
+    # Whose label it is says the login, never the client.
+    details["user"] = who.username
+    details.pop("restored_by", None)
     app = app_instance()
     store, kind = app.datastore(), tag or FINAL
     with received(label, also=(".json",)) as path:
@@ -239,6 +244,7 @@ def parse_notes(field: str, text: str) -> dict[str, Any]:
         BadInput: not a JSON object, or a key that the server keeps for itself.
     """
     notes = parse_object(field, text)
+    notes.pop("user", None)  # that is whoever is logged in
     taken = sorted(_OWN_NOTES & set(notes))
     if taken:
         raise BadInput(
@@ -285,9 +291,9 @@ def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
         yield path
 
 
-def served(router: APIRouter, replaced: APIRouter) -> APIRouter:
+def served(router: APIRouter, *replaced: APIRouter) -> APIRouter:
     """Return the routes of a router of the host that are neither replaced by ours nor kept off the network."""
-    taken = _NOT_SERVED | {pair for route in replaced.routes for pair in _pairs(route)}
+    taken = _NOT_SERVED | {pair for ours in replaced for route in ours.routes for pair in _pairs(route)}
     kept = APIRouter()
     kept.routes.extend(route for route in router.routes if not _pairs(route) & taken)
     return kept
@@ -332,7 +338,8 @@ def build() -> FastAPI:
     application.include_router(health)
     application.include_router(telemetry)
     application.include_router(models)
-    hosts = [served(endpoint.router, own) for endpoint in (datastore, info, session, train)]
+    application.include_router(stored)
+    hosts = [served(endpoint.router, own, stored) for endpoint in (datastore, info, session, train)]
     for router in hosts:
         application.include_router(router)
     application.dependency_overrides.update(own_checks(hosts))

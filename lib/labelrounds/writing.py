@@ -12,13 +12,22 @@ import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
 
-from labelrounds.atomic import replacing
+from labelrounds.atomic import disk_errors, replacing
 from labelrounds.errors import BadInput
 from labelrounds.geometry import Affine, check_affine, ras_to_lps
 
 LABEL_ENDINGS = (".seg.nrrd", ".nrrd", ".nii.gz", ".nii")
 # Small enough for a label map, and forty times as fast as zlib's 6.
 _COMPRESSION = 1
+_NRRD_TYPES = {
+    "u1": "unsigned char",
+    "i1": "signed char",
+    "u2": "unsigned short",
+    "i2": "short",
+    "u4": "unsigned int",
+    "i4": "int",
+    "f4": "float",
+}
 _GZIP = 31  # zlib's word for its format: gzip, with the widest window
 _NIFTI_OFFSET = 352  # the header and four bytes that say that no extension follows
 _MOST_OF_NIFTI = 2**15 - 1
@@ -84,6 +93,29 @@ def write_map(array: NDArray[np.float32], affine: Affine, path: Path) -> Path:
         parts = [header, voxels] if lower.endswith(".nii") else [_gzipped(header, voxels)]
     with replacing(path) as target, target.open("wb") as file:
         file.writelines(parts)
+    return path
+
+
+def write_volume(array: NDArray[Any], affine: Affine, path: Path) -> Path:
+    """Write an image as NRRD, every voxel in its own type, so that reading it gives what was written.
+
+    Args:
+        array: ``(C, X, Y, Z)`` of a type that `labelrounds.reading.read_image` returns; C is 1, or the colours.
+        affine: ``(4, 4)``, voxel index to RAS in mm.
+        path: Ends in ``.nrrd``; it is written in place, and so should be a staged file (`labelrounds.atomic.staged`).
+
+    Raises:
+        BadInput: another shape or type, a geometry that cannot be.
+        OutOfSpace: the disk is full.
+    """
+    kind = _NRRD_TYPES.get(array.dtype.str[1:])
+    if array.ndim != 4 or kind is None:
+        raise BadInput(f"{path.name}: an image is (C, X, Y, Z) of {', '.join(_NRRD_TYPES)}, not {array.dtype}")
+    check_affine(affine, f"{path.name}: affine")
+    # In a file the first axis changes fastest: a voxel's colours lie together.
+    voxels = np.asfortranarray(array, dtype=array.dtype.newbyteorder("<")).ravel(order="F").data.cast("B")
+    with disk_errors(path), path.open("wb") as file:
+        file.writelines([_nrrd_header(array.shape[1:], affine, {}, kind, array.shape[0]), _gzipped(voxels)])
     return path
 
 
@@ -163,19 +195,24 @@ def _nifti_header(shape: tuple[int, ...], affine: Affine, name: str, kind: type[
 
 
 def _nrrd_header(
-    shape: tuple[int, ...], affine: Affine, pairs: Mapping[str, str], kind: str = "unsigned char"
+    shape: tuple[int, ...],
+    affine: Affine,
+    pairs: Mapping[str, str],
+    kind: str = "unsigned char",
+    channels: int = 1,
 ) -> bytes:
     """Return an NRRD header in LPS, in which 3D Slicer writes too."""
     vectors = ["(" + ",".join(f"{value:.17g}" for value in column) + ")" for column in ras_to_lps(affine)[:3].T]
+    colours = channels > 1
     lines = [
         "NRRD0004",
         f"type: {kind}",
-        *(["endian: little"] if kind == "float" else []),
-        "dimension: 3",
+        *(["endian: little"] if not kind.endswith("char") else []),
+        f"dimension: {4 if colours else 3}",
         "space: left-posterior-superior",
-        f"sizes: {' '.join(map(str, shape))}",
-        f"space directions: {' '.join(vectors[:3])}",
-        "kinds: domain domain domain",
+        f"sizes: {' '.join(map(str, (channels, *shape) if colours else shape))}",
+        f"space directions: {' '.join([*(['none'] if colours else []), *vectors[:3]])}",
+        f"kinds: {'vector ' if colours else ''}domain domain domain",
         "encoding: gzip",
         f"space origin: {vectors[3]}",
         *(f"{key}:={value}".replace("\\", "\\\\") for key, value in pairs.items()),

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 
 import pytest
 
@@ -12,7 +11,7 @@ from labelrounds.errors import OutOfSpace, Unwritable
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO], ids=errno.errorcode.get)
 def test_a_disk_that_takes_nothing_is_an_error_for_the_user(tmp_path, number):
-    expected = rf"label\.nrrd: not written, .*; {re.escape(str(tmp_path))} must be writable"
+    expected = r"label\.nrrd: not written, .*; its folder must be writable"
     with pytest.raises(Unwritable, match=expected), disk_errors(tmp_path / "label.nrrd"):
         raise OSError(number, os.strerror(number))
 

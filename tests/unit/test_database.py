@@ -156,7 +156,6 @@ def damage(base: Database) -> None:
     with sqlite3.connect(base.path) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
-    base.close()
     with base.path.open("r+b") as file:
         file.seek(4096)
         file.write(b"\xa5" * (base.path.stat().st_size - 4096))
@@ -194,7 +193,7 @@ def test_a_full_disk_is_told_and_nothing_is_changed(made):
 
 def test_a_path_that_can_not_be_one_is_told(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Unwritable, match=r"one\.sqlite: .*; .*/file must be writable for the server"):
+    with pytest.raises(Unwritable, match=r"one\.sqlite: .*; its folder must be writable for the server"):
         Database(tmp_path / "file" / "one.sqlite", SCHEMA)
     (tmp_path / "folder.sqlite").mkdir()
     with pytest.raises(Unwritable, match=r"folder\.sqlite: unable to open"):

@@ -436,7 +436,7 @@ def test_every_version_of_a_label_is_kept_and_the_same_again_adds_none(
     assert versions == sorted([one.read_bytes(), two.read_bytes()])
     assert Path(store.get_label_uri("case_1", "final")).read_bytes() == one.read_bytes()
     lines = (studies / "history" / "journal.jsonl").read_text().splitlines()
-    assert [json.loads(line)["image"] for line in lines] == ["case_1"] * 4
+    assert [json.loads(line)["image"] for line in lines] == ["case_1"] * 3  # the same again is no change
 
 
 def test_a_label_in_another_format_replaces_the_old_one(store: StudyStore, studies: Path, tmp_path: Path):
@@ -469,6 +469,7 @@ def test_what_is_known_of_a_label_can_be_added_to_but_not_its_meaning(store: Stu
 def test_a_torn_index_is_kept_aside_and_rebuilt_with_the_meaning_of_every_label(
     store: StudyStore, studies: Path, tmp_path: Path, content: bytes
 ):
+    """Reliability 19: the torn index is kept aside, another is made of the files, and the administrator is warned."""
     store.save_label("case_1", str(label_file(tmp_path / "label.nii.gz", 1, 2)), "final", listed("spleen", "liver"))
     store.update_image_info("case_2", {"note": "lost with the index"})
     (studies / "datastore_v2.json").write_bytes(content)
@@ -496,18 +497,73 @@ def test_a_change_by_another_process_is_seen_at_once(store: StudyStore, studies:
     assert other.get_image_info("case_2")["note"] == "from here"
 
 
-def test_saving_stays_quick_with_thousands_of_images(tmp_path: Path):
-    store = StudyStore(tmp_path / "studies", KNOWN)
-    template = image_file(tmp_path / "image.nii")
-    for number in range(3000):
-        os.link(template, tmp_path / "studies" / f"case_{number:05d}.nii")
-    store = StudyStore(tmp_path / "studies", KNOWN)
+def processor_seconds(work: Callable[[], object], times: int = 5) -> float:
+    """Return the median, without what other threads compute."""
     seconds = []
-    for number in range(5):
-        start = time.thread_time()  # what other tests have left running is not the store's
-        store.update_image_info(f"case_{number:05d}", {"note": "x"})
+    for _ in range(times):
+        start = time.thread_time()
+        work()
         seconds.append(time.thread_time() - start)
-    assert statistics.median(seconds) < 0.15
+    return statistics.median(seconds)
+
+
+def store_of(folder: Path, count: int, labelled: bool) -> StudyStore:
+    """Make a datastore of many images, with or without a label of each."""
+    template = image_file(folder.with_name("image.nii"))
+    folder.mkdir()
+    for number in range(count):
+        os.link(template, folder / f"case_{number:05d}.nii")
+    store = StudyStore(folder, KNOWN)
+    if labelled:
+        label = str(label_file(folder.with_name("first.nii.gz"), 1))
+        store.save_label("case_00000", label, "final", listed("liver"))
+        first, entries = store.entries["case_00000"], store.entries
+        for number in range(1, count):
+            os.link(store.get_label_uri("case_00000", "final"), folder / "labels/final" / f"case_{number:05d}.nii.gz")
+        with store._transaction():
+            store._commit(
+                {name: found.model_copy(update={"labels": dict(first.labels)}) for name, found in entries.items()}
+            )
+    return store
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_ten_thousand_images_are_listed_in_50_ms_and_a_label_is_saved_in_20_more(tmp_path: Path, labelled: bool):
+    many, few = store_of(tmp_path / "many", 10_000, labelled), store_of(tmp_path / "few", 10, labelled)
+    assert json.loads(many.text())["objects"].keys() == set(many.list_images())
+    lists = (many.status, many.text, many.list_images, many.get_labeled_images, many.get_unlabeled_images)
+    for listing in (*lists, many.datalist, many.files_at_hand):
+        assert processor_seconds(listing) < 0.05
+    label = str(label_file(tmp_path / "label.nii.gz", 1, 2))
+
+    def saving(store: StudyStore) -> Callable[[], object]:
+        cases = itertools.count()
+        return lambda: store.save_label(f"case_{next(cases):05d}", label, "final", listed("liver", "spleen"))
+
+    saving(few)()  # the first one loads ITK
+    assert processor_seconds(saving(many)) - processor_seconds(saving(few)) < 0.02
+
+
+def test_what_the_server_saves_itself_does_not_have_the_folder_looked_through(studies: Path, tmp_path: Path):
+    store = StudyStore(studies, KNOWN, auto_reload=True)
+    try:
+        store._stale = False
+        store.save_label("case_1", str(label_file(tmp_path / "label.nii.gz", 1)), "final", listed("liver"))
+        store.add_image("case_4", str(image_file(tmp_path / "new.nii.gz")), {})
+        scans = []
+        store._reconcile_datastore = lambda: scans.append(1)
+        end = time.monotonic() + 1.0
+        while time.monotonic() < end:
+            store.list_images()
+            time.sleep(0.05)
+        assert scans == []
+        shutil.copy(studies / "case_1.nii.gz", studies / "case_5.nii.gz")
+        while not scans:
+            assert time.monotonic() < end + 20
+            store.list_images()
+            time.sleep(0.05)
+    finally:
+        store.close()
 
 
 # Others that write
@@ -575,7 +631,6 @@ def test_no_label_loses_its_meaning_to_other_threads_and_processes(many: Path, t
 # Killed
 
 
-KILLS = 12
 SENT = {"a": ["liver", "spleen"], "b": ["spleen", "kidney", "liver"]}
 # One process imports the package, and forks one that saves and dies for each case.
 SAVE_AND_DIE = """
@@ -659,13 +714,16 @@ def two_labels(store: StudyStore, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_kill_leaves_the_old_label_or_the_new_one_and_its_meaning(studies: Path, two_labels: Path):
-    assert child(SAVE_AND_DIE, str(studies), str(two_labels), str(KILLS)).wait(timeout=200) == 0
-    for number in range(KILLS):
+@pytest.mark.parametrize("kills", [20, pytest.param(200, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+def test_a_kill_leaves_the_old_label_or_the_new_one_and_its_meaning(studies: Path, two_labels: Path, kills: int):
+    """Reliability 16: killed at a random moment of saving."""
+    assert child(SAVE_AND_DIE, str(studies), str(two_labels), str(kills)).wait(timeout=1500) == 0
+    for number in range(kills):
         assert_wholly_old_or_new(Path(f"{studies}-{number}"), two_labels)
 
 
 def test_a_kill_at_each_step_leaves_the_old_label_or_the_new_one(studies: Path, two_labels: Path):
+    """Reliability 16: killed before and after each step of saving."""
     assert child(SAVE_AND_DIE, str(studies), str(two_labels), "steps").wait(timeout=200) == 0
     found = {
         (step, when): assert_wholly_old_or_new(Path(f"{studies}-{step}-{when}"), two_labels)
@@ -695,6 +753,7 @@ def without_versions(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def test_a_disk_too_full_for_a_label_leaves_everything_as_it_was(store: StudyStore, studies: Path, tmp_path: Path):
+    """Reliability 18, by a limit that any user may set."""
     store.save_label("case_1", str(label_file(tmp_path / "one.nii", 1)), "final", listed("liver"))
     before = tree(studies)
     with file_limit(1000), pytest.raises(OutOfSpace):
@@ -708,6 +767,7 @@ def label_file_unlimited(tmp_path: Path) -> Path:
 
 
 def test_a_disk_too_full_for_the_index_leaves_everything_as_it_was(many: Path, tmp_path: Path):
+    """Reliability 18, by a limit that any user may set."""
     store = StudyStore(many, KNOWN)
     one, two = label_file(tmp_path / "one.nii.gz", 1), label_file(tmp_path / "two.nii.gz", 2)
     store.save_label("case_01", str(one), "final", listed("liver"))
@@ -740,6 +800,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_on_a_disk_that_runs_full_each_label_is_whole_and_saving_works_again_with_room(
     small_disk: Path, tmp_path: Path
 ):
+    """Reliability 18, on a small file system, which only root can mount."""
     ballast, image = small_disk / "ballast", image_file(tmp_path / "image.nii.gz", (40, 40, 40))
     store = StudyStore(small_disk / "studies", KNOWN)
     store.add_image("case", str(image), {})
