@@ -32,6 +32,7 @@ from monailabel.interfaces.utils.app import app_instance
 import labelrounds
 from labelrounds import folders, heap, jobs, problem
 from labelrounds.access import Annotator, Caller, client_of, own_checks, parse_object
+from labelrounds.audit import record_command
 from labelrounds.devices import available_devices
 from labelrounds.doors import Doors
 from labelrounds.engine import MOST_WAITING
@@ -308,6 +309,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Build the app before the first request; end the child processes with the server."""
     heap.keep_freed()  # also where MONAI Label's own command serves
     folders.claim_home()
+    record_command("start")
     instance = app_instance()
     jobs.install(instance.check_training, instance.training_figures)
     instance.server_mode(True)

@@ -21,9 +21,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelrounds.audit import audit_log, event_of
-from labelrounds.errors import OutOfSpace
+from labelrounds.errors import LabelRoundsError, OutOfSpace
 from labelrounds.logs import Context, accepted_id, current
-from labelrounds.problem import problem, unexpected
+from labelrounds.problem import answer, problem, unexpected
 from labelrounds.settings import server_settings
 from labelrounds.stopping import stopping
 from labelrounds.telemetry import request_done
@@ -79,13 +79,16 @@ class TracingMiddleware:
             await self._app(request.scope, receive, request.send)
         except ClientDisconnect:
             logger.info("The client has gone while it sent its request")
-        except OutOfSpace as error:
-            await problem(error.status, str(error))(request.scope, receive, request.send)
-        except Exception:
-            logger.exception("A request failed in a way that nobody has foreseen")
-            if request.status:
-                raise  # the answer has begun: the connection is cut, so that it is not taken for whole
-            await unexpected()(request.scope, receive, request.send)
+        except Exception as error:
+            if request.status:  # the answer has begun: the connection is cut, so that it is not taken for whole
+                logger.exception("An answer broke off")
+                raise
+            if isinstance(error, LabelRoundsError):  # by what lies between here and the routes
+                logger.info("%s refused with %d: %s", request.scope["method"], error.status, error)
+                await answer(error)(request.scope, receive, request.send)
+            else:
+                logger.exception("A request failed in a way that nobody has foreseen")
+                await unexpected()(request.scope, receive, request.send)
 
 
 class _Request:

@@ -129,6 +129,29 @@ def test_every_failure_is_a_problem_in_a_sentence(client, caplog, kind):
         assert [record for record in caplog.records if record.exc_info and record.exc_info[1] is error]
 
 
+def test_a_middleware_may_raise_as_a_route_does(caplog):
+    class Door:
+        def __init__(self, app) -> None:
+            pass
+
+        async def __call__(self, scope, receive, send) -> None:
+            raise TooLarge("2 GB are more than 1 GB")
+
+    application = FastAPI()
+    application.add_middleware(Door)
+    application.add_middleware(TracingMiddleware)
+    assert_problem(TestClient(application).get("/info/"), 413, "more than 1 GB")
+
+
+def test_an_answer_that_breaks_off_is_not_taken_for_whole():
+    async def breaks(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        TestClient(TracingMiddleware(breaks)).get("/info/")
+
+
 @pytest.mark.parametrize(
     ("method", "path", "status", "words"),
     [
