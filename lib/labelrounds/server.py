@@ -41,6 +41,8 @@ from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overl
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
 from labelrounds.rounds_routes import rounds
+from labelrounds.sandbox import sandbox_of
+from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL
 
 logger = logging.getLogger(__name__)
@@ -272,6 +274,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Build the app before the first request; end the child processes with the server."""
     heap.keep_freed()  # also where MONAI Label's own command serves
     folders.claim_home()
+    sandbox = sandbox_of(server_settings())
     instance = app_instance()
     jobs.install(instance.check_training, instance.training_figures)
     instance.server_mode(True)
@@ -283,6 +286,8 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     finally:  # also where a second Ctrl-C cancels it: a thread that still computes would crash the process at its end
         instance.close()
         jobs.abandon_all()
+        if sandbox is not None:
+            sandbox.close()
 
 
 def answer(error: LabelRoundsError) -> Response:

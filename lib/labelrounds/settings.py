@@ -6,6 +6,7 @@ them by the environment. What a command line names is written to the environment
 
 from functools import cache
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +14,10 @@ class ServerSettings(BaseSettings):
     """What an administrator may set; the README's part for IT describes each."""
 
     model_config = SettingsConfigDict(env_prefix="LABELROUNDS_", frozen=True, extra="ignore")
+
+    readers: int = Field(default=2, ge=0, le=64, description="Files read at a time; with 0, the server reads itself.")
+    reader_memory_gb: float = Field(default=8.0, gt=0, description="What reading a file may take, in gigabytes.")
+    reader_seconds: float = Field(default=60.0, gt=0, description="How long it may take, besides 1 s for each 5 MB.")
 
 
 @cache
