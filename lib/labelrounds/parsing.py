@@ -21,7 +21,7 @@ from labelrounds.geometry import Affine, affine_of, affine_of_header, check_affi
 from labelrounds.headers import Header
 from labelrounds.images import MAX_VOXELS, Geometry, Image
 from labelrounds.itk_loading import load_itk
-from labelrounds.pictures import check_plausible
+from labelrounds.pictures import check_plausible, continued_jpeg, may_be_cut
 
 _READERS = {
     "nifti": "NiftiImageIO",
@@ -34,6 +34,7 @@ _READERS = {
 # ITK's name of a value type in a file -> the type to read it into, of those in ITK's Python package; float for others.
 _VECTORS = {"unsigned_char": "UC", "unsigned_short": "US", "short": "SS"}
 _SCALARS = {**_VECTORS, "char": "SS", "signed_char": "SS", "unsigned_int": "UI", "int": "SI"}
+_LUMINANCE = (2125.0, 7154.0, 721.0)  # ITK's weights of red, green and blue
 
 
 def read_image(path: Path, *, max_voxels: int = MAX_VOXELS, channels: int | None = None) -> Image:
@@ -100,6 +101,8 @@ def _explained(name: str) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"{name}: can't be opened: {error.strerror or error}") from error
     except (RuntimeError, ValueError, TypeError, OverflowError) as error:
+        if "Failed to allocate memory" in str(error):
+            raise TooLarge(f"{name}: reading it takes more memory than there is for it") from error
         raise BadInput(f"{name}: ITK cannot read it: {_reason(error)}") from error
 
 
@@ -113,7 +116,7 @@ def _read_volume(path: Path, kind: str, header: Header, channels: int | None) ->
             raise BadInput(f"{path.name}: ITK finds {claimed} x {components}, the header says {header.sizes}")
         four = len(claimed) == 4 and claimed[3] > 1
         image = _load(io, [file], components, dimensions=4 if four else 3, luminance=channels == 1)
-        array = _channels_first(image)
+        array = _channels_first(image, grey=channels == 1)
         if header.floats:
             array = _not_finite_restored(array, file, header)
     return array, affine_of(image)
@@ -142,13 +145,22 @@ def _read_picture(path: Path, kind: str, max_voxels: int, channels: int | None) 
     grey = components <= 2  # the second is transparency
     if not (grey and channels in (None, 1, 3)) and not (components == 4 and channels == 3):
         _check_channels(components, not grey, channels, path.name)
-    luminance = channels == 1 and not grey
-    array = _channels_first(_load(io, [path], components, dimensions=3, luminance=luminance))
+    array = _picture_array(path, kind, components, channels)
+    if kind == "jpeg" and may_be_cut(path, array):
+        with continued_jpeg(path) as longer:
+            if not np.array_equal(_picture_array(longer, kind, components, channels), array):
+                raise BadInput(f"{path.name}: the file is cut; its pixels end before their end mark")
     if grey and channels != 2:
         array = array[:1]
     if channels == 3:
         array = np.repeat(array, 3, axis=0) if grey else array[:3]
     return array, np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+def _picture_array(path: Path, kind: str, components: int, channels: int | None) -> NDArray[Any]:
+    luminance = channels == 1 and components > 2
+    image = _load(_open(kind, path), [path], components, dimensions=3, luminance=luminance)
+    return _channels_first(image, grey=luminance)
 
 
 def _read_dicom(path: Path, max_voxels: int, channels: int | None) -> tuple[NDArray[Any], Affine]:
@@ -162,7 +174,7 @@ def _read_dicom(path: Path, max_voxels: int, channels: int | None) -> tuple[NDAr
             raise BadInput(f"{path.name}: ITK finds {size}, the header says {slices[0].columns} x {slices[0].rows}")
         floating = dicom.varying_rescale(slices)
         image = _load(io, files, samples, dimensions=3, luminance=channels == 1, floating=floating)
-    return dicom.with_air_dark(_channels_first(image), slices), affine_of(image)
+    return dicom.with_air_dark(_channels_first(image, grey=channels == 1), slices), affine_of(image)
 
 
 def _dicom_geometry(path: Path, max_voxels: int) -> Geometry:
@@ -205,7 +217,7 @@ def _load(
     itk = load_itk()
 
     value = "float" if floating else io.GetComponentTypeAsString(io.GetComponentType())
-    if components == 1 or luminance:
+    if components == 1 or (luminance and components != 4):
         image_type = itk.Image[getattr(itk, _SCALARS.get(value, "F")), dimensions]
     else:
         image_type = itk.VectorImage[getattr(itk, _VECTORS.get(value, "F")), dimensions]
@@ -217,11 +229,18 @@ def _load(
     return reader.GetOutput()
 
 
-def _channels_first(image: Any) -> NDArray[Any]:
-    """Return ``(C, X, Y, Z)`` of an ITK image, as a copy: a view of ITK's memory does not keep it alive."""
+def _channels_first(image: Any, *, grey: bool) -> NDArray[Any]:
+    """Return ``(C, X, Y, Z)`` of an ITK image, as a copy: a view of ITK's memory does not keep it alive.
+
+    Args:
+        image: of colours with transparency too: ITK would darken them by it.
+        grey: make those luminance, as ITK makes colours without.
+    """
     itk = load_itk()
 
     array = itk.array_from_image(image).T
+    if grey and image.GetNumberOfComponentsPerPixel() == 4:
+        return (np.tensordot(_LUMINANCE, array[:3], 1) / sum(_LUMINANCE)).astype(array.dtype)[np.newaxis]
     if image.GetNumberOfComponentsPerPixel() > 1:
         return array
     if image.GetImageDimension() == 4:

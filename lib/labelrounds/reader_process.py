@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -90,6 +91,7 @@ def _serve(requests: socket.socket, folder: Path, memory_bytes: int) -> NoReturn
     """Read what is asked for, one file after the other; never returns into the first process's code."""
     try:
         tempfile.tempdir = str(folder)
+        _silence_libraries()
         confinement.limit_resources(memory_bytes)
         confinement.confine_to(folder)
         while message := requests.recv(LONGEST_MESSAGE):
@@ -102,6 +104,17 @@ def _serve(requests: socket.socket, folder: Path, memory_bytes: int) -> NoReturn
         logger.exception("A reader ends")
         os._exit(1)
     os._exit(0)
+
+
+def _silence_libraries() -> None:
+    """Keep off the server's log what parsers written in C print, and what a file makes them print."""
+    kept = os.fdopen(os.dup(2), "w", buffering=1)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=kept, force=True)
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL)  # it quotes what it does not understand
+    warnings.simplefilter("ignore")
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nothing, stream)
 
 
 def _packed(asked: dict[str, Any]) -> int:

@@ -13,10 +13,12 @@ process was killed starts another one with the next file.
 import json
 import logging
 import os
+import select
 import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +83,7 @@ class Sandbox:
                 self._idle.append(reader)
                 raise
             except TimeoutError as error:
-                self._end(reader, path)
+                self._end(reader, f"at {path.name}")
                 raise BadInput(
                     f"{path.name}: reading it took over {seconds:.0f} s and was stopped; the file is damaged, its disk"
                     " too slow, or LABELROUNDS_READER_SECONDS too short"
@@ -89,7 +91,7 @@ class Sandbox:
             except (OSError, ValueError) as error:
                 raise self._lost(reader, path, error) from error
             except BaseException:
-                self._end(reader, path)
+                self._end(reader, f"at {path.name}")
                 raise
             self._idle.append(reader)
             return answer
@@ -112,10 +114,12 @@ class Sandbox:
             nursery.close()
 
     def _take(self) -> "_Reader":
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pass
+        while self._idle:
+            with suppress(IndexError):  # another thread was faster
+                reader = self._idle.pop()
+                if reader.is_quiet():
+                    return reader
+                self._end(reader, "between two files")
         with self._lock:
             for _ in range(2):  # the first process may have been killed
                 if self._closed:
@@ -131,7 +135,7 @@ class Sandbox:
         raise Overloaded("no process to read files with could be started; see the server's log")
 
     def _lost(self, reader: "_Reader", path: Path, error: Exception) -> LabelRoundsError:
-        how = self._end(reader, path)
+        how = self._end(reader, f"at {path.name}")
         if self._closed:
             return Overloaded("the server is about to end")
         if isinstance(error, ValueError):
@@ -142,14 +146,14 @@ class Sandbox:
             return BadInput(f"{path.name}: reading it took too long and was stopped; the file is damaged")
         return BadInput(f"{path.name}: the process that read it died ({how}: {error}); the file is damaged")
 
-    def _end(self, reader: "_Reader", path: Path) -> str:
+    def _end(self, reader: "_Reader", when: str) -> str:
         reader.socket.close()
         with self._lock:
             try:
                 how = self._nursery.end(reader.process) if self._nursery is not None else "unknown"
             except OSError:
                 how = "unknown"
-        logger.warning("The reader %d of %s has ended: %s", reader.process, path.name, how)
+        logger.warning("The reader %d has ended, %s: %s", reader.process, when, how)
         return how
 
 
@@ -169,6 +173,10 @@ class _Reader:
 
     def __init__(self, process: int, end: socket.socket) -> None:
         self.process, self.socket = process, end
+
+    def is_quiet(self) -> bool:
+        """Tell whether it lives, and says nothing that it was not asked."""
+        return not select.select([self.socket], [], [], 0)[0]
 
     def ask(self, asked: bytes, seconds: float) -> int:
         """Return a descriptor of the shared memory that holds the answer.
