@@ -40,6 +40,9 @@ def main() -> NoReturn:
     """Make readers until the server has gone."""
     control, memory_bytes = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    import itk.support.helpers
+
+    itk.support.helpers._HAVE_TORCH = False  # it would load it whole, for a conversion that nobody asks for
     load_itk()
     import pydicom.encaps  # noqa: F401 - before the first reader, not in each
 

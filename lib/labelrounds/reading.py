@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from labelrounds import parsing
+from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.images import MAX_VOXELS, Geometry, Image
 from labelrounds.itk_loading import load_itk
 
@@ -110,6 +111,9 @@ def patient_of(path: Path) -> str | None:
     Raises:
         LabelRoundsError: what `read_image` raises for the header of the first file.
     """
+    path = Path(path)
+    if path.is_file() and ENDINGS.get(ending_of(path.name), "dicom") != "dicom":
+        return None  # without asking another process: lists of thousands are made of this
     return cast("str | None", _read("patient_of", path))
 
 

@@ -132,6 +132,12 @@ def test_a_reader_may_not_take_more_memory_than_it_is_given(sandbox: Sandbox, tm
     assert sandbox.read("read_geometry", path).shape == (900, 900, 900)
 
 
+def test_a_reader_loads_no_more_than_the_parsers(sandbox: Sandbox):
+    loaded = {Path(one.path).name for one in reader_of(sandbox).memory_maps()}
+    assert any("ITKIONRRD" in name for name in loaded)
+    assert not any("torch" in name for name in loaded)
+
+
 def test_a_reader_that_has_died_in_between_costs_no_request(sandbox: Sandbox, scan: Path):
     reader = reader_of(sandbox)
     reader.kill()
