@@ -104,3 +104,6 @@ def _check_pixels(dataset: Any, file: Path) -> None:
     elif len(dataset.PixelData) < bits // 8:
         have = len(dataset.PixelData)
         raise BadInput(f"{file.name}: the file is cut; {have} bytes of pixels, {bits // 8} are needed")
+    elif len(dataset.PixelData) >= 2 * max(2, bits // 8):  # less is padding
+        have = len(dataset.PixelData)
+        raise BadInput(f"{file.name}: {have} bytes of pixels, its Rows and Columns take {bits // 8}; one slice is read")

@@ -15,6 +15,7 @@ from labelrounds.geometry import check_affine
 
 NIFTI_HEADER_BYTES = 348
 _NIFTI_ITEM_BYTES = {2: 1, 4: 2, 8: 4, 16: 4, 64: 8, 128: 1, 256: 1, 512: 2, 768: 4, 1024: 8, 1280: 8, 2304: 1}
+_LEAST_SLOPE = 1e-15
 _NIFTI_COLOURS = {128: 3, 2304: 4}
 _NRRD_ITEM_BYTES = {
     **dict.fromkeys(("signed char", "int8", "int8_t", "uchar", "unsigned char", "uint8", "uint8_t"), 1),
@@ -80,6 +81,10 @@ def nifti_header(head: bytes, name: str, *, gzipped: bool) -> Header:
     vox_offset = struct.unpack_from(order + "f", head, 108)[0]
     if datatype not in _NIFTI_ITEM_BYTES:
         raise BadInput(f"{name}: datatype {datatype} is not one of {sorted(_NIFTI_ITEM_BYTES)}")
+    slope, inter = struct.unpack_from(order + "2f", head, 112)
+    # ITK takes a lesser slope for none; 0 and NaN are none.
+    if 0 < abs(slope) < _LEAST_SLOPE or np.isinf(slope) or (np.isfinite(slope) and slope and not np.isfinite(inter)):
+        raise BadInput(f"{name}: scl_slope {slope} or scl_inter {inter} is not a scale; 0 and 1 are allowed for none")
     if not NIFTI_HEADER_BYTES <= vox_offset <= 2**24:
         raise BadInput(f"{name}: vox_offset {vox_offset} is not between {NIFTI_HEADER_BYTES} and {2**24}")
     sizes, channels = _nifti_sizes(dim, name)

@@ -1,14 +1,27 @@
 """What a PNG, JPEG or TIFF must look like before ITK opens it."""
 
 import struct
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from labelrounds.atomic import disk_errors
 from labelrounds.errors import BadInput, UnsupportedMedia
 
 _SIGNATURES = {"png": (b"\x89PNG\r\n\x1a\n",), "jpeg": (b"\xff\xd8\xff",), "tiff": (b"II*\0", b"MM\0*")}
 # How a whole file ends; the decoders fill in grey for what is missing.
 _LAST_BYTES = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
 _TIFF_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+# Width, height, bits and meaning of the values.
+_TIFF_NEEDED = {256, 257, 258, 262}
+_TIFF_MEANINGS = (0, 1, 2, 3, 6)  # grey from white or from black, colours, a palette, JPEG's colours
+_MISSING = 128
+_ANY_DATA = bytes(1 + 37 * number % 253 for number in range(64))  # without the byte that begins a mark
 # A flat picture shrinks by 1000 at most in these formats; what claims more would only cost memory.
 _HIGHEST_RATIO = 2000
 
@@ -42,6 +55,32 @@ def check_plausible(path: Path, claimed_bytes: int) -> None:
         raise BadInput(f"{path.name}: {size} bytes cannot hold the {claimed_bytes} bytes of pixels that it claims")
 
 
+def may_be_cut(path: Path, array: NDArray[Any]) -> bool:
+    """Tell whether a JPEG, decoded to ``(C, X, Y, 1)``, ends in the grey that stands for missing pixels.
+
+    A progressive one always may: what it lacks is lost all over.
+    """
+    grey = bool((np.abs(array[:, -1, -1, 0].astype(int) - _MISSING) <= 1).all())
+    return grey or b"\xff\xc2" in path.read_bytes()
+
+
+@contextmanager
+def continued_jpeg(path: Path) -> Iterator[Path]:
+    """Give a copy of a JPEG with more data before its end mark.
+
+    A decoder that has all its pixels passes over what follows; one that has not takes it for pixels, where it would
+    otherwise have made them up, without a word. So the two differ exactly where the file was cut.
+
+    Raises:
+        OutOfSpace: no room in the folder for temporary files.
+    """
+    content = path.read_bytes().rstrip(b"\0")
+    with disk_errors(path), tempfile.TemporaryDirectory(prefix="labelrounds-") as folder:
+        longer = Path(folder) / "longer.jpg"
+        longer.write_bytes(content[:-2] + _ANY_DATA + content[-2:])
+        yield longer
+
+
 def _check_tiff(path: Path) -> None:
     """Check the first directory: libtiff takes as much memory as an entry claims, and goes through every page."""
     size = path.stat().st_size
@@ -61,7 +100,19 @@ def _check_tiff(path: Path) -> None:
         if needed > size or (needed > 4 and value + needed > size):
             raise BadInput(f"{path.name}: the TIFF tag {tag} has {length} values, more than the file can hold")
         if tag in sides:
-            sides[tag] = struct.unpack(order + ("H2x" if kind == 3 else "I"), struct.pack(order + "I", value))[0]
+            sides[tag] = _first_value(order, kind, value)
+    for tag, kind, _, value in entries:
+        if tag == 262 and (kind != 3 or _first_value(order, kind, value) not in _TIFF_MEANINGS):
+            raise BadInput(f"{path.name}: the TIFF tag 262 (what values mean) is not one of {_TIFF_MEANINGS}")
+    # Without them libtiff guesses, and ITK makes four channels of grey.
+    missing = sorted(_TIFF_NEEDED - {tag for tag, *_ in entries})
+    if missing:
+        raise BadInput(f"{path.name}: the TIFF tag {missing[0]} is missing; {sorted(_TIFF_NEEDED)} are needed")
     check_plausible(path, sides[256] * sides[257])
     if following:
         raise BadInput(f"{path.name}: several pages; a picture has one")
+
+
+def _first_value(order: str, kind: int, value: int) -> int:
+    """Return what an entry holds, of which a short takes the first half."""
+    return int(struct.unpack(order + ("H2x" if kind == 3 else "I"), struct.pack(order + "I", value))[0])

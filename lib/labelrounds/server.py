@@ -46,6 +46,7 @@ from labelrounds.model_routes import models
 from labelrounds.privacy.identity import check_folder_or_file, check_notes, check_upload
 from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
+from labelrounds.sandbox import sandbox_of
 from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL
 from labelrounds.store_routes import stored
@@ -310,6 +311,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     heap.keep_freed()  # also where MONAI Label's own command serves
     folders.claim_home()
     record_command("start")
+    sandbox = sandbox_of(server_settings())
     instance = app_instance()
     jobs.install(instance.check_training, instance.training_figures)
     instance.server_mode(True)
@@ -321,6 +323,8 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     finally:  # also where a second Ctrl-C cancels it: a thread that still computes would crash the process at its end
         instance.close()
         jobs.abandon_all()
+        if sandbox is not None:
+            sandbox.close()
 
 
 def build() -> FastAPI:

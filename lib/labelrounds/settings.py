@@ -73,8 +73,12 @@ class ServerSettings(BaseSettings):
     least_free_mb: int = Field(default=500, ge=0, description="Free space on a disk below which readiness warns.")
     refuse_identified: bool = Field(default=False, description="Refuse DICOM images that still say whose they are.")
     model_upload_gb: float = Field(default=4.0, gt=0, description="The most that uploaded weights take, in 10^9 bytes.")
-    series_rest_s: Annotated[float, Field(ge=0, le=86400, allow_inf_nan=False)] = 10.0
-    """For how many seconds no file of a DICOM series must have changed before it is taken for whole."""
+    series_rest_s: float = Field(
+        default=10.0, ge=0, le=86400, description="How long a DICOM series must not have changed to count as whole."
+    )
+    readers: int = Field(default=2, ge=0, le=64, description="Files read at a time; with 0, the server reads itself.")
+    reader_memory_gb: float = Field(default=8.0, gt=0, description="What reading a file may take, in gigabytes.")
+    reader_seconds: float = Field(default=60.0, gt=0, description="How long it may take, besides 1 s for each 5 MB.")
 
 
 @cache

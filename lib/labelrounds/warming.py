@@ -18,7 +18,7 @@ import torch
 
 from labelrounds.devices import choose_devices, free_bytes
 from labelrounds.errors import Cancelled, LabelRoundsError
-from labelrounds.itk_loading import load_itk
+from labelrounds.reading import make_ready
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class WarmUp:
     def _work(self) -> None:
         if self._closed.wait(_AFTER_S):
             return
-        self._attempt("reading", load_itk)
+        self._attempt("reading", make_ready)
         for device in choose_devices():
             room = free_bytes(device) * _SHARE_OF_FREE
             for name, model in self._models.items():

@@ -30,10 +30,10 @@ class Model:
 
 @pytest.fixture(autouse=True)
 def readings(monkeypatch) -> list[str]:
-    """Two GPUs by name alone, of 10 GB each; nothing computes on them. Returns what has loaded ITK."""
+    """Two GPUs by name alone, of 10 GB each; nothing computes on them. Returns what has loaded the parsers."""
     loaded = []
     monkeypatch.setattr(warming, "_AFTER_S", 0.0)
-    monkeypatch.setattr(warming, "load_itk", lambda: loaded.append(threading.current_thread().name))
+    monkeypatch.setattr(warming, "make_ready", lambda: loaded.append(threading.current_thread().name))
     monkeypatch.setattr(warming, "choose_devices", lambda: [torch.device("cuda:0"), torch.device("cuda:1")])
     monkeypatch.setattr(warming, "free_bytes", lambda device: 10 * GB)
     return loaded

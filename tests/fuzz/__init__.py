@@ -1,0 +1,1 @@
+"""Files and requests that nobody means well with, by the thousand."""
