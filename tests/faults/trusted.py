@@ -1,0 +1,131 @@
+"""A real server among files that are none of its business, and what has to be true of both after any fault."""
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import requests
+
+import labelrounds
+from labelrounds import folders
+from labelrounds.client import Client, running_server
+from labelrounds.phantoms import write_studies
+
+MODEL = "unet_phantom"
+SECRET = "the-secret-that-nobody-may-read"
+_CODE = (Path(labelrounds.__file__).parent, folders.app_folder(), folders.shipped_configs())
+_HALF_WRITTEN = ("**/.labelrounds-*", "**/.new-*", "**/*.tmp")
+
+
+class TrustedServer(Client):
+    """A server in a process of its own, as ``labelrounds start`` runs it, on two phantoms.
+
+    Attributes:
+        studies: its images and labels.
+        home: its model versions and logs.
+        outside: a folder beside them with somebody else's files, the user's home among them; nothing may change there.
+        temporary: its folder of temporary files, empty when nothing is asked of it.
+    """
+
+    def __init__(self, address: str, folder: Path, token: str = "") -> None:
+        super().__init__(address)
+        self.studies, self.home, self.outside, self.temporary = places(folder)
+        if token:
+            self._http.headers["Authorization"] = f"Bearer {token}"
+        self.routes = set(self.call("GET", "/openapi.json").json()["paths"])
+        self._answer = self._good_answer()
+        self._outside = self.others_files()
+        self._log_read = 0
+
+    def ask(self, method: str, route: str, **options) -> requests.Response:
+        """Make a request and return the answer, whatever it is."""
+        return self._http.request(method, self.address + route, timeout=120, **options)
+
+    def others_files(self) -> dict[str, str]:
+        """Return the hash of every file that the server must not touch: those outside, and its own code."""
+        code = {path: digest for folder in _CODE for path, digest in hashes(folder, "*.py", "*.yaml").items()}
+        return {**hashes(self.outside, "*"), **code}
+
+    def own_files(self) -> dict[str, str]:
+        """Return the hash of every image, label and version: of what a refused request must not change."""
+        return {**hashes(self.studies, "*.nii.gz", "*.json"), **hashes(self.home / "models", "*")}
+
+    def check(self) -> None:
+        """Check what has to be true after each fault: see ``tests/README.md``."""
+        assert self._good_answer() == self._answer, "the answer to a good request is another one than before the fault"
+        if "/health/ready" in self.routes:
+            ready = self.ask("GET", "/health/ready")
+            assert ready.status_code == 200, ready.text
+        assert self.others_files() == self._outside, "a file changed that is outside the studies and the model versions"
+        assert eventually(lambda: not self.left_over()), f"temporary files are left: {self.left_over()}"
+        log = self.take_log()
+        assert "Traceback" not in log, log[-5000:]
+
+    def left_over(self) -> list[str]:
+        """Return the temporary files and the half-written ones."""
+        half = [path for folder in (self.studies, self.home) for glob in _HALF_WRITTEN for path in folder.glob(glob)]
+        return sorted(map(str, [*half, *self.temporary.rglob("*")]))
+
+    def take_log(self) -> str:
+        """Return what the server has logged since the last call."""
+        log = (self.home / "server.log").read_bytes()
+        new, self._log_read = log[self._log_read :], len(log)
+        return new.decode(errors="replace")
+
+    def _good_answer(self) -> str:
+        answer = self.call("POST", f"/infer/{MODEL}?image=phantom_000&output=image", data={"params": "{}"})
+        return hashlib.sha256(answer.content).hexdigest()
+
+
+def places(folder: Path) -> tuple[Path, Path, Path, Path]:
+    """Return the folders of a server's studies, of its home, of others' files and of temporary files."""
+    return folder / "studies", folder / "home", folder / "outside", folder / "temporary"
+
+
+@contextmanager
+def trusted(folder: Path, settings: dict[str, str] | None = None, token: str = "") -> Iterator[TrustedServer]:
+    """Start a server in ``folder``.
+
+    Args:
+        folder: where its studies, home and the files round them lie; made if need be.
+        settings: environment variables.
+        token: of the login, for all its requests.
+    """
+    studies, home, outside, temporary = places(folder)
+    if not studies.exists():
+        write_studies(studies, 2)
+    for one in (home, outside / "user", temporary):
+        one.mkdir(parents=True, exist_ok=True)
+    (outside / "secret.nii.gz").write_text(SECRET)
+    (outside / "main.py").write_text("# somebody else's program\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(outside / "user"))
+        patch.setenv("TMPDIR", str(temporary))
+        for name, value in (settings or {}).items():
+            patch.setenv(name, value)
+        with running_server(studies, home, 0, [MODEL]) as client:
+            yield TrustedServer(client.address, folder, token)
+
+
+def hashes(folder: Path, *patterns: str) -> dict[str, str]:
+    """Return the hash of each file in a folder and below, by path; of a link, where it leads."""
+    found = sorted({path for pattern in patterns for path in folder.rglob(pattern)})
+    return {str(path): _hash(path) for path in found if path.is_symlink() or path.is_file()}
+
+
+def _hash(path: Path) -> str:
+    return f"-> {os.readlink(path)}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def eventually(condition, timeout_s: float = 20) -> bool:
+    """Wait until a condition holds; tell whether it did in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
