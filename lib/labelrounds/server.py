@@ -41,6 +41,7 @@ from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overl
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
 from labelrounds.rounds_routes import rounds
+from labelrounds.session_routes import session_image, sessions
 from labelrounds.store import CLASSES, FINAL
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ _NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", 
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
-_SESSION = re.compile(r"[0-9a-f-]{36}")
 
 
 class Output(str, Enum):
@@ -63,6 +63,7 @@ class Output(str, Enum):
 
 
 own = APIRouter()
+own.routes.extend(sessions.routes)
 
 
 @own.get("/", include_in_schema=False)
@@ -218,19 +219,6 @@ def parse_notes(field: str, text: str) -> dict[str, Any]:
             f"{field}: {taken[0]!r} is the server's own; any key but {', '.join(sorted(_OWN_NOTES))} is free"
         )
     return notes
-
-
-def session_image(session_id: str) -> Path:
-    """Return the image that a session keeps.
-
-    Raises:
-        NotFound: no such session, or it has expired.
-    """
-    sessions = app_instance().sessions()
-    known = sessions.get_session(session_id) if sessions is not None and _SESSION.fullmatch(session_id) else None
-    if known is None:
-        raise NotFound(f"session {session_id!r} does not exist or has expired")
-    return Path(known.image)
 
 
 def safe_name(upload: UploadFile) -> str:

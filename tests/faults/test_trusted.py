@@ -13,7 +13,7 @@ def test_a_file_too_many_is_noticed(trusted_server, where, monkeypatch):
     stray.write_text("")
     monkeypatch.setattr("tests.faults.trusted.eventually", lambda condition: condition())
     try:
-        with pytest.raises(AssertionError, match="changed|temporary files"):
+        with pytest.raises(AssertionError, match=r"changed|temporary files"):
             trusted_server.check()
     finally:
         stray.unlink()

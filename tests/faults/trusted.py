@@ -1,12 +1,14 @@
 """A real server among files that are none of its business, and what has to be true of both after any fault."""
 
 import hashlib
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import requests
 
@@ -34,6 +36,7 @@ class TrustedServer(Client):
     def __init__(self, address: str, folder: Path, token: str = "") -> None:
         super().__init__(address)
         self.studies, self.home, self.outside, self.temporary = places(folder)
+        self.app = folders.app_folder()
         if token:
             self._http.headers["Authorization"] = f"Bearer {token}"
         self.routes = set(self.call("GET", "/openapi.json").json()["paths"])
@@ -44,6 +47,33 @@ class TrustedServer(Client):
     def ask(self, method: str, route: str, **options) -> requests.Response:
         """Make a request and return the answer, whatever it is."""
         return self._http.request(method, self.address + route, timeout=120, **options)
+
+    def raw(self, method: str, target: str, body: bytes = b"", headers: dict | None = None) -> tuple[int, bytes]:
+        """Make a request whose target is sent as it stands, ``..`` included, and return status and body."""
+        connection = HTTPConnection(urlsplit(self.address).netloc, timeout=120)
+        try:
+            login = {name: value for name, value in self._http.headers.items() if name == "Authorization"}
+            connection.request(method, target, body, {**login, **(headers or {})})
+            answer = connection.getresponse()
+            return answer.status, answer.read()
+        finally:
+            connection.close()
+
+    def form(self, data: dict[str, str], files: dict[str, tuple[str, bytes]]) -> tuple[bytes, dict[str, str]]:
+        """Return the body and the headers of a form."""
+        prepared = requests.Request("POST", self.address, data=data, files=files or None).prepare()
+        body = prepared.body or b""
+        kind = prepared.headers.get("Content-Type")
+        return body.encode() if isinstance(body, str) else body, {"Content-Type": kind} if kind else {}
+
+    def process(self) -> psutil.Process:
+        """Return the server's process."""
+        command = ["--studies", str(self.studies)]
+        return next(p for p in psutil.process_iter(["cmdline"]) if command == (p.info["cmdline"] or [])[4:6])
+
+    def listening(self) -> list:
+        """Return the addresses that the server listens on."""
+        return [one.laddr for one in self.process().net_connections() if one.status == psutil.CONN_LISTEN]
 
     def others_files(self) -> dict[str, str]:
         """Return the hash of every file that the server must not touch: those outside, and its own code."""
@@ -118,7 +148,7 @@ def hashes(folder: Path, *patterns: str) -> dict[str, str]:
 
 
 def _hash(path: Path) -> str:
-    return f"-> {os.readlink(path)}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
+    return f"-> {path.readlink()}" if path.is_symlink() else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def eventually(condition, timeout_s: float = 20) -> bool:
