@@ -2,7 +2,7 @@
 
 import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -47,6 +47,10 @@ class TrustedServer(Client):
     def ask(self, method: str, route: str, **options) -> requests.Response:
         """Make a request and return the answer, whatever it is."""
         return self._http.request(method, self.address + route, timeout=120, **options)
+
+    def send(self, call: Callable[..., requests.Response]) -> requests.Response:
+        """Make a request of schemathesis' and return the answer."""
+        return call(session=self._http, timeout=120)
 
     def raw(self, method: str, target: str, body: bytes = b"", headers: dict | None = None) -> tuple[int, bytes]:
         """Make a request whose target is sent as it stands, ``..`` included, and return status and body."""
