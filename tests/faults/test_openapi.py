@@ -1,6 +1,5 @@
 """Requests that schemathesis makes from the server's own description of its routes, right ones and wrong ones."""
 
-import copy
 from collections import Counter
 from contextlib import suppress
 
@@ -8,6 +7,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
+from hypothesis.strategies import booleans
 from schemathesis import GenerationMode
 
 from labelrounds.phantoms import LABELS, write_truth
@@ -15,44 +15,53 @@ from tests.faults.trusted import MODEL, TrustedServer, eventually, trusted
 
 ALLOWED_ERRORS = (503, 507)
 IMAGE = "fuzzed"
-_KNOWN = {"model": [MODEL], "image": [IMAGE], "label": [IMAGE], "id": [IMAGE], "tag": ["final"], "strategy": ["auto"]}
+_KNOWN = {"model": MODEL, "image": IMAGE, "label": IMAGE, "id": IMAGE, "tag": "final", "strategy": "auto"}
 
 
-def described(server: TrustedServer) -> dict:
-    """Return the server's description, where names that it knows are as likely as any text."""
-    description = copy.deepcopy(server.call("GET", "/openapi.json").json())
-    for path in description["paths"].values():
-        for operation in path.values():
-            for parameter in operation.get("parameters", ()):
-                if known := _KNOWN.get(parameter["name"]):
-                    parameter["schema"] = {"anyOf": [{"enum": known}, parameter["schema"]]}
-    return description
+def with_known(case: schemathesis.Case, session: str) -> schemathesis.Case:
+    """Put names that the server knows into a request, which else goes no further than to a name that it doesn't."""
+    for values in (case.path_parameters, case.query):
+        known = {**_KNOWN, "session_id": session}
+        values.update({name: known[name] for name in values if name in known})
+    if isinstance(case.body, dict):
+        case.body.update({name: "{}" for name in ("params", "info") if name in case.body})
+    return case
 
 
-def keep_image(server: TrustedServer) -> None:
-    """Upload the image that the requests are about, unless it is there."""
+def keep_image(server: TrustedServer) -> str:
+    """Upload the image that the requests are about, unless it is there; return a session with it."""
+    image = server.studies / "phantom_000.nii.gz"
     if not server.ask("HEAD", f"/datastore/image?image={IMAGE}").ok:
-        image = server.studies / "phantom_000.nii.gz"
         server.call("PUT", f"/datastore/image?image={IMAGE}", files={"file": (image.name, image.read_bytes())})
+    kept = server.call("PUT", "/session/", files={"files": (image.name, image.read_bytes())}).json()
+    return kept["session_id"]
 
 
 def fuzz(server: TrustedServer, cases: int) -> tuple[Counter, list[str]]:
     """Send about ``cases`` requests, as many to each route; return how often each status came, and what was wrong."""
-    schema = schemathesis.openapi.from_dict(described(server))
+    schema = schemathesis.openapi.from_dict(server.call("GET", "/openapi.json").json())
     schema.config.update(base_url=server.address)
     operations = sorted((found.ok() for found in schema.get_all_operations()), key=lambda one: one.label)
     statuses, wrong = Counter(), []
+
+    def send(case: schemathesis.Case) -> None:
+        answer = server.send(case.call)
+        statuses[answer.status_code] += 1
+        if answer.status_code >= 500 and answer.status_code not in ALLOWED_ERRORS:
+            wrong.append(f"{answer.status_code} {case.as_curl_command()} {answer.text[:300]}")
+
     for number, operation in enumerate(operations):
         each = cases * (number + 1) // len(operations) - cases * number // len(operations)
-        keep_image(server)
+        session = keep_image(server)
         for mode in GenerationMode:
             examples = each // 2 if mode.is_negative else each - each // 2
             if examples:
-                send_cases(server, operation, mode, examples, number, statuses, wrong)
+                send_cases(operation, mode, examples, number, session, send)
+        server.ask("DELETE", f"/session/{session}")
     return statuses, wrong
 
 
-def send_cases(server, operation, mode, examples, number, statuses, wrong) -> None:
+def send_cases(operation, mode, examples, number, session, send) -> None:
     """Send requests to a route; right ones (``mode`` positive) or wrong ones, of which a route may have none."""
 
     @seed(number)
@@ -63,15 +72,12 @@ def send_cases(server, operation, mode, examples, number, statuses, wrong) -> No
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case=operation.as_strategy(generation_mode=mode))
-    def send(case) -> None:
-        answer = server.send(case.call)
-        statuses[answer.status_code] += 1
-        if answer.status_code >= 500 and answer.status_code not in ALLOWED_ERRORS:
-            wrong.append(f"{answer.status_code} {case.as_curl_command()} {answer.text[:300]}")
+    @given(case=operation.as_strategy(generation_mode=mode), known=booleans())
+    def send_one(case, known) -> None:
+        send(with_known(case, session) if known else case)
 
     with suppress(Unsatisfiable):
-        send()
+        send_one()
 
 
 def test_no_request_that_the_description_allows_or_forbids_is_an_error_of_the_server(trusted_server):
