@@ -29,12 +29,15 @@ class TrustedServer(Client):
     Attributes:
         studies: its images and labels.
         home: its model versions and logs.
+        configs: models of its own.
+        model: the one that it serves.
         outside: a folder beside them with somebody else's files, the user's home among them; nothing may change there.
         temporary: its folder of temporary files, empty when nothing is asked of it.
     """
 
-    def __init__(self, address: str, folder: Path, token: str = "") -> None:
+    def __init__(self, address: str, folder: Path, model: str = MODEL, token: str = "") -> None:
         super().__init__(address)
+        self.configs, self.model = folder / "configs", model
         self.studies, self.home, self.outside, self.temporary = places(folder)
         self.app = folders.app_folder()
         if token:
@@ -111,7 +114,7 @@ class TrustedServer(Client):
         return new.decode(errors="replace")
 
     def _good_answer(self) -> str:
-        answer = self.call("POST", f"/infer/{MODEL}?image=phantom_000&output=image", data={"params": "{}"})
+        answer = self.call("POST", f"/infer/{self.model}?image=phantom_000&output=image", data={"params": "{}"})
         return hashlib.sha256(answer.content).hexdigest()
 
 
@@ -121,13 +124,21 @@ def places(folder: Path) -> tuple[Path, Path, Path, Path]:
 
 
 @contextmanager
-def trusted(folder: Path, settings: dict[str, str] | None = None, token: str = "") -> Iterator[TrustedServer]:
+def trusted(
+    folder: Path,
+    settings: dict[str, str] | None = None,
+    token: str = "",
+    model: str = MODEL,
+    configs: Path | None = None,
+) -> Iterator[TrustedServer]:
     """Start a server in ``folder``.
 
     Args:
         folder: where its studies, home and the files round them lie; made if need be.
         settings: environment variables.
         token: of the login, for all its requests.
+        model: the one to serve.
+        configs: the folder of its file where it is not a shipped one.
     """
     studies, home, outside, temporary = places(folder)
     if not studies.exists():
@@ -141,8 +152,8 @@ def trusted(folder: Path, settings: dict[str, str] | None = None, token: str = "
         patch.setenv("TMPDIR", str(temporary))
         for name, value in (settings or {}).items():
             patch.setenv(name, value)
-        with running_server(studies, home, 0, [MODEL]) as client:
-            yield TrustedServer(client.address, folder, token)
+        with running_server(studies, home, 0, [model], configs) as client:
+            yield TrustedServer(client.address, folder, model, token)
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
