@@ -1,6 +1,8 @@
 """What a server holds after many requests, many versions and under many clients: no more than after the first ones."""
 
+import socket
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -87,3 +89,25 @@ def test_fifty_clients_at_once_are_answered_or_told_to_come_again(small_server):
 @pytest.mark.slow
 def test_fifty_clients_are_borne_for_two_minutes(small_server):
     assert_load_is_borne(small_server, 50, 120)
+
+
+def leave(server: TrustedServer, after: int | None) -> None:
+    """Send a request for a segmentation, or the first bytes of one, and hang up without reading the answer."""
+    body, headers = load.form_of(next(load.images()))
+    head = [f"POST /infer/{load.MODEL} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
+    request = "\r\n".join([*head, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode() + body
+    place = urlsplit(server.address)
+    with socket.create_connection((place.hostname, place.port), timeout=30) as connection:
+        connection.sendall(request[:after])
+
+
+@pytest.mark.parametrize("after", [1000, 40_000, None], ids=["at the start", "mid-upload", "mid-inference"])
+def test_clients_that_hang_up_leave_no_file_and_no_place_taken(small_server, after):
+    """Reliability 22. Fifty of each; that the places are free is seen by more clients at once than have one."""
+    before = small_server.process().num_fds()
+    for _ in range(50):
+        leave(small_server, after)
+    body, headers = load.form_of(next(load.images()))
+    status, answer = small_server.raw("POST", f"/infer/{load.MODEL}?output=image", body, headers)
+    assert status == 200, answer
+    assert eventually(lambda: small_server.process().num_fds() <= before + SLACK_FILES)
