@@ -27,7 +27,7 @@ class TrustedServer(Client):
     """A server in a process of its own, as ``labelrounds start`` runs it, on two phantoms.
 
     Attributes:
-        studies: its images and labels.
+        studies: its images and labels; or, where its studies lie on another server, images to send.
         home: its model versions and logs.
         configs: models of its own.
         model: the one that it serves.
@@ -35,13 +35,16 @@ class TrustedServer(Client):
         temporary: its folder of temporary files, empty when nothing is asked of it.
     """
 
-    def __init__(self, address: str, folder: Path, model: str = MODEL, token: str = "") -> None:
+    def __init__(
+        self, address: str, folder: Path, model: str = MODEL, token: str = "", elsewhere: bool = False
+    ) -> None:
         super().__init__(address)
         self.configs, self.model = folder / "configs", model
         self.studies, self.home, self.outside, self.temporary = places(folder)
         self.app = folders.app_folder()
         if token:
             self._http.headers["Authorization"] = f"Bearer {token}"
+        self._elsewhere = elsewhere  # the studies are
         self.routes = set(self.call("GET", "/openapi.json").json()["paths"])
         self._answer = self._good_answer()
         self._outside = self.others_files()
@@ -75,8 +78,8 @@ class TrustedServer(Client):
 
     def process(self) -> psutil.Process:
         """Return the server's process."""
-        command = ["--studies", str(self.studies)]
-        return next(p for p in psutil.process_iter(["cmdline"]) if command == (p.info["cmdline"] or [])[4:6])
+        port = ["--port", str(urlsplit(self.address).port)]
+        return next(p for p in psutil.process_iter(["cmdline"]) if port == (p.info["cmdline"] or [])[6:8])
 
     def listening(self) -> list:
         """Return the addresses that the server listens on."""
@@ -114,7 +117,12 @@ class TrustedServer(Client):
         return new.decode(errors="replace")
 
     def _good_answer(self) -> str:
-        answer = self.call("POST", f"/infer/{self.model}?image=phantom_000&output=image", data={"params": "{}"})
+        route, options = f"/infer/{self.model}?output=image", {"data": {"params": "{}"}}
+        if self._elsewhere:
+            image = self.studies / "phantom_000.nii.gz"
+            answer = self.call("POST", route, files={"file": (image.name, image.read_bytes())}, **options)
+        else:
+            answer = self.call("POST", f"{route}&image=phantom_000", **options)
         return hashlib.sha256(answer.content).hexdigest()
 
 
@@ -130,6 +138,7 @@ def trusted(
     token: str = "",
     model: str = MODEL,
     configs: Path | None = None,
+    studies: str = "",
 ) -> Iterator[TrustedServer]:
     """Start a server in ``folder``.
 
@@ -139,21 +148,23 @@ def trusted(
         token: of the login, for all its requests.
         model: the one to serve.
         configs: the folder of its file where it is not a shipped one.
+        studies: the address of a DICOMweb server instead of a folder.
     """
-    studies, home, outside, temporary = places(folder)
-    if not studies.exists():
-        write_studies(studies, 2)
+    images, home, outside, temporary = places(folder)
+    if not images.exists():
+        write_studies(images, 2)
     for one in (home, outside / "user", temporary):
         one.mkdir(parents=True, exist_ok=True)
     (outside / "secret.nii.gz").write_text(SECRET)
     (outside / "main.py").write_text("# somebody else's program\n")
+    login = {"key": token} if token else {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(outside / "user"))
         patch.setenv("TMPDIR", str(temporary))
         for name, value in (settings or {}).items():
             patch.setenv(name, value)
-        with running_server(studies, home, 0, [model], configs) as client:
-            yield TrustedServer(client.address, folder, model, token)
+        with running_server(studies or images, home, 0, [model], configs, **login) as client:
+            yield TrustedServer(client.address, folder, model, token, bool(studies))
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
