@@ -37,6 +37,8 @@ from labelrounds.tasks import task_of
 from labelrounds.writing import write_label
 
 PHANTOM_STUDIES, PHANTOM_MODEL = 12, "unet_phantom"
+# Longer than the 5 s after which a client that was told 503 comes again: its connection would close as it sends.
+KEEP_ALIVE_S = 60
 _CAPTION = "score: the Dice, or of classes 1 - Brier score / 2; runtime: on {} of this machine, to float32"
 
 
@@ -112,7 +114,14 @@ def serve(studies: str, models: str, configs: Path | None, host: str, port: int)
     shown = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     print(f"Studies: {settings.MONAI_LABEL_STUDIES}\nModel versions and logs: {folders.home()}")
     print(f"In 3D Slicer, module MONAILabel, enter the server address http://{shown}:{port}", flush=True)
-    uvicorn.run("labelrounds.server:app", host=host, port=port, log_level="info", log_config=_log_config())
+    uvicorn.run(
+        "labelrounds.server:app",
+        host=host,
+        port=port,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        log_level="info",
+        log_config=_log_config(),
+    )
 
 
 def train_here(studies: str, configs: Path | None, request: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 import requests
+import yaml
 
 import labelrounds
 from labelrounds import folders
@@ -147,7 +148,7 @@ def trusted(
         settings: environment variables.
         token: of the login, for all its requests.
         model: the one to serve.
-        configs: the folder of its file where it is not a shipped one.
+        configs: the folder of its file; without it, it is `steady_model`.
         studies: the address of a DICOMweb server instead of a folder.
     """
     images, home, outside, temporary = places(folder)
@@ -157,6 +158,7 @@ def trusted(
         one.mkdir(parents=True, exist_ok=True)
     (outside / "secret.nii.gz").write_text(SECRET)
     (outside / "main.py").write_text("# somebody else's program\n")
+    configs = configs or steady_model(folder / "configs")
     login = {"key": token} if token else {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(outside / "user"))
@@ -165,6 +167,15 @@ def trusted(
             patch.setenv(name, value)
         with running_server(studies or images, home, 0, [model], configs, **login) as client:
             yield TrustedServer(client.address, folder, model, token, bool(studies))
+
+
+def steady_model(folder: Path) -> Path:
+    """Write the phantoms' model with a runtime that is not exchanged for a quicker one while the server runs."""
+    content = yaml.safe_load((folders.shipped_configs() / f"{MODEL}.yaml").read_text())
+    folder.mkdir(parents=True, exist_ok=True)
+    content["inference"]["runtime"] = "eager"
+    (folder / f"{MODEL}.yaml").write_text(yaml.safe_dump(content))
+    return folder
 
 
 def hashes(folder: Path, *patterns: str) -> dict[str, str]:
