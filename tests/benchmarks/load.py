@@ -12,6 +12,7 @@ import argparse
 import io
 import itertools
 import json
+import os
 import tempfile
 import threading
 import time
@@ -246,9 +247,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "load.json")
     options = parser.parse_args()
+    beside = round(os.getloadavg()[0])  # what the machine does besides
     with tempfile.TemporaryDirectory() as folder, small_server(Path(folder)) as server:
         load = put_load(server.address, MODEL, server.process(), options.clients, options.seconds)
-    figures = {"clients": options.clients, "seconds": options.seconds, **load.figures(), "machine": machine.describe()}
+    figures = {
+        "load": beside,
+        "clients": options.clients,
+        "seconds": options.seconds,
+        **load.figures(),
+        "machine": machine.describe(),
+    }
     options.output.parent.mkdir(exist_ok=True)
     options.output.write_text(json.dumps(figures, indent=1) + "\n")
     print(json.dumps(figures, indent=1))
