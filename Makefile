@@ -29,7 +29,7 @@ test-long: $(VENV)/installed-test
 BENCH ?= hippocampus
 ARGS ?=
 bench: $(VENV)/installed-test
-	@echo "Benchmarks: BENCH=hippocampus (half an hour), active_learning (ARGS=\"--tier A\"), fleet, training_speed, nnunet (ARGS=\"--minutes N\"), membrane, inference, runtimes, classification, quick_classifiers (4 minutes a draw)"
+	@echo "Benchmarks: BENCH=hippocampus (half an hour), load (2 minutes), active_learning (ARGS=\"--tier A\"), fleet, training_speed, nnunet (ARGS=\"--minutes N\"), membrane, inference, runtimes, classification, quick_classifiers (4 minutes a draw)"
 	$(BIN)/python -m tests.benchmarks.$(BENCH) $(ARGS)
 
 lint: $(VENV)/installed-test

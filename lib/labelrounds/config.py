@@ -136,7 +136,7 @@ class ModelConfig(CommonConfig):
     def _consistent(self) -> "ModelConfig":
         unknown = sorted(set(self.cleaning) - set(self.labels))
         if unknown:
-            raise ValueError(f"cleaning names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")
+            raise ValueError(f"cleaning: names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")
         network, options = self.network.builder, self.network.checked
         try:
             divisor = network.divisor(self.dimensions, **options)
@@ -144,14 +144,14 @@ class ModelConfig(CommonConfig):
             raise ValueError(f"network: {error}") from error
         for size, step in zip(self.patch_size, divisor, strict=True):
             if size % step:
-                raise ValueError(f"patch_size {list(self.patch_size)} must be a multiple of {list(divisor)}")
+                raise ValueError(f"patch_size: {list(self.patch_size)} must be a multiple of {list(divisor)}")
         if self.inference.blend == "whole" and not network.sees_locally(**options):
             raise ValueError(
                 f"inference: blend 'whole' needs a network that sees locally alone; {self.network.name} normalises over"
                 " all it sees, and was trained on patches"
             )
         if self.patch_size == divisor:  # nothing can be normalised over a single voxel
-            raise ValueError(f"patch_size {list(self.patch_size)} must be larger than {list(divisor)} along an axis")
+            raise ValueError(f"patch_size: {list(self.patch_size)} must be larger than {list(divisor)} along an axis")
         return self
 
 
@@ -195,6 +195,7 @@ def load_config(path: Path) -> Any:
         raise BadInput(f"{path.name}: holds {type(content).__name__}, expected a mapping of keys to values")
     if "name" in content:
         raise BadInput(f"{path.name}: name: unknown key; the model's name is the file's stem, {path.stem!r}")
+    given = "task" in content
     task = content.pop("task", ModelConfig.task)
     if not isinstance(task, str) or task not in _TASKS:
         raise BadInput(f"{path.name}: task: must be one of {', '.join(_TASKS)}, got {_shortened(repr(task))}")
@@ -203,7 +204,8 @@ def load_config(path: Path) -> Any:
         document = json.dumps({**content, "name": path.stem}, default=_plain)
         return kind.model_validate_json(document)
     except ValidationError as error:
-        raise BadInput("\n".join(_describe(path, fault, kind) for fault in error.errors())) from error
+        faults = [_describe(path, fault, kind) for fault in error.errors()]
+        raise BadInput("\n".join([*_missing_task(path, content, kind, given), *faults])) from error
     except (TypeError, ValueError) as error:
         raise BadInput(f"{path.name}: {error}") from error
 
@@ -241,19 +243,35 @@ def _plain(value: object) -> str:
 
 def _describe(path: Path, fault: Any, kind: type[CommonConfig]) -> str:
     """Turn one of pydantic's findings into ``file: key: what was wrong, got ...``."""
-    where = ".".join(str(part) for part in fault["loc"] if part not in _INTENSITIES) or "(whole file)"
+    where = ".".join(str(part) for part in fault["loc"] if part not in _INTENSITIES)
     if fault["type"] == "extra_forbidden":
         return f"{path.name}: {where}: unknown key; allowed beside it: {', '.join(_allowed(fault['loc'], kind))}"
+    if fault["type"] == "union_tag_not_found" and isinstance(fault["input"], dict):
+        return f"{path.name}: {where}.kind: is missing"
     if fault["type"] == "missing":
         return f"{path.name}: {where}: is missing"
     if fault["type"] == "json_invalid":
-        return f"{path.name}: {where}: nested too deeply, or a text that is not Unicode"
+        return f"{path.name}: nested too deeply, or a text that is not Unicode"
     message = fault["msg"].removeprefix("Value error, ")
+    if (
+        not where and fault["type"] == "value_error"
+    ):  # of keys that do not go together; it begins with the first of them
+        return f"{path.name}: {message}"
     value = fault["input"]
     shown = "" if isinstance(value, dict) else f", got {_shortened(repr(value))}"
     if isinstance(value, str) and _EXPONENT.fullmatch(value):
         shown += " (a text to YAML; with a point, as in 1.0e-3, it is a number)"
     return f"{path.name}: {where}: {message}{shown}"
+
+
+def _missing_task(path: Path, content: dict[str, Any], kind: type[CommonConfig], given: bool) -> list[str]:
+    """Say that a file without a task has keys that only another task's model knows."""
+    others = {} if given else {task: other for task, other in _TASKS.items() if other is not kind}
+    for task, other in others.items():
+        foreign = sorted((set(content) & set(other.model_fields)) - set(kind.model_fields))
+        if foreign:
+            return [f"{path.name}: task: is missing, which means {kind.task}; {foreign[0]} is a key of task: {task}"]
+    return []
 
 
 def _shortened(text: str) -> str:

@@ -47,6 +47,7 @@ from labelrounds.privacy.identity import check_folder_or_file, check_notes, chec
 from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
 from labelrounds.sandbox import sandbox_of
+from labelrounds.session_routes import session_image, sessions
 from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL
 from labelrounds.store_routes import stored
@@ -61,7 +62,6 @@ _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label
 _OWN_NOTES |= {"restored_by", "series"}
 _HOST_SECRETS = ("DATASTORE_PASSWORD", "DATASTORE_API_KEY", "DICOMWEB_PASSWORD")
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
-_SESSION = re.compile(r"[0-9a-f-]{36}")
 
 
 class Output(str, Enum):
@@ -73,6 +73,7 @@ class Output(str, Enum):
 
 
 own = APIRouter()
+own.routes.extend(sessions.routes)
 
 
 @own.get("/", include_in_schema=False)
@@ -218,22 +219,6 @@ def create_session(
     return kept
 
 
-@own.get("/session/{session_id}", tags=["Session"], summary="See a session, or download its image")
-def see_session(_: Caller, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
-    """Return what a session keeps; with ``update_ts`` it is kept for another while."""
-    path = session_image(session_id)
-    if image and path.is_dir():
-        raise BadInput(f"session {session_id!r} keeps the files of a series, not one image")
-    return session.get_session(session_id, update_ts, image)
-
-
-@own.delete("/session/{session_id}", tags=["Session"], summary="End a session")
-def end_session(_: Caller, session_id: str) -> Any:
-    """Remove what a session keeps."""
-    session_image(session_id)
-    return session.remove_session(session_id)
-
-
 def has_gone(http: Request) -> bool:
     """Tell whether a request's client has hung up; called in the request's thread."""
     return from_thread.run(http.is_disconnected)
@@ -254,19 +239,6 @@ def parse_notes(field: str, text: str) -> dict[str, Any]:
         )
     check_notes(notes, field)
     return notes
-
-
-def session_image(session_id: str) -> Path:
-    """Return the image that a session keeps.
-
-    Raises:
-        NotFound: no such session, or it has expired.
-    """
-    sessions = app_instance().sessions()
-    known = sessions.get_session(session_id) if sessions is not None and _SESSION.fullmatch(session_id) else None
-    if known is None:
-        raise NotFound(f"session {session_id!r} does not exist or has expired")
-    return Path(known.image)
 
 
 def safe_name(upload: UploadFile) -> str:

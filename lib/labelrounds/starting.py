@@ -42,6 +42,8 @@ from labelrounds.tasks import task_of
 from labelrounds.writing import write_label
 
 PHANTOM_STUDIES, PHANTOM_MODEL = 12, "unet_phantom"
+# Longer than the 5 s after which a client that was told 503 comes again: its connection would close as it sends.
+KEEP_ALIVE_S = 60
 _CAPTION = "score: the Dice, or of classes 1 - Brier score / 2; runtime: on {} of this machine, to float32"
 
 
@@ -127,6 +129,7 @@ def serve(studies: str, models: str, configs: Path | None, listening: Listening)
     print(f"In 3D Slicer, module MONAILabel, enter the server address {listening.address}", flush=True)
     config = uvicorn.Config(
         "labelrounds.server:app",
+        timeout_keep_alive=KEEP_ALIVE_S,
         log_level="info",
         log_config=log_config(options.log_format),
         access_log=False,  # whose lines have whole addresses, ids of images among them; see tracing.py

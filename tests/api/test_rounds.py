@@ -197,6 +197,7 @@ def test_a_label_by_somebody_without_the_case_counts_too(server, truths):
 
 
 def test_when_everything_is_labelled_the_answer_is_empty_and_a_header_says_why(server, truths):
+    """Reliability 29."""
     for image, label in truths.items():
         submit(server, image, label, "ann")
     answer = next_case(server, "ann", "auto")

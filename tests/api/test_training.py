@@ -74,6 +74,7 @@ def test_a_training_publishes_a_version_or_says_why_not(trained):
 
 
 def test_of_racing_requests_one_trains_and_a_stop_keeps_what_it_has_reached(trained):
+    """Reliability 21."""
     client, home = trained
     answers: list[int] = []
 

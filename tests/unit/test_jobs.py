@@ -120,6 +120,7 @@ def test_a_worker_whose_server_has_gone_before_it_began_ends_at_once(home, tmp_p
 
 
 def test_of_twenty_requests_at_once_one_is_taken(queue, go):
+    """Reliability 21."""
     barrier = threading.Barrier(20)
 
     def ask(number):

@@ -151,6 +151,7 @@ def test_the_handed_out_case_is_segmented_first_and_then_the_next_ones(playgroun
 
 
 def test_the_same_state_gives_the_same_order(playground):
+    """Reliability 29."""
     names = [f"case_{number}" for number in range(8)]
     orders = []
     for _ in range(2):
@@ -250,6 +251,7 @@ def test_a_deferred_case_comes_back_when_nothing_else_is_left(playground):
 
 
 def test_an_unreadable_image_is_skipped_and_reported_until_its_file_is_another(playground):
+    """Reliability 29."""
     playground.open("a", "b")
     broken = playground.studies / "a.nii.gz"
     whole = broken.read_bytes()

@@ -234,6 +234,7 @@ def test_the_committee_is_of_the_last_two_versions_and_none_of_one(make_config, 
 
 @pytest.mark.parametrize("network", [{"name": "unet", "channels": [4, 6, 8]}, BATCH_NORM], ids=["instance", "batch"])
 def test_scoring_with_dropout_changes_no_weight_no_statistic_and_no_later_answer(make_config, tmp_path, network):
+    """Reliability 29. The buffers of BatchNorm, with every score."""
     config = make_config(network=network, inference=FLOAT32)
     version, _ = published(config)
     scorer, file = Scorer(config), image_file(tmp_path)

@@ -139,6 +139,7 @@ def test_the_order_does_not_depend_on_the_order_of_what_is_given(name):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("trained", [True, False])
 def test_the_same_state_gives_the_same_order(name, trained):
+    """Reliability 29."""
     pool = invented(trained=trained)
     first = strategies.get(name)().order(pool, 20)
     clusters._space.cache_clear()

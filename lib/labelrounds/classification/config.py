@@ -108,17 +108,19 @@ class ClassifierConfig(CommonConfig):
     @model_validator(mode="after")
     def _consistent(self) -> "ClassifierConfig":
         if not self.multilabel and len(self.labels) < 2:
-            raise ValueError(f"labels {list(self.labels)}: one class alone says nothing; name two, or multilabel: true")
+            raise ValueError(
+                f"labels: {list(self.labels)}, one class alone says nothing; name two, or multilabel: true"
+            )
         if self.dimensions == 3 and self.slices_of_volume > 1:
-            raise ValueError("slices_of_volume is for a 2-D model, whose input_size ends in 1")
+            raise ValueError("slices_of_volume: is for a 2-D model, whose input_size ends in 1")
         if self.dimensions == 2 and "inferior_superior" in self.mirror:
             raise ValueError("mirror: a 2-D model has no inferior_superior")
         smallest = self.network.builder.smallest_input(self.dimensions, **self.network.checked)
         for size, least in zip(self.input_size, smallest, strict=True):
             if size < least:
                 raise ValueError(
-                    f"input_size {list(self.input_size)} must be at least {list(smallest)} for the network"
+                    f"input_size: {list(self.input_size)} must be at least {list(smallest)} for the network"
                 )
         if self.training.init_from == self.name:
-            raise ValueError("training: init_from names the model itself; its policy quick goes on from its weights")
+            raise ValueError("training.init_from: names the model itself; its policy quick goes on from its weights")
         return self

@@ -1,0 +1,54 @@
+"""What a client may do with the image that it has sent for a session: ask about it, fetch it, remove it.
+
+On the way of a request to ``/infer`` by ``session_id``. The host keeps each session in a folder of its own and believes
+what the file ``meta.info`` in it says, also which file the image is; here only a file of that very folder is one.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+
+# isort: split
+from fastapi import APIRouter
+from monailabel.endpoints import session
+from monailabel.interfaces.utils.app import app_instance
+
+from labelrounds.access import Caller
+from labelrounds.errors import BadInput, NotFound
+
+_SESSION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+sessions = APIRouter(prefix="/session", tags=["Session"])
+
+
+@sessions.get("/{session_id}", summary="Get a session, or its image")
+def get_session(_: Caller, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
+    """Describe a session, or with ``image`` return what it keeps; ``update_ts`` begins its time anew."""
+    path = session_image(session_id)
+    if image and path.is_dir():
+        raise BadInput(f"session {session_id!r} keeps the files of a series, not one image")
+    return session.get_session(session_id, update_ts, image)
+
+
+@sessions.delete("/{session_id}", summary="Remove a session")
+def remove_session(_: Caller, session_id: str) -> Any:
+    """Remove a session and the image that it keeps."""
+    session_image(session_id)
+    return session.remove_session(session_id)
+
+
+def session_image(session_id: str) -> Path:
+    """Return the image that a session keeps.
+
+    Raises:
+        NotFound: no such session, or it has expired; it names another file than one of its own.
+    """
+    kept = app_instance().sessions()
+    try:
+        known = kept.get_session(session_id) if kept is not None and _SESSION.fullmatch(session_id) else None
+    except ValueError:  # torn, as its process was killed
+        known = None
+    if known is None or Path(known.image).resolve().parent != (Path(kept.store_path) / session_id).resolve():
+        raise NotFound(f"session {session_id[:100]!r} does not exist or has expired")
+    return Path(known.image)
