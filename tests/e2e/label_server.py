@@ -16,6 +16,7 @@ from labelrounds.client import free_port
 COMMAND = Path(sys.executable).with_name("labelrounds")
 MODEL = "unet_phantom"
 MODEL_WITHOUT_SPLEEN = "unet_spleenless"
+QUICK_MODEL = "unet_quick"
 
 
 class LabelServer:

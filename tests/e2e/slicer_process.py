@@ -87,7 +87,7 @@ def _serve(pipe, folder, server, settings):
 
 
 def _with_slicer_imported():
-    """Return the context whose processes are forked from the one that has imported Slicer, which starts with the first."""
+    """Return what starts processes that are forked from one which has imported Slicer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["slicer_user"])
     found = os.pathsep.join(map(str, (STAND_INS, EXTENSION, Path(__file__).parent)))
