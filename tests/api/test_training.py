@@ -110,12 +110,18 @@ def test_of_racing_requests_one_trains_and_a_stop_keeps_what_it_has_reached(trai
     assert "ublished" in stats["message"]
 
 
-def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epoch(tmp_path, submit_all, quick_configs):
+def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epoch_and_keeps_what_waits(
+    tmp_path, submit_all, quick_configs
+):
     studies, home = tmp_path / "studies", tmp_path / "home"
     write_studies(studies, 4)
     with running_server(studies, home, 0, [MODEL], quick_configs) as client:
         submit_all(client)
-        client.call("POST", f"/train/{MODEL}", json={"epochs": 500})
+        for epochs in (500, 400):
+            client.call("POST", f"/train/{MODEL}?enqueue=true", json={"epochs": epochs})
+        first, second = client.call("GET", "/train/?all=true").json()
+        assert (first["request"]["epochs"], second["progress"]) == (500, {"status": "waiting", "before_it": 1})
+        assert status(client)["id"] == first["id"]
         wait_until(lambda: epoch(home) >= 2)
         before = epoch(home)
         server = server_pid(studies)
@@ -126,36 +132,20 @@ def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epo
     assert not (home / "models" / MODEL / "versions").exists()  # nothing served has changed
     with running_server(studies, home, 0, [MODEL], quick_configs) as client:
         wait_until(lambda: status_or_none(client) is not None)
+        tasks = client.call("GET", "/train/?all=true").json()
+        assert [task["request"]["epochs"] for task in tasks] == [500, 400]
         wait_until(lambda: max(epochs_of(home)) > before + 1)
         trained = epochs_of(home)
         assert len(trained) - len(set(trained)) <= 1  # the epochs before are not trained again
         client.call("DELETE", "/train/")
-        wait_until(lambda: status(client)["status"] == "STOPPED")
+        wait_until(lambda: client.call("GET", "/train/?all=true").json()[0]["status"] == "STOPPED")
+        client.call("DELETE", "/train/")
 
 
 def epochs_of(home: Path) -> list[int]:
     """The epochs that the server's log tells of, in turn."""
     log = (home / "logs" / "labelrounds.log").read_text()
     return [int(number) for number in re.findall(r"train: epoch (\d+)/", log)] or [0]
-
-
-def test_trainings_that_wait_survive_a_killed_server(tmp_path, submit_all, quick_configs):
-    studies, home = tmp_path / "studies", tmp_path / "home"
-    write_studies(studies, 4)
-    with running_server(studies, home, 0, [MODEL], quick_configs) as client:
-        submit_all(client)
-        for epochs in (500, 400):
-            client.call("POST", f"/train/{MODEL}?enqueue=true", json={"epochs": epochs})
-        first, second = client.call("GET", "/train/?all=true").json()
-        assert (first["request"]["epochs"], second["progress"]) == (500, {"status": "waiting", "before_it": 1})
-        assert status(client)["id"] == first["id"]
-        os.kill(server_pid(studies), signal.SIGKILL)
-    with running_server(studies, home, 0, [MODEL], quick_configs) as client:
-        wait_until(lambda: status_or_none(client) is not None)
-        tasks = client.call("GET", "/train/?all=true").json()
-        assert [task["request"]["epochs"] for task in tasks] == [500, 400]
-        for _ in tasks:
-            client.call("DELETE", "/train/")
 
 
 def test_a_rollback_takes_effect_in_a_running_server(tmp_path, monkeypatch, quick_configs):
