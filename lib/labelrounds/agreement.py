@@ -12,8 +12,6 @@ that has learnt from the label in the meantime is not asked: it would agree too 
 
 import logging
 import math
-import threading
-from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from labelrounds.backlog import Backlog
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.errors import Cancelled, LabelRoundsError, NotFound, OutOfSpace, Overloaded
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 _AGAIN_AFTER_S = 0.5  # where a user's request came first
 _PAUSE_S = 10.0  # where the disk or the database takes nothing: each try is a whole prediction
-_CLOSING_S = 5.0
 _LIKELY = 0.5  # from which on a class is predicted where an image may have several
 
 
@@ -67,51 +65,29 @@ class Agreement:
 
     def __init__(self, app: Predicting, ledger: Ledger) -> None:
         self._app, self._ledger = app, ledger
-        self._changed = threading.Condition()
-        self._pending: deque[dict[str, Any]] = deque()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._backlog = Backlog("agreement", self._do)
 
     def resume(self) -> None:
         """Compare all submissions that were not compared yet."""
-        with self._changed:
-            known = {(one["id"], one["label"]) for one in self._pending}
-            self._pending.extend(
-                one for one in self._ledger.without_agreement() if (one["id"], one["label"]) not in known
-            )
-            if self._pending and self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._work, name="agreement", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        with self._backlog.changed:  # what is noted in between must not be added again
+            self._backlog.add({(one["id"], one["label"]): one for one in self._ledger.without_agreement()})
 
     def close(self) -> None:
         """Begin no further comparison; wait a few seconds for the end of what is under way."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(_CLOSING_S)
+        self._backlog.close()
 
-    def _work(self) -> None:
-        while (submission := self._first()) is not None:
-            try:
-                self._note(submission)
-            except NotFound as error:  # of a database that was lost meanwhile
-                logger.warning("%s: not compared with a prediction: %s", submission["image"], error)
-            except LabelRoundsError as error:  # the disk, or a user's request that comes first
-                if not isinstance(error, Cancelled):
-                    logger.warning("Not compared yet with a prediction: %s: %s", submission["image"], error)
-                with self._changed:
-                    patience_s = _AGAIN_AFTER_S if isinstance(error, Cancelled) else _PAUSE_S
-                    self._changed.wait_for(lambda: self._closed, patience_s)
-                continue
-            with self._changed:
-                self._pending.popleft()
-
-    def _first(self) -> dict[str, Any] | None:
-        with self._changed:
-            self._changed.wait_for(lambda: bool(self._pending) or self._closed)
-            return None if self._closed else self._pending[0]
+    def _do(self, submission: dict[str, Any]) -> float | None:
+        """Compare one, now or after so many seconds."""
+        try:
+            self._note(submission)
+        except Cancelled:
+            return _AGAIN_AFTER_S
+        except NotFound as error:  # of a database that was lost meanwhile
+            logger.warning("%s: not compared with a prediction: %s", submission["image"], error)
+        except LabelRoundsError as error:
+            logger.warning("Not compared yet with a prediction: %s: %s", submission["image"], error)
+            return _PAUSE_S
+        return None
 
     def _note(self, submission: dict[str, Any]) -> None:
         """Compare, and write what was found into the ledger."""

@@ -14,6 +14,7 @@ from labelrounds import heap
 from labelrounds.errors import BadInput, LabelRoundsError
 
 _TABLE_WIDTH = 190
+_INTERRUPTED = 130  # as shells have it of Ctrl-C
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -173,7 +174,11 @@ def train(
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N; the best there is when left out.")] = "",
 ) -> None:
-    """Train a model on the labels that were submitted, here in the terminal. Ctrl-C keeps the best so far."""
+    """Train a model on the labels that were submitted, here in the terminal. Ctrl-C keeps the best so far.
+
+    Exit status: 0 where the training has come to its end, also if its result is no better than what is served; 130
+    where it was stopped with nothing to publish; 2 where an error ended it.
+    """
     from labelrounds import distributed
     from labelrounds.starting import train_here
 
@@ -182,6 +187,8 @@ def train(
     if result:  # of several processes the first has one
         print(json.dumps(result, indent=2))
     distributed.end()
+    if result["status"] == "stopped" and result["published"] is None:
+        raise typer.Exit(_INTERRUPTED)
 
 
 @app.command()

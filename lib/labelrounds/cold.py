@@ -9,7 +9,6 @@ Concurrency and crash: as for `labelrounds.scores`; rows of the same database.
 """
 
 import itertools
-import sqlite3
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from labelrounds.config import AnyConfig
-from labelrounds.database import Database
+from labelrounds.database import Database, NewRows
 from labelrounds.memory_cache import identity_of
 from labelrounds.reading import Image, read_image
 from labelrounds.scores import Identities
@@ -156,7 +155,7 @@ class ColdStore:
         self._database = database
         self._kind = f"{_EMBEDDING}/{config.dimensions}/{config.channels}"
         self._lock = threading.Lock()
-        self._last = 0
+        self._new = NewRows(database, "cold", "kind", self._kind)
         self._rows: dict[str, _Row] = {}
         self._identities = Identities()
 
@@ -198,18 +197,9 @@ class ColdStore:
 
     def _renew(self) -> None:
         """Read the rows that have come since."""
-        with self._database.reading() as connection:
-            newest = _newest(connection)
-            if newest < self._last:  # the file was damaged, and begun anew
-                self._rows, self._last = {}, 0
-            if newest > self._last:
-                query = "SELECT * FROM cold WHERE kind = ? AND id > ? ORDER BY id"
-                for row in connection.execute(query, (self._kind, self._last)):
-                    embedding = np.frombuffer(row["embedding"], dtype="<f4").astype(np.float32)
-                    self._rows[row["image"]] = _Row(row["identity"], embedding, row["reason"])
-            self._last = newest
-
-
-def _newest(connection: sqlite3.Connection) -> int:
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'cold'").fetchone()
-    return int(row["seq"]) if row is not None else 0
+        begun_anew, rows = self._new.look()
+        if begun_anew:
+            self._rows = {}
+        for row in rows:
+            embedding = np.frombuffer(row["embedding"], dtype="<f4").astype(np.float32)
+            self._rows[row["image"]] = _Row(row["identity"], embedding, row["reason"])

@@ -263,3 +263,31 @@ def rounds_file(studies: str) -> Path:
     """Return where the rounds of a studies folder, or of a DICOMweb server's address, are kept."""
     address = studies if "://" in studies else str(Path(studies).expanduser().resolve())
     return folders.home() / "rounds" / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}.sqlite"
+
+
+class NewRows:
+    """The rows of a table that have come since the last look.
+
+    Args:
+        database: with the table, whose ``id`` increases by itself.
+        table: its name.
+        column: by which it is narrowed, and ``value``, to which.
+    """
+
+    def __init__(self, database: Database, table: str, column: str, value: str) -> None:
+        self._database, self._table, self._value = database, table, value
+        self._query = f"SELECT * FROM {table} WHERE {column} = ? AND id > ? ORDER BY id"
+        self._last = 0
+
+    def look(self) -> tuple[bool, list[sqlite3.Row]]:
+        """Return whether the table was begun anew, after damage to the file, and its new rows in their order."""
+        with self._database.reading() as connection:
+            query = "SELECT seq FROM sqlite_sequence WHERE name = ?"
+            row = connection.execute(query, (self._table,)).fetchone()
+            newest = int(row["seq"]) if row is not None else 0
+            begun_anew = newest < self._last
+            if begun_anew:
+                self._last = 0
+            rows = connection.execute(self._query, (self._value, self._last)).fetchall() if newest > self._last else []
+            self._last = newest
+        return begun_anew, rows

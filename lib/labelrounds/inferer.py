@@ -11,26 +11,24 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from labelrounds.asking import ModelInferer, Request, first_of
 from labelrounds.atomic import disk_errors
 from labelrounds.checkpoints import Version
 from labelrounds.computing import CPU, Computing, LacksMemory, PreparedImage
 from labelrounds.config import ModelConfig
-from labelrounds.devices import choose_device, choose_devices, is_out_of_memory, offered_devices
+from labelrounds.devices import choose_device, choose_devices, is_out_of_memory
 from labelrounds.engine import Engine, Place
-from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
+from labelrounds.errors import LabelRoundsError, TooLarge
 from labelrounds.geometry import Affine
-from labelrounds.history import checksum
 from labelrounds.logs import request_id
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.reading import Image, read_image
@@ -40,8 +38,6 @@ from labelrounds.writing import write_label
 
 logger = logging.getLogger(__name__)
 
-RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".seg.nrrd")
-STAGES = ("wait", "read", "load", "prepare", "segment", "restore", "write")
 _PREPARATION = {"channels", "spacing_mm", "intensity"}  # with the dimensions
 
 
@@ -64,58 +60,7 @@ class Answer:
     note: str
 
 
-@dataclass(frozen=True)
-class Request:
-    """What is asked for, checked.
-
-    Attributes:
-        image: the file, or the folder of a DICOM series.
-        content: what the image is known by.
-        extension: of the answer.
-        client: who asks.
-        background: nobody waits for the answer.
-        gone: tells whether the client has gone.
-        seconds: how long each of `STAGES` has taken.
-    """
-
-    image: Path
-    content: str
-    extension: str
-    client: str
-    background: bool
-    gone: Callable[[], bool]
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
-
-    @classmethod
-    def of(cls, request: dict[str, Any]) -> "Request":
-        """Check what the host hands over; see `SegmentationInferer.__call__`.
-
-        Raises:
-            BadInput: an extension that is not written.
-            NotFound: no such file.
-        """
-        extension = _extension(request.get("result_extension"))
-        image = Path(request["image"])
-        return cls(
-            image=image,
-            content=checksum(image) if request.get("uploaded") else identity_of(image),
-            extension=extension,
-            client=str(request.get("client_id", ""))[:200],
-            background=bool(request.get("background")),
-            gone=request.get("gone", lambda: False),
-        )
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time that the block takes to a stage's."""
-        since = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] += time.perf_counter() - since
-
-
-class SegmentationInferer(InferTask):
+class SegmentationInferer(ModelInferer):
     """One served segmentation model.
 
     Args:
@@ -125,53 +70,19 @@ class SegmentationInferer(InferTask):
         tuning: chooses the versions' runtimes, shared likewise; without it they run as they are loaded.
     """
 
+    _networks: ServedNetworks
+
     def __init__(self, config: ModelConfig, engine: Engine, memory: Memory, tuning: Tuning | None = None) -> None:
-        super().__init__(
-            type=InferType.SEGMENTATION,
-            labels=list(config.labels),
-            dimension=3,  # what a client is handed is a volume, even where the network sees slices
-            description=config.description,
-            config={"device": offered_devices()},
-        )
+        super().__init__(config, engine, memory, labels=list(config.labels))
         self._model = config
         self._networks = ServedNetworks(config)
         self._computing = Computing(config, self._networks, memory, tuning)
-        self._engine = engine
-        self._memory = memory
         # As texts, since some parts of a configuration are no keys.
         self._preparation = (config.model_dump_json(include=_PREPARATION), config.dimensions)
         self._configuration = config.model_dump_json()
 
-    def is_valid(self) -> bool:
-        """Tell whether there is something trained to serve; what is not is no model in a client's list.
-
-        A damaged version is served, in that a request for it is told what is wrong.
-        """
-        try:
-            return self._networks.checkpoints.current() is not None
-        except LabelRoundsError as error:
-            logger.warning("Model %s: %s", self._model.name, error)
-            return True
-
-    def weights_bytes(self) -> int:
-        """Return the size of the weights that are served, 0 where there are none or they can't be read."""
-        try:
-            version = self._networks.checkpoints.current()
-            return version.weights.stat().st_size if version is not None else 0
-        except (LabelRoundsError, OSError) as error:
-            logger.warning("Model %s: %s", self._model.name, error)
-            return 0
-
-    def warm_up(self, device: torch.device) -> None:
-        """Make ready on a device what the first request would wait for, in the background of users' requests.
-
-        Raises:
-            Cancelled: a user's request was in the way.
-            LabelRoundsError: what that first request will be told.
-        """
-        of = ("warm-up", self._model.name)
-        with self._engine.worker(device).place(of, of, background=True) as place:
-            place.compute(partial(self._computing.warm_up, device))
+    def _warm_up(self, device: torch.device, stopped: Callable[[], bool]) -> None:
+        self._computing.warm_up(device, stopped)
 
     def info(self) -> dict[str, Any]:
         """Return what a client shows; beside what the host defines, the ``runtime`` on the best device."""
@@ -233,15 +144,6 @@ class SegmentationInferer(InferTask):
             "request_id": known_as,
         }
 
-    def is_ready(self, request: dict[str, Any]) -> bool:
-        """Tell whether what a request asks for is in memory; as `__call__`, but nothing is computed."""
-        try:
-            asked, devices = Request.of(request), choose_devices(first_of(request.get("device")))
-            current = self._networks.checkpoints.current()
-            return any(self._answer_key(asked, device, current) in self._memory.answers for device in devices)
-        except LabelRoundsError:
-            return False
-
     def _answer(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
         """Answer from one of some devices, or from the CPU where a GPU has not the memory.
 
@@ -263,7 +165,7 @@ class SegmentationInferer(InferTask):
         moved = replace(answer, note=_said(f"out of memory on {lacking}: segmented on the CPU", answer.note))
         logger.warning("Model %s: %s", self._model.name, moved.note)
         # Under what is looked for, so that it is not tried in vain again.
-        self._keep(self._answer_key(asked, lacking, moved.version), moved)
+        self._keep(self._answer_key(asked, lacking, moved.version), moved, len(moved.content))
         return moved, cached
 
     def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
@@ -308,11 +210,8 @@ class SegmentationInferer(InferTask):
         with asked.timed("write"):
             content = _encoded(label, computed.affine, asked.extension, self._model.labels)
         answer = Answer(content, computed.version, computed.runtime, place.device, computed.note)
-        self._keep(self._answer_key(asked, place.device, answer.version, answer.runtime), answer)
+        self._keep(self._answer_key(asked, place.device, answer.version, answer.runtime), answer, len(answer.content))
         return answer, cached
-
-    def _keep(self, key: Hashable, answer: Answer) -> None:
-        self._memory.answers.put(key, answer, len(answer.content))
 
     def _image_key(self, asked: Request) -> Hashable:
         return asked.content, self._preparation
@@ -351,16 +250,3 @@ def _written(content: bytes, extension: str) -> str:
 
 def _said(*notes: str) -> str:
     return "; ".join(note for note in notes if note)
-
-
-def first_of(value: object) -> object:
-    """Return a choice's value; a client that sends the whole list of choices means its first."""
-    return value[0] if isinstance(value, list) and value else value
-
-
-def _extension(wanted: object) -> str:
-    if wanted in (None, ""):
-        return ".nrrd"
-    if wanted not in RESULT_EXTENSIONS:
-        raise BadInput(f"result_extension {wanted!r} is not one of {', '.join(RESULT_EXTENSIONS)}")
-    return str(wanted)

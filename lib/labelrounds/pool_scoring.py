@@ -15,16 +15,11 @@ Crash and faults
 """
 
 import logging
-import os
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import CancelledError as CancelledReading
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import zip_longest
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +33,8 @@ from labelrounds.devices import choose_devices
 from labelrounds.engine import Engine
 from labelrounds.errors import Cancelled, LabelRoundsError, OutOfSpace, Overloaded, TooLarge
 from labelrounds.memory_cache import identity_of
+from labelrounds.pool_progress import PoolProgress
+from labelrounds.read_ahead import ReadAhead, give_way
 from labelrounds.scores import CaseScores, ScoreStore, weights_of
 from labelrounds.scoring import Prepared, Scorer
 
@@ -47,10 +44,8 @@ _POLL_S = 5.0  # after which it looks whether another version is served
 _LOOK_AGAIN_S = 60.0  # after which it looks into folders for files that were changed in place
 _PAUSE_S = 10.0  # before what failed by the fault of the disk or the weights is tried again
 _CLOSING_S = 5.0
-_NICENESS = 10
 _CLIENT = "pool-scoring"
 _CPU = torch.device("cpu")
-_MEASURED = 20  # images by which the time that is left is estimated
 
 
 class PoolScoring:
@@ -82,11 +77,11 @@ class PoolScoring:
         self._images: dict[str, Path] = {}
         self._costly: tuple[str, ...] = ()
         self._cold_wanted = False
-        self._progress = _Progress()
+        self._progress = PoolProgress()
         self._scorer: tuple[str, Scorer] | None = None  # and the hash of its weights
         self._too_costly: set[tuple[str, str]] = set()  # identities and weights
         self._thread: threading.Thread | None = None
-        self._reader = ThreadPoolExecutor(1, "pool-reading", initializer=_give_way)
+        self._reader = ReadAhead("pool-reading")
 
     def wanted(self, images: Mapping[str, Path], costly: Collection[str] = (), cold_too: bool = False) -> None:
         """Say what is to be scored from now on, in place of what was wanted before; returns at once.
@@ -126,12 +121,12 @@ class PoolScoring:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._reader.shutdown(wait=False, cancel_futures=True)
+        self._reader.close()
         if self._thread is not None:
             self._thread.join(_CLOSING_S)
 
     def _work(self) -> None:
-        _give_way()
+        give_way()
         while not self._closed:
             with self._changed:
                 self._woken = False
@@ -190,7 +185,7 @@ class PoolScoring:
         names = scoring.able(costly)
         todo, failures = self._missing(images, weights, names)
         self._begin(scoring.version.number, len(todo), failures)
-        for path, reading in self._read_ahead(scoring, list(todo.values())):
+        for path, reading in self._reader.each(scoring.read, list(todo.values())):
             self._score(path, reading, weights, scoring, names)
             if self._interrupted(served):
                 return
@@ -224,47 +219,58 @@ class PoolScoring:
             }
         return {image_id: path for image_id, path in images.items() if image_id in lacking}, len(known.failed)
 
-    def _read_ahead(self, scorer: Scorer, paths: list[Path]) -> Iterator[tuple[Path, "Future[Prepared]"]]:
-        """Yield the images while each next one is read."""
-        ahead: Future[Prepared] | None = None
+    def _attempt(
+        self,
+        path: Path,
+        what: str,
+        make: Callable[[], Callable[[], None] | None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Do something with an image and keep what comes of it, or why it can't be done.
+
+        Args:
+            path: the image.
+            what: is done, for the log.
+            make: does it; returns what keeps the outcome, or None where it was broken off.
+            failed: keeps the reason.
+        """
+        since = time.perf_counter()
         try:
-            for path, following in zip_longest(paths, paths[1:]):
-                reading = ahead or self._reader.submit(scorer.read, path)
-                ahead = self._reader.submit(scorer.read, following) if following is not None else None
-                yield path, reading
-        except RuntimeError:  # the reader was shut down, as the server is ending
-            if not self._closed:
-                raise
-        finally:
-            if ahead is not None:
-                ahead.cancel()
+            put = make()
+        except LabelRoundsError as error:
+            reason = str(error)
+        except Exception as error:
+            logger.exception("Not %s: %s", what, path.name)
+            reason = f"{path.name}: {type(error).__name__}: {error}"
+        else:
+            if put is not None:
+                self._keep(put)
+                self._done(time.perf_counter() - since)
+            return
+        logger.info("Not %s: %s", what, reason)
+        self._keep(lambda: failed(reason))
+        self._done(time.perf_counter() - since, failed=True)
 
     def _score(
         self, path: Path, reading: "Future[Prepared]", weights: str, scorer: Scorer, names: Collection[str]
     ) -> None:
         """Score an image and keep what comes of it, or why not."""
-        since = time.perf_counter()
         identity: str | None = None
-        try:
-            prepared = reading.result()
+
+        def make() -> Callable[[], None] | None:
+            nonlocal identity
+            try:
+                prepared = reading.result()
+            except CancelledReading:
+                return None
             identity = prepared.identity
             scores = self._computed(prepared, path, weights, scorer, names)
-        except CancelledReading:
-            return
-        except LabelRoundsError as error:
-            reason = str(error)
-        except Exception as error:
-            logger.exception("Not scored: %s", path.name)
-            reason = f"{path.name}: {type(error).__name__}: {error}"
-        else:
-            if scores is None:
-                return
-            self._keep(lambda: self._store.put(path, scores, weights, identity))
-            self._done(time.perf_counter() - since)
-            return
-        logger.info("Not scored: %s", reason)
-        self._keep(lambda: self._store.put_failure(path, reason, weights, scorer.version.number, identity))
-        self._done(time.perf_counter() - since, failed=True)
+            return None if scores is None else lambda: self._store.put(path, scores, weights, identity)
+
+        def failed(reason: str) -> None:
+            self._store.put_failure(path, reason, weights, scorer.version.number, identity)
+
+        self._attempt(path, "scored", make, failed)
 
     def _computed(
         self, prepared: Prepared, path: Path, weights: str, scorer: Scorer, names: Collection[str]
@@ -318,28 +324,20 @@ class PoolScoring:
 
     def _embed(self, path: Path) -> None:
         """Embed an image without a model, and keep what comes of it, or why not."""
-        since = time.perf_counter()
-        try:
+
+        def make() -> Callable[[], None] | None:
             identity = identity_of(path)
-            # Admitted only while no user has a place; it is over in a moment.
-            with self._engine.worker(_CPU).place(
-                identity, ("cold", identity), client=_CLIENT, background=True, gone=lambda: self._closed
-            ):
-                embedding = cold.embed(path, self._config)
-        except (Cancelled, Overloaded):
-            return
-        except LabelRoundsError as error:
-            reason = str(error)
-        except Exception as error:
-            logger.exception("Not embedded: %s", path.name)
-            reason = f"{path.name}: {type(error).__name__}: {error}"
-        else:
-            self._keep(lambda: self._cold.put(path, embedding, identity))
-            self._done(time.perf_counter() - since)
-            return
-        logger.info("Not embedded: %s", reason)
-        self._keep(lambda: self._cold.put_failure(path, reason))
-        self._done(time.perf_counter() - since, failed=True)
+            try:
+                # Admitted only while no user has a place; it is over in a moment.
+                with self._engine.worker(_CPU).place(
+                    identity, ("cold", identity), client=_CLIENT, background=True, gone=lambda: self._closed
+                ):
+                    embedding = cold.embed(path, self._config)
+            except (Cancelled, Overloaded):
+                return None
+            return lambda: self._cold.put(path, embedding, identity)
+
+        self._attempt(path, "embedded", make, lambda reason: self._cold.put_failure(path, reason))
 
     def _keep(self, put: Callable[[], None]) -> None:
         """Write to the database, again and again while the disk does not take it."""
@@ -357,51 +355,14 @@ class PoolScoring:
 
     def _begin(self, version: int | None, left: int, failed: int) -> None:
         with self._changed:
-            self._progress.version, self._progress.left, self._progress.failed = version, left, failed
-            self._progress.running = left > 0
-            self._progress.begun = True
+            self._progress.begin(version, left, failed)
 
     def _done(self, seconds: float, failed: bool = False) -> None:
         with self._changed:
-            self._progress.left -= 1
-            self._progress.failed += failed
-            self._progress.seconds.append(seconds)
+            self._progress.done(seconds, failed)
 
     def _say(self, note: str) -> None:
         with self._changed:
             if note and note != self._progress.note:
                 logger.warning("Pool of %s: %s", self._config.name, note)
             self._progress.note = note
-
-
-@dataclass
-class _Progress:
-    """How far it is; see `PoolScoring.progress`."""
-
-    version: int | None = None
-    left: int = 0
-    failed: int = 0
-    running: bool = False
-    begun: bool = False
-    note: str = ""
-    seconds: deque[float] = field(default_factory=lambda: deque(maxlen=_MEASURED))
-
-    def told(self, images: int) -> dict[str, Any]:
-        left = self.left if self.begun else images
-        mean_s = sum(self.seconds) / len(self.seconds) if self.seconds else None
-        eta_s = 0.0 if left == 0 else None if mean_s is None else round(left * mean_s, 1)
-        return {
-            "scored": max(0, images - left - self.failed),
-            "of": images,
-            "failed": self.failed,
-            "version": self.version,
-            "eta_s": eta_s,
-            "running": self.running,
-            "note": self.note,
-        }
-
-
-def _give_way() -> None:
-    """Let the calling thread have no more of the cores than others leave; Linux has this for single threads."""
-    with suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -47,6 +47,7 @@ from labelrounds.round_state import Parts, state_of
 from labelrounds.store import CLASSES
 from labelrounds.strategies import strategies
 from labelrounds.strategies.base import Choice
+from labelrounds.training_lock import is_trained
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +101,14 @@ class _Model:
     """What is about one model: its pool, and what passes over it."""
 
     def __init__(self, config: AnyConfig, app: Served, opened: _Open) -> None:
+        folders = [Checkpoints(other).folder for other in app.configs.values()]
         self.source = PoolSource(config, app.datastore(), opened.database, opened.leases)
         self.scoring = PoolScoring(
             config,
             app.engine,
             self.source.scores,
             self.source.cold,
-            training=lambda: bool(job_queue("train").unfinished()),
+            training=lambda: bool(job_queue("train").unfinished()) or any(map(is_trained, folders)),
         )
         self._wanted: object = None
 

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import AnyConfig
-from labelrounds.database import Database
+from labelrounds.database import Database, NewRows
 from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
 from labelrounds.memory_cache import identity_of
@@ -111,7 +111,7 @@ class ScoreStore:
         self._database, self._model = database, config.name
         self._preparation = preparation_of(config)
         self._lock = threading.Lock()
-        self._last = 0  # id of the last row that was read
+        self._new = NewRows(database, "scores", "model", self._model)
         self._rows: dict[str, dict[str, _Row]] = {}  # by preparation and weights, the latest last; then by image
         self._identities = Identities()
 
@@ -211,19 +211,13 @@ class ScoreStore:
 
     def _renew(self) -> None:
         """Read the rows that have come since, and forget the versions that were removed."""
-        with self._database.reading() as connection:
-            last = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'scores'").fetchone()
-            newest = int(last["seq"]) if last is not None else 0
-            if newest == self._last:
-                return
-            if newest < self._last:  # the file was damaged, and begun anew
-                self._rows, self._last = {}, 0
-            query = "SELECT * FROM scores WHERE model = ? AND id > ? ORDER BY id"
-            for row in connection.execute(query, (self._model, self._last)):
-                rows = self._rows.pop(row["of"], {})
-                rows[row["image"]] = _row(row)
-                self._rows[row["of"]] = rows  # the latest last
-            self._last = newest
+        begun_anew, found = self._new.look()
+        if begun_anew:
+            self._rows = {}
+        for row in found:
+            rows = self._rows.pop(row["of"], {})
+            rows[row["image"]] = _row(row)
+            self._rows[row["of"]] = rows  # the latest last
         while len(self._rows) > _VERSIONS_KEPT:
             del self._rows[next(iter(self._rows))]
 

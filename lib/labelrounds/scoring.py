@@ -28,8 +28,8 @@ from torch import nn
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.classification.cases import prepared as prepared_class_image
 from labelrounds.classification.config import ClassifierConfig
-from labelrounds.classification.inferer import Ready
 from labelrounds.classification.scoring import class_epistemic, class_scores, class_tta, distance, looked_at
+from labelrounds.classification.served import Ready
 from labelrounds.config import AUTO, AnyConfig, ModelConfig
 from labelrounds.costly_scores import disagreement, epistemic, tta
 from labelrounds.devices import is_out_of_memory, place, settle, to_host

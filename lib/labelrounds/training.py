@@ -8,17 +8,19 @@ cross-validated where there are few patients (``cross_validation.py``); the resu
 What the server shows of it goes through ``progress.json``, written after each epoch; what a killed process had
 reached goes through ``state.safetensors`` and ``folds.json``, from which the next start of the same training goes on,
 and ``begun.json``, which names its cases.
-One training of a model at a time, across processes, by a lock on its folder.
+A training that was stopped before it was better than what is served is gone on with in the same way.
+One training of a model at a time, across processes (``training_lock.py``).
 """
 
 import logging
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from monailabel.interfaces.tasks.train import TrainTask
 from torch import nn
 
@@ -38,6 +40,7 @@ from labelrounds.splits import TRAIN, VALIDATION
 from labelrounds.store import LabelledCase
 from labelrounds.tasks import label_tag_of, task_of
 from labelrounds.together import dismiss, follow, lead
+from labelrounds.training_lock import training_lock
 from labelrounds.training_plan import TrainingPlan, make_plan, network_of
 from labelrounds.training_request import TrainingRequest
 from labelrounds.training_steps import copy_weights
@@ -115,7 +118,7 @@ def _train_and_publish(
     checkpoints = Checkpoints(config)
     try:
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(checkpoints.folder / "training.lock", timeout=0):
+        with training_lock(checkpoints.folder):
             return _Training(config, checkpoints, wanted, device, stopped).run(items)
     except Timeout as error:
         raise Busy(f"a training of {config.name} runs already") from error
@@ -196,6 +199,7 @@ class _Training:
             self._watch.stage,
             self._stopped,
         )
+        outcome = replace(outcome, stopped=outcome.stopped or self._stopped())  # who stops it waits
         self._watch.stage("judging")
         result = promote(
             plan,
@@ -205,6 +209,9 @@ class _Training:
             self._checkpoints,
             self._watch.elapsed_s,
         )
+        if outcome.stopped and result["published"] is None and self._state.is_file():
+            again = " What it had reached is kept: the same training, started again, goes on from there."
+            return {**result, "message": result["message"] + again}
         for left in (self._state, self._folds, self._begun):
             left.unlink(missing_ok=True)
         return result

@@ -6,24 +6,23 @@ the device, so that a request is delayed by one of them at most. What is chosen 
 """
 
 import logging
-import threading
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
+from labelrounds.backlog import Backlog
 from labelrounds.checkpoints import Version
 from labelrounds.config import AUTO
 from labelrounds.engine import DeviceWorker, Engine
-from labelrounds.errors import Cancelled, LabelRoundsError, Overloaded
+from labelrounds.errors import Cancelled, LabelRoundsError
 from labelrounds.runtime_choice import Task, excerpt, shows_enough
 from labelrounds.served import ServedNetworks
 
 logger = logging.getLogger(__name__)
 
 _CLIENT = "tuning"
-_CLOSING_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -44,11 +43,8 @@ class Tuning:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._changed = threading.Condition()
-        self._pending: list[_Job] = []
-        self._seen: set[tuple[str, str, str]] = set()
-        self._thread: threading.Thread | None = None
-        self._closed = False
+        self._seen: dict[tuple[str, str], str] = {}  # the last weights of each model and device
+        self._backlog = Backlog("tuning", self._do)
 
     def add(
         self, networks: ServedNetworks, version: Version, device: torch.device, image: torch.Tensor, label: torch.Tensor
@@ -62,8 +58,8 @@ class Tuning:
             image: ``(C, X, Y, Z)``, prepared.
             label: ``(X, Y, Z)``, what was found in it.
         """
-        key = version.model, str(version.weights), str(device)
-        if networks.config.inference.runtime != AUTO or key in self._seen:
+        key = version.model, str(device), str(version.weights)
+        if networks.config.inference.runtime != AUTO or self._seen.get(key[:2]) == key[2]:
             return
         try:
             shown, labelled = excerpt(image, label, networks.config)
@@ -72,39 +68,21 @@ class Tuning:
         except Exception:  # whatever it is, the answer is made
             logger.exception("%s keeps its runtime", version)
             return
-        with self._changed:
-            self._seen.add(key)
-            self._pending.append(_Job(networks, version, device, shown, key))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="tuning", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        self._seen[key[:2]] = key[2]
+        self._backlog.add({key: _Job(networks, version, device, shown, key)})
 
     def close(self) -> None:
         """Begin no further version; wait a few seconds for the end of what is under way."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(_CLOSING_S)
+        self._backlog.close()
 
-    def _work(self) -> None:
-        while (job := self._next()) is not None:
-            worker = self._engine.worker(job.device)
-            try:
-                job.networks.settle(job.version, job.device, [job.image], partial(_in_background, worker, job.key))
-            except Overloaded:  # the server is ending
-                return
-            except LabelRoundsError as error:
-                logger.info("%s keeps its runtime: %s", job.version, error)
-            except Exception:
-                logger.exception("%s keeps its runtime", job.version)
-
-    def _next(self) -> _Job | None:
-        with self._changed:
-            while not self._pending and not self._closed:
-                self._changed.wait()
-            return None if self._closed else self._pending.pop(0)
+    def _do(self, job: _Job) -> None:
+        worker = self._engine.worker(job.device)
+        try:
+            job.networks.settle(job.version, job.device, [job.image], partial(_in_background, worker, job.key))
+        except LabelRoundsError as error:
+            logger.info("%s keeps its runtime: %s", job.version, error)
+        except Exception:
+            logger.exception("%s keeps its runtime", job.version)
 
 
 def _in_background(worker: DeviceWorker, key: tuple[str, str, str], task: Task[Any]) -> Any:

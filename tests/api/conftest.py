@@ -9,6 +9,17 @@ from labelrounds.client import Client, running_server
 from labelrounds.phantoms import LABELS, write_studies, write_truth
 
 MODEL = "unet_phantom"
+QUICK_MODEL = "quick_phantom"
+QUICK_CONFIG = f"""
+description: U-Net for five organs of the invented CT patients, too coarse to be of use
+labels: [{", ".join(LABELS)}]
+modality: CT
+spacing_mm: [10.0, 10.0, 10.0]
+intensity: {{kind: window, low: -160, high: 240}}
+patch_size: [16, 16, 16]
+network: {{name: unet, channels: [4, 8, 8]}}
+training: {{iterations_per_epoch: 4, batch_size: 2}}
+"""
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +35,14 @@ def server(tmp_path_factory) -> Iterator[Client]:
     write_studies(folder / "studies", 4)
     with running_server(folder / "studies", folder / "home", 0, [MODEL]) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def quick_configs(tmp_path_factory) -> Path:
+    """A folder with a model that is trained in seconds, and of which nothing is trained yet."""
+    folder = tmp_path_factory.mktemp("configs")
+    (folder / f"{QUICK_MODEL}.yaml").write_text(QUICK_CONFIG)
+    return folder
 
 
 @pytest.fixture

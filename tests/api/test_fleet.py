@@ -16,23 +16,28 @@ import pytest
 from labelrounds.phantoms import write_studies
 
 IMAGES = 10
-# Both commands' work in one process, which starts Ray twice; the killed worker is the first one's.
+# Both commands' work in one process, each on a Ray of its own or both on one; the killed worker is the first one's.
 PROGRAM = """
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 import labelrounds.host
-from labelrounds import folders
+from labelrounds import fleet_ray, folders
 from labelrounds.archive import segment_archive
 from labelrounds.config import load_configs
 from labelrounds.fleet import crew_of
 from labelrounds.fleet_scoring import score_studies
+from labelrounds.ray_cluster import LOCAL, cluster
 
 configs = load_configs([folders.shipped_configs()], ["unet_phantom"])
-config, source, crew = configs["unet_phantom"], Path(sys.argv[1]), crew_of("local", 2)
-print(segment_archive(config, source, Path(sys.argv[2]), ".nii.gz", "cpu", crew), flush=True)
-for path in sorted(source.glob("*.nii.gz"))[4:]:
-    path.unlink()
-print(score_studies(configs, "unet_phantom", source, (), "cpu", crew), flush=True)
+config, source, starts = configs["unet_phantom"], Path(sys.argv[1]), int(sys.argv[3])
+with cluster(LOCAL) if starts == 1 else nullcontext() as ray:
+    if ray is not None:
+        fleet_ray.cluster = lambda address: nullcontext(ray)
+    print(segment_archive(config, source, Path(sys.argv[2]), ".nii.gz", "cpu", crew_of(LOCAL, 2)), flush=True)
+    for path in sorted(source.glob("*.nii.gz"))[4:]:
+        path.unlink()
+    print(score_studies(configs, "unet_phantom", source, (), "cpu", crew_of(LOCAL, 1)), flush=True)
 """
 
 
@@ -58,12 +63,13 @@ def wait_for(found, program: subprocess.Popen, seconds: float = 180):
 
 
 @pytest.mark.timeout(600)  # under a minute on two cores of its own
-def test_a_worker_that_is_killed_in_the_middle_loses_no_image_and_repeats_none(tmp_path):
+@pytest.mark.parametrize("starts", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_worker_that_is_killed_in_the_middle_loses_no_image_and_repeats_none(tmp_path, starts):
     source, output = tmp_path / "studies", tmp_path / "out"
     write_studies(source, IMAGES)
     environment = {**os.environ, "LABELROUNDS_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(source), str(output)],
+        [sys.executable, "-c", PROGRAM, str(source), str(output), str(starts)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -17,34 +17,17 @@ import requests
 from labelrounds.checkpoints import read_json
 from labelrounds.client import Client, running_server
 from labelrounds.phantoms import LABELS, write_studies, write_truth
+from tests.api.conftest import QUICK_MODEL as MODEL
 
 pytestmark = pytest.mark.timeout(600)  # most of it for processes that start, several at once
-MODEL = "quick_phantom"
-CONFIG = f"""
-description: U-Net for five organs of the invented CT patients, too coarse to be of use
-labels: [{", ".join(LABELS)}]
-modality: CT
-spacing_mm: [10.0, 10.0, 10.0]
-intensity: {{kind: window, low: -160, high: 240}}
-patch_size: [16, 16, 16]
-network: {{name: unet, channels: [4, 8, 8]}}
-training: {{iterations_per_epoch: 4, batch_size: 2}}
-"""
 
 
 @pytest.fixture(scope="module")
-def configs(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("configs")
-    (folder / f"{MODEL}.yaml").write_text(CONFIG)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory, truths, configs):
+def served(tmp_path_factory, truths, quick_configs):
     """A server of its own, with two labelled phantoms, and its home folder."""
     folder = tmp_path_factory.mktemp("together")
     write_studies(folder / "studies", 2)
-    with running_server(folder / "studies", folder / "home", 0, [MODEL], configs) as client:
+    with running_server(folder / "studies", folder / "home", 0, [MODEL], quick_configs) as client:
         for image, label in list(truths.items())[:2]:
             client.submit(image, label, LABELS)
         yield client, folder / "home"
@@ -128,12 +111,12 @@ def test_a_number_of_processes_that_can_not_be_is_refused(served, wanted):
     assert f"training.batch_size of {MODEL}" in answer.text
 
 
-def test_torchrun_trains_from_the_terminal_with_one_result(tmp_path, configs):
+def test_torchrun_trains_from_the_terminal_with_one_result(tmp_path, quick_configs):
     write_studies(tmp_path / "studies", 3)
     write_truth(tmp_path / "studies" / "labels" / "final", 3)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command += ["-m", "labelrounds", "train", "--studies", str(tmp_path / "studies"), "--model", MODEL]
-    command += ["--configs", str(configs), "--epochs", "1", "--device", "cpu"]
+    command += ["--configs", str(quick_configs), "--epochs", "1", "--device", "cpu"]
     environment = {**os.environ, "LABELROUNDS_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

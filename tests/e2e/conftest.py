@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from label_server import MODEL, MODEL_WITHOUT_SPLEEN, LabelServer
+import yaml
+from label_server import MODEL, MODEL_WITHOUT_SPLEEN, QUICK_MODEL, LabelServer
 from observed import Volume, read_nifti
 from slicer_process import SlicerProcess
 
@@ -17,6 +18,8 @@ from labelrounds.checkpoints import Checkpoints
 from labelrounds.client import free_port
 from labelrounds.config import load_config
 from labelrounds.networks import build_network
+
+SHIPPED = folders.shipped_configs() / f"{MODEL}.yaml"
 
 
 @dataclass
@@ -54,6 +57,7 @@ def session_server(studies, tmp_path_factory) -> Iterator[LabelServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LABELROUNDS_HOME", str(home))
         add_model_without_spleen(configs)
+        add_quick_model(configs)
     server = LabelServer(studies["axial"].image_path.parent, home, configs)
     server.wait()
     yield server
@@ -62,15 +66,27 @@ def session_server(studies, tmp_path_factory) -> Iterator[LabelServer]:
 
 def add_model_without_spleen(configs: Path) -> None:
     """Add a model of the user's own that knows the spleen and never finds it; it is the shipped one otherwise."""
-    shipped = folders.shipped_configs() / f"{MODEL}.yaml"
-    shutil.copy(shipped, configs / f"{MODEL_WITHOUT_SPLEEN}.yaml")
-    config = load_config(configs / f"{MODEL_WITHOUT_SPLEEN}.yaml")
-    network = build_network(config)
-    original = Checkpoints(load_config(shipped))
-    original.load(original.current(), network)
+    config = load_config(shutil.copy(SHIPPED, configs / f"{MODEL_WITHOUT_SPLEEN}.yaml"))
+    network = shipped_network()
     with torch.no_grad():
         network.get_parameter("net.output_block.conv.conv.bias")[config.label_values["spleen"]] = -1e4
     Checkpoints(config).publish(network, {})
+
+
+def add_quick_model(configs: Path) -> None:
+    """Add one whose epoch is a few steps on small patches; it is the shipped one otherwise."""
+    content = yaml.safe_load(SHIPPED.read_text())
+    content["training"] |= {"iterations_per_epoch": 6, "batch_size": 1}
+    file = configs / f"{QUICK_MODEL}.yaml"
+    file.write_text(yaml.safe_dump(content | {"patch_size": [32, 32, 32]}))
+    Checkpoints(load_config(file)).publish(shipped_network(), {})
+
+
+def shipped_network() -> torch.nn.Module:
+    config = load_config(SHIPPED)
+    network, checkpoints = build_network(config), Checkpoints(config)
+    checkpoints.load(checkpoints.current(), network)
+    return network
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from labelrounds.users import UserFile
 COMMAND = Path(sys.executable).with_name("labelrounds")
 MODEL = "unet_phantom"
 MODEL_WITHOUT_SPLEEN = "unet_spleenless"
+QUICK_MODEL = "unet_quick"
 
 
 class LabelServer:

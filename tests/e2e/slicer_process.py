@@ -1,5 +1,7 @@
 """Give each test a Slicer of its own: a child process, because slicer-core keeps state for a process's whole life.
 
+Each is forked from a process that has imported all of Slicer, which takes seconds, and has started nothing of it.
+
 A test holds a `SlicerProcess` and calls on it the methods of `slicer_user.SlicerUser`, which run over there.
 """
 
@@ -8,7 +10,9 @@ import multiprocessing
 import os
 import sys
 import traceback
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest.mock import patch
 
 EXTENSION = Path(sys.prefix, "monailabel", "plugins", "slicer", "MONAILabel")
 STAND_INS = Path(__file__).with_name("slicer_host")
@@ -26,7 +30,7 @@ class SlicerProcess:
     """
 
     def __init__(self, folder: Path, server: str, **settings):
-        context = multiprocessing.get_context("spawn")
+        context = _with_slicer_imported()
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(far_end, folder, server, settings), daemon=True)
         self._process.start()
@@ -82,8 +86,17 @@ def _serve(pipe, folder, server, settings):
         pipe.send(answer)
 
 
+def _with_slicer_imported():
+    """Return what starts processes that are forked from one which has imported Slicer."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["slicer_user"])
+    found = os.pathsep.join(map(str, (STAND_INS, EXTENSION, Path(__file__).parent)))
+    with patch.dict(os.environ, {"QT_QPA_PLATFORM": "offscreen", "PYTHONPATH": found}):
+        forkserver.ensure_running()
+    return context
+
+
 def _open_slicer(folder, server, settings):
-    os.environ["QT_QPA_PLATFORM"] = "offscreen"
     sys.path[:0] = [str(STAND_INS), str(EXTENSION)]
     from slicer_user import SlicerUser
 

@@ -15,16 +15,16 @@ from labelrounds.client import Client
 DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ct_abdomen"
 # Voxel values in TotalSegmentator's label file (its class list, version 2).
 ORGANS = {"liver": 5, "spleen": 1, "stomach": 6}
-MODEL = "organs_3mm"
+MODEL = "organs_5mm"
 CONFIG = f"""
-description: Three large organs at 3 mm
+description: Three large organs at 5 mm
 labels: [{", ".join(ORGANS)}]
 modality: CT
-spacing_mm: [3.0, 3.0, 3.0]
+spacing_mm: [5.0, 5.0, 5.0]
 intensity: {{kind: window, low: -160, high: 240}}
-patch_size: [64, 64, 24]
-network: {{name: unet, channels: [16, 32, 64]}}
-training: {{epochs: 6, iterations_per_epoch: 15, batch_size: 2}}
+patch_size: [48, 48, 16]
+network: {{name: unet, channels: [8, 16, 32]}}
+training: {{epochs: 6, iterations_per_epoch: 15, batch_size: 2, learning_rate: 0.005}}
 inference: {{overlap: 0.25}}
 """
 

@@ -77,11 +77,11 @@ def test_closing_waits_for_what_is_under_way_and_begins_nothing_more(ahead, segm
     ahead.add(Path("second"))
     closing = threading.Thread(target=ahead.close)
     closing.start()
-    while not ahead._closed:
+    while not ahead._backlog._closed:
         closing.join(0.01)
     segment.go.release()
     closing.join(PATIENCE_S)
-    assert not any(thread.is_alive() for thread in ahead._threads)
+    assert not any(thread.is_alive() for thread in ahead._backlog.threads)
     assert segment.seen == ["first"]
 
 
@@ -101,4 +101,4 @@ def test_as_many_cases_are_segmented_at_once_as_there_are_devices(segment):
     assert sorted(segment.seen) == ["first", "second", "third"]
     segment.go.release(100)
     two.close()
-    assert not any(thread.is_alive() for thread in two._threads)
+    assert not any(thread.is_alive() for thread in two._backlog.threads)

@@ -103,11 +103,11 @@ def test_what_users_name_is_shown_as_text(tmp_path):
     assert seen.tags.count("img") == 4 and evil in seen.text and f"{evil}&amp;" in seen.text
 
 
-@pytest.mark.parametrize("name", ["$x^2$", r"\$x", "$$", "a_b^{c", "$\\frac{$", "", "Ärzte", "x" * 500, "two\nlines"])
-def test_no_name_breaks_a_picture(tmp_path, name):
-    probabilities, truth = task(30, 2, True)
-    made = report(tmp_path, probabilities, truth, True, ids=[name] * 30, labels=[name, "other"])
-    assert all(max(pixels(path).shape) < 1500 for path in made[:4])
+def test_no_name_breaks_a_picture(tmp_path):
+    names = ["$x^2$", r"\$x", "$$", "a_b^{c", "$\\frac{$", "", "Ärzte", "x" * 500, "two\nlines"]
+    probabilities, truth = task(27, len(names), True)
+    made = report(tmp_path, probabilities, truth, True, ids=names * 3, labels=names)
+    assert all(is_drawn_on(pixels(path)) and max(pixels(path).shape) < 1500 for path in made[:4])
 
 
 def test_a_long_name_is_cut_in_the_middle_and_a_dollar_is_no_formula():

@@ -15,10 +15,11 @@ import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds import computing, devices, engine, inferer, memory_cache, runtime_choice, served, sliding
+from labelrounds.asking import STAGES
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
-from labelrounds.inferer import STAGES, SegmentationInferer
+from labelrounds.inferer import SegmentationInferer
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.networks import build_network
 from labelrounds.phantoms import make_phantom

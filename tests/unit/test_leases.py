@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import labelrounds.host  # noqa: F401 - first, or each process that is spawned here imports all of MONAI
+
+# isort: split
 from labelrounds.database import Database
 from labelrounds.errors import Conflict, NotFound, OutOfSpace
 from labelrounds.lease_clock import machine_clock
@@ -270,6 +273,7 @@ def test_an_agreement_names_its_submission(leases):
 
 _KILLED = textwrap.dedent("""
     import sys
+    import labelrounds.host
     from labelrounds.database import Database
     from labelrounds.leases import SCHEMA, Asking, Leases
     from labelrounds.strategies.base import Choice

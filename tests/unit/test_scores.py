@@ -248,6 +248,7 @@ def test_a_child_process_shares_the_scores(store, config, checkpoints, publish, 
     script = f"""
         from pathlib import Path
         import numpy as np
+        import labelrounds.host
         from labelrounds.config import ModelConfig
         from labelrounds.database import Database
         from labelrounds.scores import SCHEMA, CaseScores, ScoreStore

@@ -27,6 +27,7 @@ import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds import progress, training, training_plan
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.errors import Busy, Conflict, LabelRoundsError
+from labelrounds.judging import Comparison
 from labelrounds.networks import build_network
 from labelrounds.training import Trainer, train_model
 from labelrounds.training_request import TrainingRequest
@@ -181,6 +182,19 @@ def test_stopping_later_publishes_what_was_reached(config, studies):
     result = train_model(config, studies, wanted(50), lambda: bool(calls.append(1)) or len(calls) > 20)
     assert (result["status"], result["published"]) == ("stopped", 1)
     assert 1 <= progress_of(config)["epoch"] < 50
+
+
+def test_a_training_that_is_stopped_while_it_is_worse_is_gone_on_with(config, studies, monkeypatch):
+    train_model(config, studies, wanted(1), never)
+    epochs = reported(monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(Comparison, "objection", "worse by far")
+        result = train_model(config, studies, wanted(4), lambda: bool(epochs))
+    assert (result["status"], result["published"]) == ("stopped", None)
+    assert "worse by far" in result["message"] and "goes on from there" in result["message"]
+    result = train_model(config, studies, wanted(4), never)
+    assert epochs == [1, 2, 3, 4] and result["status"] == "done"
+    assert not list(Checkpoints(config).folder.glob("state*"))
 
 
 def test_a_killed_training_goes_on_where_it_was_and_then_forgets(config, studies, monkeypatch):

@@ -173,5 +173,11 @@ def test_the_servers_end_ends_it(config, version, tuning, engine):
     tuning.add(networks, version, CPU, IMAGE, LABEL)
     assert running.wait(30)
     engine.close()
-    tuning._thread.join(30)
-    assert not tuning._thread.is_alive() and len(networks.steps) < 3
+    tuning.close()
+    assert not any(thread.is_alive() for thread in tuning._backlog.threads) and len(networks.steps) < 3
+
+
+def test_it_remembers_no_more_than_the_last_version_of_each_model(config, tuning):
+    for _ in range(4):
+        next_in_turn(config, tuning)
+    assert len(tuning._seen) == 1

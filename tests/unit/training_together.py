@@ -13,6 +13,10 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+
+import labelrounds.host  # noqa: F401 - first, or all of MONAI is imported
+
+# isort: split
 from learners import StopAfter
 from safetensors.torch import save_file
 

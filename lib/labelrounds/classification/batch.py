@@ -19,7 +19,7 @@ import torch
 from labelrounds.atomic import disk_errors
 from labelrounds.classification.cases import prepared
 from labelrounds.classification.config import ClassifierConfig
-from labelrounds.classification.inferer import Ready, ReadyClassifiers, classify
+from labelrounds.classification.served import Ready, ReadyClassifiers, classify
 from labelrounds.devices import is_out_of_memory
 from labelrounds.errors import LabelRoundsError, TooLarge
 from labelrounds.itk_loading import load_itk

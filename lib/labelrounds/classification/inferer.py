@@ -10,7 +10,6 @@ gets a label map without a voxel, whose empty segments are called "pneumonia 93 
 import json
 import logging
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -20,24 +19,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from labelrounds.asking import ModelInferer, Request, first_of
 from labelrounds.atomic import disk_errors
-from labelrounds.checkpoints import Checkpoints, Version
-from labelrounds.classification.calibration import probabilities_of
+from labelrounds.checkpoints import Version
 from labelrounds.classification.cases import prepared
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.explaining import METHODS, explain
 from labelrounds.classification.images import onto_image
+from labelrounds.classification.served import ReadyClassifiers, classify
 from labelrounds.computing import CPU, LacksMemory
-from labelrounds.devices import autocast, choose_devices, is_out_of_memory, offered_devices, place, settle
+from labelrounds.devices import choose_devices, is_out_of_memory, settle
 from labelrounds.engine import Engine, Place
-from labelrounds.errors import BadInput, Conflict, LabelRoundsError, TooLarge
+from labelrounds.errors import BadInput, TooLarge
 from labelrounds.geometry import Affine
-from labelrounds.inferer import Request, first_of
 from labelrounds.logs import request_id
 from labelrounds.memory_cache import Memory
-from labelrounds.networks import build_network
 from labelrounds.reading import Image, read_image
 from labelrounds.runtimes import REFERENCE
 from labelrounds.writing import write_label, write_map
@@ -67,54 +64,7 @@ class Classified:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Ready:
-    """A version's network on a device, and the temperature that its logits are divided by."""
-
-    version: Version
-    network: Any
-    temperature: float
-
-
-class ReadyClassifiers:
-    """The networks of one model in memory, one a device, always of the version that is served."""
-
-    def __init__(self, config: ClassifierConfig) -> None:
-        self.checkpoints = Checkpoints(config)
-        self._config = config
-        self._loading = threading.Lock()
-        self._loaded: dict[str, Ready] = {}
-
-    def get(self, device: torch.device) -> Ready:
-        """Return the served version's network, loading it where it is not in memory yet.
-
-        Raises:
-            Conflict: there is no trained version yet.
-        """
-        with self._loading:
-            version = self.checkpoints.current()
-            if version is None:
-                raise Conflict(f"model {self._config.name} has no trained version yet: label images, then train it")
-            known = self._loaded.get(str(device))
-            if known is None or known.version.weights != version.weights:
-                network = build_network(self._config)
-                self.checkpoints.load(version, network)
-                network = place(network.eval(), device, self._config.dimensions)
-                known = Ready(version, network, float(version.record.get("temperature", 1.0)))
-                self._loaded[str(device)] = known
-            return known
-
-
-@torch.inference_mode()
-def classify(ready: Ready, images: torch.Tensor, config: ClassifierConfig) -> torch.Tensor:
-    """Return the probabilities ``(B, K)`` float32, on the CPU, of prepared images ``(B, C, X, Y, Z)``."""
-    device = images.device
-    with autocast(device, sound=device.type != "cpu"):  # on a CPU what is gained in bfloat16 are milliseconds
-        logits = ready.network(images)
-    return probabilities_of(logits.float(), config.multilabel, ready.temperature).cpu()
-
-
-class ClassificationInferer(InferTask):
+class ClassificationInferer(ModelInferer):
     """One served classification model.
 
     Args:
@@ -123,49 +73,17 @@ class ClassificationInferer(InferTask):
         memory: what is kept between requests, shared likewise.
     """
 
+    _networks: ReadyClassifiers
+
     def __init__(self, config: ClassifierConfig, engine: Engine, memory: Memory) -> None:
-        super().__init__(
-            type=InferType.SEGMENTATION,
-            labels=[],  # what Slicer makes empty segments of before anything is known
-            dimension=3,
-            description=config.description,
-            config={"device": offered_devices(), "show": [SEGMENTS, MARKUPS]},
-        )
+        # Of labels Slicer would make empty segments before anything is known.
+        super().__init__(config, engine, memory, labels=[], options={"show": [SEGMENTS, MARKUPS]})
         self._model = config
         self._networks = ReadyClassifiers(config)
-        self._engine, self._memory = engine, memory
         self._configuration = config.model_dump_json()
         self._preparation = json.dumps(config.preparation, sort_keys=True)
 
-    def is_valid(self) -> bool:
-        """Tell whether something trained is served; a damaged version counts, as who asks is told what is wrong."""
-        try:
-            return self._networks.checkpoints.current() is not None
-        except LabelRoundsError as error:
-            logger.warning("Model %s: %s", self._model.name, error)
-            return True
-
-    def weights_bytes(self) -> int:
-        """Return the size of the weights that are served, 0 where there are none or they can't be read."""
-        try:
-            version = self._networks.checkpoints.current()
-            return version.weights.stat().st_size if version is not None else 0
-        except (LabelRoundsError, OSError) as error:
-            logger.warning("Model %s: %s", self._model.name, error)
-            return 0
-
-    def warm_up(self, device: torch.device) -> None:
-        """Make ready on a device what the first request would wait for, in the background of users' requests.
-
-        Raises:
-            Cancelled: a user's request was in the way.
-            LabelRoundsError: what that first request will be told.
-        """
-        of = ("warm-up", self._model.name)
-        with self._engine.worker(device).place(of, of, background=True) as turn:
-            turn.compute(lambda stopped: self._warm_up(device))
-
-    def _warm_up(self, device: torch.device) -> None:
+    def _warm_up(self, device: torch.device, stopped: Callable[[], bool]) -> None:
         settle(device)
         image = torch.zeros(1, self._model.channels, *self._model.input_size, device=device)
         classify(self._networks.get(device), image, self._model)
@@ -224,15 +142,6 @@ class ClassificationInferer(InferTask):
         )
         return file, params
 
-    def is_ready(self, request: dict[str, Any]) -> bool:
-        """Tell whether the classes that a request asks for are in memory; nothing is computed."""
-        try:
-            asked, devices = Request.of(request), choose_devices(first_of(request.get("device")))
-            current = self._networks.checkpoints.current()
-            return any(self._answer_key(asked, device, current) in self._memory.answers for device in devices)
-        except LabelRoundsError:
-            return False
-
     def _options(self, request: dict[str, Any]) -> tuple[str, str | bool | None, str]:
         """Return what is to be shown, which class is to be explained, and by which method.
 
@@ -276,7 +185,7 @@ class ClassificationInferer(InferTask):
         moved = replace(answer, note=f"out of memory on {lacking}: classified on the CPU")
         logger.warning("Model %s: %s", self._model.name, moved.note)
         # Under what is looked for, so that it is not tried in vain again.
-        self._keep(self._answer_key(asked, lacking, moved.version), moved)
+        self._keep(self._answer_key(asked, lacking, moved.version), moved, _bytes_of(moved))
         return moved, cached, device
 
     def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Classified, str, torch.device]:
@@ -300,11 +209,8 @@ class ClassificationInferer(InferTask):
         image, voxels, cached = self._prepared(asked)
         with asked.timed("segment"):
             answer: Classified = turn.compute(lambda stopped: self._computed(turn.device, image, voxels))
-        self._keep(self._answer_key(asked, turn.device, answer.version), answer)
+        self._keep(self._answer_key(asked, turn.device, answer.version), answer, _bytes_of(answer))
         return answer, cached
-
-    def _keep(self, key: Hashable, answer: Classified) -> None:
-        self._memory.answers.put(key, answer, 8 * len(answer.probabilities))
 
     def _computed(self, device: torch.device, image: Image, voxels: torch.Tensor) -> Classified:
         """Compute the answer in the device's thread."""
@@ -369,6 +275,10 @@ class ClassificationInferer(InferTask):
     def _answer_key(self, asked: Request, device: torch.device, version: Version | None) -> Hashable:
         weights = str(version.weights) if version is not None else None
         return asked.content, self._configuration, weights, str(device)
+
+
+def _bytes_of(answer: Classified) -> int:
+    return 8 * len(answer.probabilities)
 
 
 def _empty_segments(answer: Classified, extension: str, names: list[str]) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch.special import entr
 
 from labelrounds.classification.config import ClassifierConfig
-from labelrounds.classification.inferer import Ready, classify
+from labelrounds.classification.served import Ready, classify
 from labelrounds.costly_scores import PASSES, dropout_on, entropy_of, variations
 
 

@@ -1,0 +1,184 @@
+"""A request to a model as the host hands it over, and what the models of all tasks do alike when they are asked.
+
+On the way of inference, before ``inferer.py`` and ``classification/inferer.py``: what is asked for is checked here, and
+what does not depend on what a model answers is answered.
+"""
+
+import logging
+import time
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.devices import choose_devices, offered_devices
+from labelrounds.engine import Engine
+from labelrounds.errors import BadInput, LabelRoundsError
+from labelrounds.history import checksum
+from labelrounds.memory_cache import Memory, identity_of
+from labelrounds.sections import CommonConfig
+
+logger = logging.getLogger(__name__)
+
+RESULT_EXTENSIONS = (".nrrd", ".nii.gz", ".nii", ".seg.nrrd")
+STAGES = ("wait", "read", "load", "prepare", "segment", "restore", "write")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for, checked.
+
+    Attributes:
+        image: the file, or the folder of a DICOM series.
+        content: what the image is known by.
+        extension: of the answer.
+        client: who asks.
+        background: nobody waits for the answer.
+        gone: tells whether the client has gone.
+        seconds: how long each of `STAGES` has taken.
+    """
+
+    image: Path
+    content: str
+    extension: str
+    client: str
+    background: bool
+    gone: Callable[[], bool]
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @classmethod
+    def of(cls, request: dict[str, Any]) -> "Request":
+        """Check what the host hands over; see `labelrounds.inferer.SegmentationInferer.__call__`.
+
+        Raises:
+            BadInput: an extension that is not written.
+            NotFound: no such file.
+        """
+        extension = _extension(request.get("result_extension"))
+        image = Path(request["image"])
+        return cls(
+            image=image,
+            content=checksum(image) if request.get("uploaded") else identity_of(image),
+            extension=extension,
+            client=str(request.get("client_id", ""))[:200],
+            background=bool(request.get("background")),
+            gone=request.get("gone", lambda: False),
+        )
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time that the block takes to a stage's."""
+        since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] += time.perf_counter() - since
+
+
+class Networks(Protocol):
+    """The networks of a model in memory."""
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The model's versions."""
+
+
+class ModelInferer(InferTask):
+    """One served model, whatever it answers.
+
+    Args:
+        config: the model.
+        engine: the devices, shared by all models of a process.
+        memory: what is kept between requests, shared likewise.
+        labels: that a client makes segments of.
+        options: what a client may choose, beside the device.
+    """
+
+    _networks: Networks
+
+    def __init__(
+        self,
+        config: CommonConfig,
+        engine: Engine,
+        memory: Memory,
+        labels: Sequence[str],
+        options: Mapping[str, list[str]] | None = None,
+    ) -> None:
+        super().__init__(
+            type=InferType.SEGMENTATION,
+            labels=list(labels),
+            dimension=3,  # what a client is handed is a volume, even where the network sees slices
+            description=config.description,
+            config={"device": offered_devices(), **(options or {})},
+        )
+        self._name, self._engine, self._memory = config.name, engine, memory
+
+    @abstractmethod
+    def _warm_up(self, device: torch.device, stopped: Callable[[], bool]) -> None:
+        """Make ready, in a device's thread, what the first request there would wait for."""
+
+    @abstractmethod
+    def _answer_key(self, asked: Request, device: torch.device, version: Version | None) -> Hashable:
+        """Return what an answer is known by."""
+
+    def is_valid(self) -> bool:
+        """Tell whether there is something trained to serve; what is not is no model in a client's list.
+
+        A damaged version is served, in that a request for it is told what is wrong.
+        """
+        try:
+            return self._networks.checkpoints.current() is not None
+        except LabelRoundsError as error:
+            logger.warning("Model %s: %s", self._name, error)
+            return True
+
+    def weights_bytes(self) -> int:
+        """Return the size of the weights that are served, 0 where there are none or they can't be read."""
+        try:
+            version = self._networks.checkpoints.current()
+            return version.weights.stat().st_size if version is not None else 0
+        except (LabelRoundsError, OSError) as error:
+            logger.warning("Model %s: %s", self._name, error)
+            return 0
+
+    def warm_up(self, device: torch.device) -> None:
+        """Make ready on a device what the first request would wait for, in the background of users' requests.
+
+        Raises:
+            Cancelled: a user's request was in the way.
+            LabelRoundsError: what that first request will be told.
+        """
+        of = ("warm-up", self._name)
+        with self._engine.worker(device).place(of, of, background=True) as place:
+            place.compute(lambda stopped: self._warm_up(device, stopped))
+
+    def is_ready(self, request: dict[str, Any]) -> bool:
+        """Tell whether what a request asks for is in memory; nothing is computed."""
+        try:
+            asked, devices = Request.of(request), choose_devices(first_of(request.get("device")))
+            current = self._networks.checkpoints.current()
+            return any(self._answer_key(asked, device, current) in self._memory.answers for device in devices)
+        except LabelRoundsError:
+            return False
+
+    def _keep(self, key: Hashable, answer: object, size_bytes: int) -> None:
+        self._memory.answers.put(key, answer, size_bytes)
+
+
+def first_of(value: object) -> object:
+    """Return a choice's value; a client that sends the whole list of choices means its first."""
+    return value[0] if isinstance(value, list) and value else value
+
+
+def _extension(wanted: object) -> str:
+    if wanted in (None, ""):
+        return ".nrrd"
+    if wanted not in RESULT_EXTENSIONS:
+        raise BadInput(f"result_extension {wanted!r} is not one of {', '.join(RESULT_EXTENSIONS)}")
+    return str(wanted)
