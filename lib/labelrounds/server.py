@@ -3,9 +3,9 @@
 ``labelrounds start`` and ``monailabel start_server --uvicorn_app labelrounds.server:app`` both serve it.
 
 Our own are the routes that compute or store (``/infer``, uploads, labels, sessions): plain functions, so that they
-run in a thread and a long one never holds up the others. Not served at all: replacing weights over HTTP, the
-whole-slide and OHIF routes, the proxy to the PACS, archive uploads, the logs, batch inference (which fails without a
-GPU) and scoring (there is none), and reloading the app, which deadlocks.
+run in a thread and a long one never holds up the others. So are OHIF and what it may read of the PACS. Not served at
+all: replacing weights over HTTP, the whole-slide routes, archive uploads, the logs, batch inference (which fails
+without a GPU) and scoring (there is none), and reloading the app, which deadlocks.
 """
 
 import logging
@@ -36,16 +36,19 @@ import labelrounds
 from labelrounds import folders, heap, jobs
 from labelrounds.access import Annotator, Caller, client_of, parse_object
 from labelrounds.devices import available_devices
+from labelrounds.dicom_proxy import proxy
 from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, Busy, LabelRoundsError, NotFound, Overloaded, UnsupportedMedia
 from labelrounds.formats import ENDINGS, ending_of
 from labelrounds.history import checksum
+from labelrounds.ohif import viewer
 from labelrounds.rounds_routes import rounds
 from labelrounds.store import CLASSES, FINAL
 
 logger = logging.getLogger(__name__)
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
+_INFER_PARAMS |= {"restore_label_idx"}  # of OHIF: false, and so it is
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
 _NOT_SERVED = {("PUT", "/model/{model}"), ("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
@@ -305,6 +308,8 @@ def build() -> FastAPI:
     )
     application.include_router(own)
     application.include_router(rounds)
+    application.include_router(proxy)
+    application.include_router(viewer)
     hosts = [datastore, info, model, session, train]
     if settings.MONAI_LABEL_AUTH_ENABLE:
         hosts.append(login)

@@ -5,7 +5,9 @@ them by the environment. What a command line names is written to the environment
 """
 
 from functools import cache
+from typing import Annotated
 
+from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -13,6 +15,15 @@ class ServerSettings(BaseSettings):
     """What an administrator may set; the README's part for IT describes each."""
 
     model_config = SettingsConfigDict(env_prefix="LABELROUNDS_", frozen=True, extra="ignore")
+
+    # Seconds that the DICOMweb server may stay silent before a request to it is given up.
+    pacs_timeout_s: Annotated[float, Field(gt=0)] = 30.0
+    # Seconds after which it is asked again which series it has.
+    pacs_list_s: Annotated[float, Field(ge=0)] = 60.0
+    # The largest series, and the largest answer to a viewer, that is taken from it, in gigabytes.
+    pacs_max_gb: Annotated[float, Field(gt=0)] = 4.0
+    # A file of certificate authorities (PEM) that its TLS certificate is checked against; empty takes the usual ones.
+    pacs_ca: str = ""
 
 
 @cache

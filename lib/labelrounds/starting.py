@@ -26,6 +26,7 @@ from labelrounds.devices import choose_device
 from labelrounds.errors import BadInput, NotFound
 from labelrounds.fleet import MakeCrew
 from labelrounds.inference import segment
+from labelrounds.pacs import check_address
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.rounds_page import write_rounds
@@ -53,7 +54,7 @@ def studies_of(studies: str) -> str:
         BadInput: the folder does not exist.
     """
     if studies.startswith(("http://", "https://")):
-        return studies
+        return check_address(studies)
     if not studies:
         folder = folders.home() / "phantom-studies"
         if not folder.is_dir():

@@ -87,6 +87,26 @@ def write_map(array: NDArray[np.float32], affine: Affine, path: Path) -> Path:
     return path
 
 
+def write_image(array: NDArray[Any], affine: Affine, path: Path) -> Path:
+    """Write an image as compressed NIfTI, replacing ``path`` only when the new file is complete.
+
+    Args:
+        array: ``(C, X, Y, Z)`` of a type that NIfTI has; several channels become a fourth axis.
+        affine: ``(4, 4)``, voxel index to RAS in mm.
+        path: Ends in ``.nii.gz``.
+
+    Raises:
+        BadInput: a geometry that cannot be, or an axis that is too long.
+        OutOfSpace: the disk is full; ``path`` is as it was.
+    """
+    check_affine(affine, f"{path.name}: affine")
+    voxels = np.asfortranarray(array[0] if len(array) == 1 else np.moveaxis(array, 0, -1))
+    header = _nifti_header(voxels.shape, affine, path.name, voxels.dtype.type)
+    with replacing(path) as target:
+        target.write_bytes(_gzipped(header, voxels.T.data.cast("B")))
+    return path
+
+
 def segment_fields(array: NDArray[np.uint8], affine: Affine, names: Sequence[str]) -> dict[str, str]:
     """Return the ``key:=value`` pairs that 3D Slicer writes into a segmentation file, empty segments included.
 
