@@ -35,7 +35,10 @@ _QUERY = re.compile(
     "Study(?:Date|Time|ID|Description)|Modalit(?:y|iesInStudy)|Series(?:Number|Description)|AccessionNumber"
 )
 _ACCEPT = re.compile(r"[A-Za-z0-9 !#$&^_.+*/;=\",-]{1,500}")
-_TYPES = re.compile(r"multipart/related|application/(?:dicom|octet-stream)|image/[a-z0-9.+-]+|video/[a-z0-9.+-]+")
+_TYPES = re.compile(  # none that a browser would run
+    "multipart/related|application/(?:dicom|octet-stream)|video/(?:mp4|mpeg2?|H26[45])|"
+    r"image/(?:jpeg|png|gif|bmp|jp2|jpx|jls|jphc?|jxl|x-jls|(?:x-)?dicom-rle|dicom\+(?:jp2|jpx|jpeg|jls|rle))"
+)
 _JSON = re.compile(r"application/(?:dicom\+)?json")
 _LONGEST_VALUE, _MOST_PARAMETERS = 300, 40
 _CHUNK, _AT_ONCE, _MOST_JSON = 2**18, 2**23, 2**28

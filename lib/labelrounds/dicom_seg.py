@@ -30,6 +30,16 @@ _TISSUE = CodedConcept("85756007", "SCT", "Tissue")  # what 3D Slicer too says o
 _TOLERANCE_MM = 0.02  # DICOM writes positions as decimal texts, NIfTI as float32
 _SERIES_NUMBER = 300
 _LONGEST_LABEL = 64
+_MAY_BE_EMPTY = (
+    "PatientID",
+    "PatientName",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyID",
+    "StudyDate",
+    "StudyTime",
+    "AccessionNumber",
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ def segmentation(
     """
     ordered = in_order(sources)
     _check_same(ordered, array.shape, affine)
+    ordered = [_complete(one, affine) for one in ordered]
     coded = coded or {}
     described = [
         _described(number, name, coded.get(name), algorithm, str(ordered[0].SeriesInstanceUID))
@@ -90,9 +101,11 @@ def segmentation(
             device_serial_number="1",
             content_description="Label map submitted to LabelRounds",
             content_label="LABELMAP",
+            pixel_measures=_measures(ordered[0], affine),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise BadInput(f"series {ordered[0].SeriesInstanceUID}: no DICOM SEG can be made for it: {error}") from error
+    made.SpecificCharacterSet = "ISO_IR 192"  # the names of labels may have letters that the images' set lacks
     made.SeriesDescription = f"LabelRounds: {', '.join(names)}"[:_LONGEST_LABEL]
     made.SeriesDate, made.SeriesTime = made.ContentDate, made.ContentTime
     return made
@@ -169,7 +182,7 @@ def is_prediction(dataset: Dataset) -> bool:
 def _described(number: int, name: str, code: LabelCode | None, algorithm: Algorithm | None, series: str) -> Any:
     kind = highdicom.seg.SegmentAlgorithmTypeValues
     red, green, blue = (255 * part for part in segment_colour(number - 1))
-    return highdicom.seg.SegmentDescription(
+    described = highdicom.seg.SegmentDescription(
         segment_number=number,
         segment_label=name[:_LONGEST_LABEL],
         segmented_property_category=_TISSUE if code is None else _concept(code.category),
@@ -181,6 +194,10 @@ def _described(number: int, name: str, code: LabelCode | None, algorithm: Algori
         tracking_id=name[:_LONGEST_LABEL],
         display_color=highdicom.color.CIELabColor.from_rgb(red, green, blue),
     )
+    if code is not None and code.modifier is not None:
+        kind_of = described.SegmentedPropertyTypeCodeSequence[0]
+        kind_of.SegmentedPropertyTypeModifierCodeSequence = [_concept(code.modifier)]
+    return described
 
 
 def _concept(code: Any) -> CodedConcept:
@@ -194,6 +211,31 @@ def _identified(algorithm: Algorithm) -> Any:
         version=algorithm.version,
         source=MANUFACTURER,
     )
+
+
+def _complete(source: Dataset, affine: Affine) -> Dataset:
+    """Return a header with what highdicom insists on: tags that may be empty, and the SliceThickness, must be there."""
+    completed = Dataset(dict(source.items()))
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in completed:
+            setattr(completed, keyword, None)
+    if not completed.get("SliceThickness"):
+        completed.SliceThickness = _written(np.linalg.norm(affine[:3, 2]))[0]
+    return completed
+
+
+def _measures(source: Dataset, affine: Affine) -> Any:
+    """Return a voxel's size, its gap from the slices' places: the tag that speaks of it is seldom there."""
+    along, between, across = np.linalg.norm(affine[:3, :3], axis=0)
+    return highdicom.PixelMeasuresSequence(
+        pixel_spacing=_written(between, along),
+        slice_thickness=float(source.SliceThickness),
+        spacing_between_slices=_written(across)[0],
+    )
+
+
+def _written(*values: float) -> list[float]:
+    return [float(f"{value:.6g}") for value in values]  # NIfTI's float32 has no more
 
 
 def _check_same(ordered: Sequence[Dataset], shape: tuple[int, ...], affine: Affine) -> None:
