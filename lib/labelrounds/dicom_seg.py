@@ -220,7 +220,7 @@ def _complete(source: Dataset, affine: Affine) -> Dataset:
         if keyword not in completed:
             setattr(completed, keyword, None)
     if not completed.get("SliceThickness"):
-        completed.SliceThickness = _written(np.linalg.norm(affine[:3, 2]))[0]
+        completed.SliceThickness = _written(float(np.linalg.norm(affine[:3, 2])))[0]
     return completed
 
 

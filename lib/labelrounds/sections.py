@@ -64,7 +64,7 @@ class Code(Section):
 class LabelCode(Code):
     """What a label shows, for DICOM SEG: by default an anatomical structure; the modifier is a side or the like."""
 
-    category: Code = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
+    category: Code = Code(value="91723000", scheme="SCT", meaning="Anatomical Structure")
     modifier: Code | None = None
 
 

@@ -114,12 +114,27 @@ class Gate:
     """The outer relay, in a thread: from a free port of 127.0.0.1 to the socket; it can be shut."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.shut = path, False
+        self.path, self._shut = path, False
+        self._open: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """Let nobody through, nor go on, for as long as the block lasts."""
+        self._shut = True
+        asyncio.run_coroutine_threadsafe(self._drop(), self._loop).result(10)
+        try:
+            yield
+        finally:
+            self._shut = False
+
+    async def _drop(self) -> None:
+        for writer in self._open:
+            writer.transport.abort()
 
     def close(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -132,10 +147,12 @@ class Gate:
         self._loop.run_forever()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.shut:
+        if self._shut:
             writer.close()
             return
+        self._open.add(writer)
         await _relay(reader, writer, lambda: asyncio.open_unix_connection(self.path))
+        self._open.discard(writer)
 
 
 async def _relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, connect: Connect) -> None:

@@ -24,7 +24,7 @@ OBLIQUE = (0.97, 0.2431049, 0.0, 0.06, -0.2394052, -0.969063)
 NAMES = ("liver", "läsion 肝", "cyst")
 LIVER = LabelCode(value="10200004", meaning="Liver")
 CYST = LabelCode(
-    value="103552005", meaning="Cyst", category=Code(value="49755003", meaning="Morphologically Abnormal Structure")
+    value="367643001", meaning="Cyst", category=Code(value="49755003", meaning="Morphologically Abnormal Structure")
 )
 
 
@@ -135,7 +135,7 @@ def test_a_segment_has_its_name_number_colour_codes_and_the_algorithm_that_propo
     found = [read.get_segment_description(number) for number in read.segment_numbers]
     assert [one.segment_label for one in found] == list(NAMES)
     kinds = [(one.segmented_property_category.value, one.segmented_property_type.value) for one in found]
-    assert kinds == [("123037004", "10200004"), ("85756007", "85756007"), ("49755003", "103552005")]
+    assert kinds == [("91723000", "10200004"), ("85756007", "85756007"), ("49755003", "367643001")]
     assert {one.segmented_property_type.scheme_designator for one in found} == {"SCT"}
     for index, one in enumerate(found):
         rgb = highdicom.color.CIELabColor.from_dicom_value(one.RecommendedDisplayCIELabValue).to_rgb(clip=True)
