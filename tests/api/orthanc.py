@@ -7,6 +7,7 @@ by a socket in its folder, lead to it from a port of 127.0.0.1. Run as a program
 
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import json
 import secrets
@@ -172,6 +173,7 @@ async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def _run_inside(folder: Path) -> None:
     """Be the inner relay: start Orthanc, and lead from the socket to it, until told to end."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: also when the tests are killed
     with socket.socket() as probe:  # a new network has its loopback down
         flags = struct.pack("16sH14x", b"lo", 0x1 | 0x40)
         with contextlib.suppress(OSError):

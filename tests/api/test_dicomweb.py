@@ -153,7 +153,7 @@ def test_while_the_pacs_is_away_what_needs_it_is_told_to_come_back_and_its_case_
             assert "DICOMweb server" in answer.json()["detail"]
         assert ask("POST", f"/infer/{MODEL}?image={CROP}&output=json").ok  # it is in the cache
         assert ask("GET", "/info/").json()["datastore"]["total"] == 5
-    assert server.call("GET", "/rounds/").json()["pool"]["in_hand"] == 0
+    assert server.call("GET", "/rounds/").json()["cases"]["in_hand"] == 0
     assert ask("POST", "/activelearning/random", json={"client_id": "two"}).json()["id"]
 
 
