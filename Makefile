@@ -58,16 +58,20 @@ $(VENV)/installed-test: $(CONSTRAINTS) $(VENV)/libraries
 	$(PIP) --editable '.[test]'
 	touch $@ $(VENV)/installed
 
-# What a real Slicer core and Qt load, for the end-to-end tests: without any one of them their import fails.
+# What a real Slicer core and Qt load, for the end-to-end tests: without any one of them their import fails. And the
+# PACS and the browser of the tests of DICOMweb; Debian would start the PACS as a service, open to the network.
 LIBRARIES := libGL.so.1 libEGL.so.1 libxkbcommon.so.0 libfontconfig.so.1 libdbus-1.so.3 libglib-2.0.so.0
-DEBIAN := libgl1 libegl1 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0
+PROGRAMS := /usr/bin/chromium /usr/sbin/Orthanc /usr/share/orthanc/plugins/libOrthancDicomWeb.so
+DEBIAN := libgl1 libegl1 libxkbcommon0 libfontconfig1 libdbus-1-3 libglib2.0-0 chromium orthanc orthanc-dicomweb
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo)
 
 $(VENV)/libraries: $(CONSTRAINTS)
 	@missing=; for library in $(LIBRARIES); do PATH="$$PATH:/sbin" ldconfig -p | grep -q "$$library " || missing="$$missing $$library"; done; \
+	for program in $(PROGRAMS); do test -e "$$program" || missing="$$missing $$program"; done; \
 	if [ -n "$$missing" ]; then \
 		echo "Missing for the end-to-end tests:$$missing"; \
 		command -v apt-get > /dev/null || { echo "install them with your package manager"; exit 1; }; \
+		case "$$missing" in *Orthanc*) $(ROOT) systemctl mask orthanc 2> /dev/null || true;; esac; \
 		$(ROOT) apt-get update -q && $(ROOT) apt-get install -qy --no-install-recommends $(DEBIAN); \
 	fi
 	touch $@

@@ -79,17 +79,19 @@ Caller = Annotated[User, Depends(Needs("user"))]
 
 
 def own_checks(routers: Iterable[APIRouter]) -> dict[Callable[..., Any], Needs]:
-    """Return our dependency for each of the host's in its routes; a role that isn't known here becomes an admin's."""
+    """Return our dependency for each of the host's in its routes; a role that isn't known here becomes an admin's.
+
+    Trainings, which the host leaves to admins, are a reviewer's: they are a part of the rounds.
+    """
     ours = {name: role for role, name in HOST_ROLES.items()}
-    checks = {
-        dependency.call
-        for router in routers
-        for route in router.routes
-        if isinstance(route, APIRoute)
-        for dependency in route.dependant.dependencies
-        if isinstance(dependency.call, RBAC)
-    }
-    return {check: Needs(ours.get(check.roles, "admin")) for check in checks}
+    checks: dict[Callable[..., Any], Needs] = {}
+    for route in (route for router in routers for route in router.routes if isinstance(route, APIRoute)):
+        for dependency in route.dependant.dependencies:
+            if isinstance(dependency.call, RBAC):
+                role = ours.get(dependency.call.roles, "admin")
+                trains = role == "admin" and route.path.startswith("/train")
+                checks[dependency.call] = Needs("reviewer" if trains else role)
+    return checks
 
 
 Body = TypeVar("Body", bound=BaseModel)

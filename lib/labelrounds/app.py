@@ -13,9 +13,7 @@ from typing import Any
 import labelrounds.host
 
 # isort: split
-from dicomweb_client.session_utils import create_session_from_user_pass
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMwebClientX
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.infer_v2 import InferTask
@@ -27,9 +25,8 @@ from labelrounds import folders
 from labelrounds.ahead import Ahead
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.inferer import ClassificationInferer
-from labelrounds.config import AnyConfig, load_configs
+from labelrounds.config import AnyConfig, ModelConfig, load_configs
 from labelrounds.devices import choose_devices
-from labelrounds.dicomweb import DicomwebStore
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.inferer import SegmentationInferer
@@ -75,6 +72,7 @@ class LabelRoundsApp(MONAILabelApp):
         self.memory = Memory()
         self.tuning = Tuning(self.engine)
         self.ahead = Ahead(self._segment_as_usual, at_once=len(choose_devices()))
+        self._proposed: dict[str, tuple[str, str]] = {}  # by image, the model and version that a user has last seen
         self._habit: dict[str, Any] = {}  # how a user has last asked for a segmentation
         settings.MONAI_LABEL_SESSION_PATH = settings.MONAI_LABEL_SESSION_PATH or str(folders.home() / "sessions")
         super().__init__(
@@ -207,6 +205,8 @@ class LabelRoundsApp(MONAILabelApp):
         file, params = task({**request, "image": str(path)})
         if not request.get("background"):
             inference_done(str(request["model"]), params)
+            if isinstance(image, str) and file is not None:
+                self._proposed[image] = str(request.get("model")), str(params.get("version", ""))
             self._habit = {key: request[key] for key in ("model", "device", "result_extension") if key in request}
         return {"file": file, "params": params}
 
@@ -311,24 +311,25 @@ class LabelRoundsApp(MONAILabelApp):
         return self.rounds.choose(request)[0]
 
     def _init_dicomweb_datastore(self) -> Datastore:
-        # The host would download the dcmqi tools here, which no hospital's firewall lets through; where they are
-        # needed (labels that come back from the server as DICOM SEG) they have to be on the PATH.
+        from labelrounds.dicomweb import DicomwebStore  # with highdicom, which a folder of images does not need
+        from labelrounds.pacs import Pacs
+
         return DicomwebStore(
-            DICOMwebClientX(
-                url=self.studies,
-                session=_dicomweb_session(),
-                qido_url_prefix=settings.MONAI_LABEL_QIDO_PREFIX,
-                wado_url_prefix=settings.MONAI_LABEL_WADO_PREFIX,
-                stow_url_prefix=settings.MONAI_LABEL_STOW_PREFIX,
-            ),
+            Pacs(self.studies),
             settings.MONAI_LABEL_DICOMWEB_SEARCH_FILTER,
-            known_labels=tuple(self.known_labels()),
-            known_classes=tuple(self._classes()),
-            multilabel_classes=tuple(self._classes(multilabel=True)),
+            settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or str(folders.home() / "dicomweb"),
+            coded={
+                label: code
+                for config in self.configs.values()
+                if isinstance(config, ModelConfig)
+                for label, code in config.codes.items()
+            },
+            proposal=self._proposed.get,
+            sends_labels=not settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            known_labels=self.known_labels(),
+            known_classes=self._classes(),
+            multilabel_classes=self._classes(multilabel=True),
             rounds_tag=self._rounds_tag(),
-            cache_path=settings.MONAI_LABEL_DICOMWEB_CACHE_PATH or str(folders.home() / "dicomweb"),
-            fetch_by_frame=settings.MONAI_LABEL_DICOMWEB_FETCH_BY_FRAME,
-            convert_to_nifti=settings.MONAI_LABEL_DICOMWEB_CONVERT_TO_NIFTI,
         )
 
 
@@ -345,8 +346,3 @@ def _ended_figures(task: dict[str, Any], written: dict[str, Any]) -> dict[str, A
     status = "interrupted" if task.get("interrupted") else "failed"
     end = {"status": status, "stage": status, "eta_s": 0.0, "total_time": total_time}
     return {**written, **end, "message": task["details"][-1]}
-
-
-def _dicomweb_session() -> Any:
-    user, password = settings.MONAI_LABEL_DICOMWEB_USERNAME, settings.MONAI_LABEL_DICOMWEB_PASSWORD
-    return create_session_from_user_pass(user, password) if user and password else None

@@ -89,12 +89,12 @@ class Client:
 
 @contextmanager
 def running_server(
-    studies: Path, home: Path, port: int, models: Sequence[str], configs: Path | None = None, key: str = ""
+    studies: Path | str, home: Path, port: int, models: Sequence[str], configs: Path | None = None, key: str = ""
 ) -> Iterator[Client]:
     """Run a server on loopback, in a process of its own, for as long as the block lasts.
 
     Args:
-        studies: the folder of the images.
+        studies: the folder of the images, or the address of a DICOMweb server.
         home: the folder of model versions and logs, the server's ``LABELROUNDS_HOME``.
         port: the port; 0 for any that is free.
         models: names of the models to serve.

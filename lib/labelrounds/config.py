@@ -21,6 +21,7 @@ from labelrounds.runtimes import runtimes
 from labelrounds.sections import (
     CommonConfig,
     Count,
+    LabelCode,
     NetworkSection,
     RangeIntensity,
     Section,
@@ -103,6 +104,7 @@ class ModelConfig(CommonConfig):
     inference: InferenceConfig = InferenceConfig()
     training: TrainingConfig = TrainingConfig()
     cleaning: dict[str, LabelCleaning] = Field(default={})
+    codes: dict[str, LabelCode] = Field(default={})
 
     @property
     def dimensions(self) -> int:
@@ -134,9 +136,10 @@ class ModelConfig(CommonConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
-        unknown = sorted(set(self.cleaning) - set(self.labels))
-        if unknown:
-            raise ValueError(f"cleaning: names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")
+        for key, named in (("cleaning", self.cleaning), ("codes", self.codes)):
+            unknown = sorted(set(named) - set(self.labels))
+            if unknown:
+                raise ValueError(f"{key}: names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")
         network, options = self.network.builder, self.network.checked
         try:
             divisor = network.divisor(self.dimensions, **options)
@@ -286,6 +289,7 @@ def _allowed(location: tuple[Any, ...], kind: type[CommonConfig]) -> list[str]:
         "inference": InferenceConfig,
         **_INTENSITIES,
     }
+    by_label: dict[str, type[BaseModel]] = {"cleaning": LabelCleaning, "codes": LabelCode}
     for part in location[:-1]:
-        section = nested.get(str(part), LabelCleaning if location[0] == "cleaning" else section)
+        section = nested.get(str(part), by_label.get(str(location[0]), section))
     return sorted(set(section.model_fields) - {"name"} | ({"task"} if section is kind else set()))

@@ -78,6 +78,12 @@ class Overloaded(LabelRoundsError):
     status = 503
 
 
+class Unreachable(LabelRoundsError):
+    """A server that this one depends on, as the PACS, does not answer; the same request may succeed later."""
+
+    status = 503
+
+
 class OutOfSpace(LabelRoundsError):
     """The disk could not take what was to be written; nothing was changed."""
 

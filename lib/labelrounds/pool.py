@@ -170,7 +170,7 @@ class PoolSource:
 
     def _patient(self, image: str, files: Mapping[str, Path]) -> str:
         if image not in files:
-            return image
+            return self._store.patient_elsewhere(image)
         if image not in self._patients:
             found = self._store.entries.get(image)
             if found is None:  # removed a moment ago

@@ -53,6 +53,21 @@ class RangeIntensity(Section):
     high_percentile: Annotated[float, Field(gt=50, le=100)] = 99.5
 
 
+class Code(Section):
+    """A concept of a terminology, as DICOM writes it."""
+
+    value: Annotated[str, Field(min_length=1, max_length=16)]
+    scheme: Annotated[str, Field(min_length=1, max_length=16)] = "SCT"
+    meaning: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class LabelCode(Code):
+    """What a label shows, for DICOM SEG: by default an anatomical structure; the modifier is a side or the like."""
+
+    category: Code = Code(value="91723000", scheme="SCT", meaning="Anatomical Structure")
+    modifier: Code | None = None
+
+
 class NetworkSection(Section):
     """The network's registered name and its options, which are checked against its builder."""
 

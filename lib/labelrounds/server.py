@@ -3,9 +3,9 @@
 ``labelrounds start`` and ``monailabel start_server --uvicorn_app labelrounds.server:app`` both serve it.
 
 Our own are the routes that compute or store (``/infer``, uploads, labels, sessions, models): plain functions, so that
-they run in a thread and a long one never holds up the others. Not served at all: removing a model, the whole-slide and
-OHIF routes, the proxy to the PACS, archive uploads, the logs, batch inference (which fails without a GPU) and scoring
-(there is none), and reloading the app, which deadlocks.
+they run in a thread and a long one never holds up the others. So are OHIF and what it may read of the PACS. Not served
+at all: removing a model, the whole-slide routes, archive uploads, the logs, batch inference (which fails without a GPU)
+and scoring (there is none), and reloading the app, which deadlocks.
 """
 
 import re
@@ -34,6 +34,7 @@ from labelrounds import folders, heap, jobs, problem
 from labelrounds.access import Annotator, Caller, client_of, own_checks, parse_object
 from labelrounds.audit import record_command
 from labelrounds.devices import available_devices
+from labelrounds.dicom_proxy import proxy
 from labelrounds.doors import Doors
 from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, NotFound, UnsupportedMedia
@@ -43,6 +44,7 @@ from labelrounds.history import checksum
 from labelrounds.login import Login
 from labelrounds.login_routes import auth
 from labelrounds.model_routes import models
+from labelrounds.ohif import viewer
 from labelrounds.privacy.identity import check_folder_or_file, check_notes, check_upload
 from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
@@ -55,6 +57,7 @@ from labelrounds.telemetry import telemetry
 from labelrounds.tracing import TracingMiddleware, note
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
+_INFER_PARAMS |= {"restore_label_idx"}  # of OHIF: false, and so it is
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
 _NOT_SERVED = {("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
@@ -317,6 +320,8 @@ def build() -> FastAPI:
     application.include_router(telemetry)
     application.include_router(models)
     application.include_router(stored)
+    application.include_router(proxy)
+    application.include_router(viewer)
     hosts = [served(endpoint.router, own, stored) for endpoint in (datastore, info, session, train)]
     for router in hosts:
         application.include_router(router)

@@ -30,6 +30,7 @@ from labelrounds.inference import segment
 from labelrounds.listening import Listening
 from labelrounds.login import login_is_set_up
 from labelrounds.logs import log_config
+from labelrounds.pacs import check_address
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.rounds_page import write_rounds
@@ -60,7 +61,7 @@ def studies_of(studies: str) -> str:
         BadInput: the folder does not exist.
     """
     if studies.startswith(("http://", "https://")):
-        return studies
+        return check_address(studies)
     if not studies:
         folder = folders.home() / "phantom-studies"
         if not folder.is_dir():

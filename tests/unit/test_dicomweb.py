@@ -1,107 +1,84 @@
-"""A DICOMweb server gives the same store; a stand-in in memory plays the server, no dcmqi and no PACS is needed."""
+"""A DICOMweb server gives the same store; a stand-in in memory plays the server (a real one: `tests/api`)."""
 
-import json
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pydicom
 import pytest
+from dicom_series import MemoryPacs, later
 
-from labelrounds import cold, dicomweb, leases, scores
+from labelrounds import cold, dicomweb, leases, pacs_lists, scores
 from labelrounds.database import Database
-from labelrounds.dicomweb import DicomwebStore, segment_names
-from labelrounds.errors import BadInput, Conflict, NotFound
+from labelrounds.dicomweb import DicomwebStore, numbered
+from labelrounds.errors import BadInput, Conflict, NotFound, Unreachable
 from labelrounds.pool import PoolSource
-from labelrounds.reading import read_geometry, read_image
+from labelrounds.reading import read_geometry, read_image, read_label
 from labelrounds.store import CLASSES, StudyStore
 from labelrounds.writing import write_label
 
 SERIES = ("1.2.3.20", "1.2.3.10")
-
-
-def slices(uid: str) -> list[pydicom.Dataset]:
-    found = []
-    for number in range(6):
-        data = pydicom.Dataset()
-        data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.CTImageStorage, f"{uid}.{number}"
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.PatientID, data.Modality = "1.2.3", uid, "P7", "CT"
-        data.Rows, data.Columns, data.PixelSpacing = 6, 8, [0.5, 0.75]
-        data.ImageOrientationPatient, data.ImagePositionPatient = [1, 0, 0, 0, 1, 0], [1, 2, 3 + 2.0 * number]
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.PixelData = (np.arange(48, dtype=np.int16) + 100 * number).tobytes()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID, data.file_meta.MediaStorageSOPInstanceUID = (
-            data.SOPClassUID,
-            f"{uid}.{number}",
-        )
-        found.append(data)
-    return found
-
-
-class Server:
-    """What the host's datastore asks of ``dicomweb_client.DICOMwebClient``."""
-
-    def __init__(self, url: str):
-        self.base_url = url
-        self.fetched: list[str] = []
-
-    def search_for_series(self, search_filters: dict[str, Any]) -> list[dict[str, Any]]:
-        wanted = search_filters.get("SeriesInstanceUID")
-        found = [uid for uid in SERIES if search_filters.get("Modality") != "SEG" and wanted in (None, uid)]
-        keys = ("StudyInstanceUID", "SeriesInstanceUID", "PatientID", "Modality")
-        return [
-            json.loads(pydicom.Dataset({k: v for k, v in slices(uid)[0].items() if v.keyword in keys}).to_json())
-            for uid in found
-        ]
-
-    def retrieve_series(self, study: str, series: str) -> list[pydicom.Dataset]:
-        self.fetched.append(series)
-        for data in (found := slices(series)):
-            data.save_as = lambda path, data=data: pydicom.dcmwrite(path, data, enforce_file_format=True)
-        return found
+LIVER = {"label_info": [{"name": "liver"}]}
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def pacs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryPacs:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    found = DicomwebStore(
-        Server(f"http://{tmp_path.name}"), {"Modality": "CT"}, ("liver",), cache_path=str(tmp_path / "cache")
-    )
+    return MemoryPacs(f"http://{tmp_path.name}", SERIES)
+
+
+def opened(pacs: MemoryPacs, tmp_path: Path, **options: Any) -> DicomwebStore:
+    return DicomwebStore(pacs, {"Modality": "CT"}, tmp_path / "cache", **{"known_labels": ("liver",), **options})
+
+
+@pytest.fixture
+def store(pacs: MemoryPacs, tmp_path: Path) -> Any:
+    found = opened(pacs, tmp_path)
     yield found
     found.close()
 
 
-def label(path: Path, store: DicomwebStore, value: int = 1) -> Path:
+@pytest.fixture
+def source(store: DicomwebStore, tmp_path: Path, config) -> PoolSource:
+    database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
+    return PoolSource(config, store, database, leases.Leases(database))
+
+
+def label(path: Path, store: DicomwebStore, value: int = 1, at: int = 1) -> Path:
     geometry = read_geometry(Path(store.get_image_uri(SERIES[0])))
     array = np.zeros(geometry.shape, np.uint8)
-    array[1, 1, 1] = value
+    array[at, 1, 1] = value
     return write_label(array, geometry.affine, path, ["liver"] * value)
 
 
-def test_series_are_listed_in_order_and_fetched_once(store: DicomwebStore, tmp_path: Path):
+def submit(store: DicomwebStore, tmp_path: Path, at: int = 1) -> None:
+    store.save_label(SERIES[0], str(label(tmp_path / "label.nrrd", store, at=at)), "final", LIVER)
+
+
+def test_series_are_listed_in_order_and_fetched_once(store: DicomwebStore, pacs, tmp_path: Path):
     assert store.list_images() == store.get_unlabeled_images() == sorted(SERIES)
-    path = Path(store.get_image_uri(SERIES[0]))
-    assert path.is_relative_to(tmp_path / "cache")
-    assert store.get_image_uri(SERIES[0]) == str(path)
-    assert store._client.fetched == [SERIES[0]]
-    assert list(tmp_path.glob("*.nii.gz")) == []
+    with ThreadPoolExecutor(4) as pool:
+        (path,) = {Path(found) for found in pool.map(store.get_image_uri, [SERIES[0]] * 4)}
+    assert path.is_relative_to(tmp_path / "cache") and pacs.fetched == [SERIES[0]]
+    assert list(tmp_path.glob("*.nii.gz")) == [] and list(path.parent.glob(".labelrounds-*")) == []
     image = read_image(path)
     assert image.array[0, 0, 0].tolist() == [0, 100, 200, 300, 400, 500]
-    assert np.abs(image.affine - read_image(path.with_name(SERIES[0])).affine).max() < 1e-4
+    assert np.allclose(image.affine, [[-0.75, 0, 0, -1], [0, -0.5, 0, -2], [0, 0, 2, 3], [0, 0, 0, 1]], atol=1e-4)
     assert store.get_image_info(SERIES[0])["PatientID"] == "P7"
 
 
-def test_a_round_chooses_from_all_series_and_fetches_none_to_score_it(store: DicomwebStore, config, tmp_path: Path):
-    database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
-    source = PoolSource(config, store, database, leases.Leases(database))
+def test_a_round_chooses_from_all_series_and_fetches_none_to_score_it(store: DicomwebStore, pacs, source: PoolSource):
     assert source.gather(cold=True).pool.candidates == sorted(SERIES)
-    assert not source.to_score() and store._client.fetched == []
+    assert not source.to_score() and pacs.fetched == []
     store.get_image_uri(SERIES[0])
     assert list(source.to_score()) == [SERIES[0]]
+
+
+def test_whose_a_series_is_that_was_not_fetched_is_asked_of_the_server(store: DicomwebStore, source: PoolSource):
+    source.gather()
+    assert source._patient(SERIES[0], {}) == store.patient_elsewhere(SERIES[0]) == "P7"
+    assert store.patient_elsewhere("1.2.3.99") == "1.2.3.99"
 
 
 def test_unknown_and_unsafe_series_are_refused(store: DicomwebStore):
@@ -109,64 +86,174 @@ def test_unknown_and_unsafe_series_are_refused(store: DicomwebStore):
         store.get_image_uri("1.2.3.99")
     with pytest.raises(BadInput):
         store.get_image_uri("../../etc")
-    assert store.get_image_info("1.2.3.20") == {}
+    assert store.get_image_info("1.2.3.99") == {}
 
 
-def test_a_prediction_is_kept_in_the_cache(store: DicomwebStore, tmp_path: Path):
+def test_a_series_that_has_just_come_is_found_though_the_list_is_old(store, pacs, monkeypatch):
+    assert store.list_images() == sorted(SERIES)
+    pacs.kept["1.2.3.30"] = MemoryPacs("", ["1.2.3.30"]).kept["1.2.3.30"]
+    with pytest.raises(NotFound):  # the server was asked a moment ago
+        store.get_image_uri("1.2.3.30")
+    monkeypatch.setattr(pacs_lists, "_PAUSE_S", 0)
+    assert Path(store.get_image_uri("1.2.3.30")).exists()
+
+
+def test_a_series_that_can_not_be_read_leaves_nothing(store: DicomwebStore, pacs, tmp_path: Path):
+    pacs.kept[SERIES[1]][2].ImagePositionPatient = [1, 2, 100]
+    with pytest.raises(BadInput, match="uneven gaps"):
+        store.get_image_uri(SERIES[1])
+    assert [path.name for path in (tmp_path / "cache").rglob("*") if SERIES[1] in path.name] == []
+
+
+def test_a_server_that_does_not_answer_is_an_error_only_for_what_is_not_here(store, pacs, monkeypatch):
+    monkeypatch.setattr(pacs_lists, "_PAUSE_S", 0)
+    pacs.down = True
+    with pytest.raises(Unreachable):
+        store.list_images()
+    pacs.down = False
+    store.get_image_uri(SERIES[0])
+    pacs.down = True
+    pacs.limits = pacs.limits.model_copy(update={"pacs_list_s": 0})
+    assert store.list_images() == sorted(SERIES) and store.get_image_uri(SERIES[0])
+    with pytest.raises(Unreachable):
+        store.get_image_uri(SERIES[1])
+
+
+def test_a_server_that_does_not_answer_is_not_asked_at_each_click(pacs, tmp_path: Path):
+    store = opened(pacs, tmp_path)
+    pacs.down = True
+    for _ in range(3):
+        with pytest.raises(Unreachable):
+            store.list_images()
+    pacs.down = False
+    with pytest.raises(Unreachable):  # within ten seconds
+        store.list_images()
+    assert pacs.searches == 0
+    store.close()
+
+
+def test_a_prediction_is_kept_in_the_cache(store: DicomwebStore, pacs, tmp_path: Path):
     path = label(tmp_path / "label.nrrd", store)
     store.save_label(SERIES[0], str(path), "original", {"params": {"label_names": {"liver": 1}}})
     assert store.get_label_info(SERIES[0], "original")["labels"] == {"liver": 1}
+    assert pacs.segmentations() == []
 
 
-def test_a_final_label_needs_dcmqi_and_says_so(store: DicomwebStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = label(tmp_path / "label.nrrd", store)
-    monkeypatch.setattr(dicomweb.shutil, "which", lambda name: None)
-    with pytest.raises(Conflict, match="itkimage2segimage"):
-        store.save_label(SERIES[0], str(path), "final", {"label_info": [{"name": "liver"}]})
+def test_a_final_label_is_sent_and_kept(store: DicomwebStore, pacs, tmp_path: Path):
+    submit(store, tmp_path)
+    (seg,) = pacs.segmentations()
+    info = store.get_label_info(SERIES[0], "final")
+    assert (info["labels"], info["SeriesInstanceUID"]) == ({"liver": 1}, seg.SeriesInstanceUID)
+    assert store.get_labeled_images() == [SERIES[0]]
 
 
-def test_a_label_is_checked_before_it_is_sent(store: DicomwebStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from monailabel.datastore import dicom
-
-    sent: list[str] = []
-    monkeypatch.setattr(dicomweb.shutil, "which", lambda name: name)
-    monkeypatch.setattr(dicom, "nifti_to_dicom_seg", lambda folder, file, info: str(tmp_path / "seg.dcm"))
-    monkeypatch.setattr(dicom, "dicom_web_upload_dcm", lambda file, client: sent.append(file) or "1.2.3.30")
-    (tmp_path / "seg.dcm").write_bytes(b"")
+def test_a_label_is_checked_before_it_is_sent(store: DicomwebStore, pacs, tmp_path: Path):
     with pytest.raises(BadInput, match="value"):
-        store.save_label(
-            SERIES[0], str(label(tmp_path / "bad.nrrd", store, 3)), "final", {"label_info": [{"name": "liver"}]}
-        )
-    assert sent == []
-    store.save_label(SERIES[0], str(label(tmp_path / "good.nrrd", store)), "final", {"label_info": [{"name": "liver"}]})
-    assert len(sent) == 1
-    info = store._datastore.objects[SERIES[0]].labels["final"].info
-    assert (info["labels"], info["SeriesInstanceUID"], info["PatientID"]) == ({"liver": 1}, "1.2.3.30", "P7")
+        store.save_label(SERIES[0], str(label(tmp_path / "bad.nrrd", store, 3)), "final", LIVER)
+    assert pacs.segmentations() == []
+
+
+def test_a_label_that_can_not_be_sent_is_not_saved(store: DicomwebStore, pacs, tmp_path: Path):
+    path = label(tmp_path / "label.nrrd", store)
+    pacs.down = True
+    with pytest.raises(Unreachable):
+        store.save_label(SERIES[0], str(path), "final", LIVER)
+    assert StudyStore.get_labeled_images(store) == []
+
+
+def test_a_read_only_datastore_sends_nothing(pacs, tmp_path: Path):
+    store = opened(pacs, tmp_path, sends_labels=False)
+    path = label(tmp_path / "label.nrrd", store)
+    with pytest.raises(Conflict, match="read-only"):
+        store.save_label(SERIES[0], str(path), "final", LIVER)
+    assert pacs.segmentations() == []
+    store.close()
+
+
+def test_a_corrected_label_is_a_new_series_and_the_newest_counts(store: DicomwebStore, pacs, tmp_path: Path):
+    submit(store, tmp_path, at=1)
+    submit(store, tmp_path, at=2)
+    assert len(pacs.segmentations()) == 2
+    (case,) = store.training_items()
+    assert read_label(case.label).array[0, :, 1, 1].tolist() == [0, 0, 1, 0, 0, 0, 0, 0]
+    assert len(pacs.fetched) == 1  # no SEG: what was sent is here
+
+
+def test_a_label_that_somebody_else_has_sent_is_learnt_from(store: DicomwebStore, pacs, tmp_path: Path):
+    submit(store, tmp_path, at=1)
+    submit(store, tmp_path, at=5)
+    *_, seg = pacs.segmentations()
+    fresh = opened(pacs, tmp_path / "another")
+    assert fresh.get_labeled_images() == [SERIES[0]]
+    (case,) = fresh.training_items()
+    assert read_label(case.label).array[0, :, 1, 1].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]
+    assert (case.values, case.patient) == ({"liver": 1}, "P7")
+    pacs.store(later(seg))
+    (case,) = fresh.training_items()
+    assert fresh.get_label_info(SERIES[0], "final")["SeriesInstanceUID"] == seg.SeriesInstanceUID
+    assert Path(fresh.get_label_uri(SERIES[0], "final")).exists()
+    fresh.close()
+
+
+def test_a_segmentation_that_can_not_be_used_does_not_keep_the_others_from_being_learnt(store, pacs, tmp_path, caplog):
+    submit(store, tmp_path)
+    (seg,) = pacs.segmentations()
+    seg.SegmentSequence[0].SegmentLabel = "heart"
+    fresh = opened(pacs, tmp_path / "another")
+    assert fresh.training_items() == []
+    assert "no model knows heart" in caplog.text
+    fresh.close()
+
+
+def test_what_an_algorithm_sent_is_no_label(store: DicomwebStore, pacs, tmp_path: Path):
+    submit(store, tmp_path)
+    pacs.segmentations()[0].SegmentSequence[0].SegmentAlgorithmType = "AUTOMATIC"
+    fresh = opened(pacs, tmp_path / "another")
+    assert fresh.get_labeled_images() == fresh.training_items() == []
+    fresh.close()
+
+
+def test_without_the_server_a_training_goes_on_with_what_is_here(store, pacs, tmp_path, monkeypatch):
+    monkeypatch.setattr(pacs_lists, "_PAUSE_S", 0)
+    submit(store, tmp_path)
+    pacs.down = True
+    assert [case.image_id for case in store.training_items()] == [SERIES[0]]
+
+
+def test_a_label_whose_segmentation_was_removed_from_the_server_is_not_learnt_from(store, pacs, tmp_path, monkeypatch):
+    submit(store, tmp_path)
+    (seg,) = pacs.segmentations()
+    del pacs.kept[seg.SeriesInstanceUID]
+    assert len(store.training_items()) == 1  # a server may list it only later
+    monkeypatch.setattr(dicomweb, "_LISTED_WITHIN_S", -1)
+    assert store.training_items() == [] and store.get_labeled_images() == []
+
+
+def test_what_segmentations_are_about_is_asked_once(store, pacs, tmp_path, monkeypatch):
+    submit(store, tmp_path)
+    opened(pacs, tmp_path).training_items()
+    monkeypatch.setattr(pacs, "headers", lambda series: pytest.fail("asked again"))
+    assert opened(pacs, tmp_path).get_labeled_images() == [SERIES[0]]
 
 
 def test_a_series_is_labelled_as_soon_as_its_label_is_sent_whatever_the_servers_list_says_for_some_minutes(
-    store: DicomwebStore, tmp_path: Path, config
+    store: DicomwebStore, tmp_path: Path, source: PoolSource
 ):
-    database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
-    source = PoolSource(config, store, database, leases.Leases(database))
     assert source.gather().pool.candidates == sorted(SERIES)
-    StudyStore.save_label(store, SERIES[0], str(label(tmp_path / "good.nrrd", store)), "final", {})
+    submit(store, tmp_path)
     pool = source.gather().pool
     assert (pool.labelled, pool.candidates) == ([SERIES[0]], [SERIES[1]])
     assert store.get_unlabeled_images() == [SERIES[1]]
 
 
-def test_the_segments_of_a_dicom_seg_are_named_in_order_of_their_numbers(tmp_path: Path):
-    data = pydicom.Dataset()
-    data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.SegmentationStorage, "1.2.3.4"
-    data.SegmentSequence = [pydicom.Dataset(), pydicom.Dataset()]
-    for item, number, name in zip(data.SegmentSequence, (3, 1), ("spleen", "liver"), strict=True):
-        item.SegmentNumber, item.SegmentLabel = number, name
-    data.file_meta = pydicom.dataset.FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-    data.save_as(tmp_path / "seg.dcm", enforce_file_format=True)
-    assert segment_names(tmp_path) == ["liver", "segment 2", "spleen"]
-    assert segment_names(tmp_path / "nothing") == []
+def test_the_numbers_of_segments_have_no_gap():
+    array = np.array([[[0, 5, 9]]], np.uint8)
+    voxels, names = numbered(array, {"spleen": 9, "liver": 5, "cyst": 7})
+    assert voxels.ravel().tolist() == [0, 1, 3] and names == ["liver", "cyst", "spleen"]
+    voxels, names = numbered(array, {})
+    assert voxels.ravel().tolist() == [0, 1, 2] and names == ["segment 5", "segment 9"]
+    with pytest.raises(BadInput, match="nothing to send"):
+        numbered(0 * array, {})
 
 
 def test_classes_of_a_series_stay_in_the_cache_and_can_be_learnt_from(store, tmp_path):
@@ -178,15 +265,8 @@ def test_classes_of_a_series_stay_in_the_cache_and_can_be_learnt_from(store, tmp
     assert case.image_id == SERIES[0] and case.label.suffix == ".json"
 
 
-def test_rounds_of_classes_are_done_with_a_series_that_has_one(tmp_path, config, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = DicomwebStore(
-        Server(f"http://classes/{tmp_path.name}"),
-        {"Modality": "CT"},
-        known_classes=("effusion",),
-        rounds_tag=CLASSES,
-        cache_path=str(tmp_path / "cache"),
-    )
+def test_rounds_of_classes_are_done_with_a_series_that_has_one(pacs, tmp_path, config):
+    store = opened(pacs, tmp_path, known_labels=(), known_classes=("effusion",), rounds_tag=CLASSES)
     (tmp_path / "class.json").write_text('{"label": "effusion"}')
     store.save_classes({SERIES[0]: store.classes_in(SERIES[0], str(tmp_path / "class.json"), CLASSES, {})})
     database = Database(tmp_path / "rounds.sqlite", leases.SCHEMA + scores.SCHEMA + cold.SCHEMA)
@@ -196,5 +276,4 @@ def test_rounds_of_classes_are_done_with_a_series_that_has_one(tmp_path, config,
 
 
 def test_a_label_map_of_a_series_is_none_of_its_classes(store, tmp_path):
-    sent = {"label_info": [{"name": "liver"}]}
-    assert store.classes_in(SERIES[0], str(label(tmp_path / "label.nii.gz", store)), "final", sent) is None
+    assert store.classes_in(SERIES[0], str(label(tmp_path / "label.nii.gz", store)), "final", LIVER) is None

@@ -11,6 +11,7 @@ from labelrounds.classification.config import ClassifierConfig, ClassifierTraini
 from labelrounds.cli import app
 from labelrounds.networks import networks
 from labelrounds.runtimes import runtimes
+from labelrounds.sections import LabelCode
 from labelrounds.settings import ServerSettings
 from labelrounds.strategies import strategies
 
@@ -23,6 +24,7 @@ SECTIONS = [
     config.WindowIntensity,
     config.ZScoreIntensity,
     config.LabelCleaning,
+    LabelCode,
     ClassifierConfig,
     ClassifierTraining,
 ]
