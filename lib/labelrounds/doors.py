@@ -5,7 +5,7 @@ In this order: its headers are not too long; it came to an address at which the 
 made it; somebody known makes it; not too often. Then what is read of its body is counted. A request that fails has cost
 no disk and no thread.
 
-Everything but ``PUBLIC`` needs somebody known, routes that others add included; roles are for ``access``.
+Everything but what `is_public` needs somebody known, routes that others add included; roles are for ``access``.
 
 A page of another site, in the browser of somebody who may come in, is told by what browsers say of a request and no
 page can change: ``Origin``, ``Sec-Fetch-Site``, and, where the page's own name was made to point here (DNS rebinding),
@@ -33,6 +33,7 @@ from labelrounds.settings import ServerSettings
 logger = logging.getLogger(__name__)
 
 PUBLIC = frozenset({"/", "/auth/", "/auth/token", "/health/live", "/health/ready", "/metrics"})
+PUBLIC_BELOW = "/ohif"  # a viewer's files, which ask for a login themselves and hold nothing of patients
 _TAKE_FILES = ("/infer/", "/datastore/", "/session/", "/model/")
 _FILES = ("multipart/form-data", "application/octet-stream")
 _KEPT_BY_BROWSERS = ("text/css", "text/javascript", "application/javascript", "application/wasm", "font/")
@@ -138,7 +139,7 @@ class Doors:
     async def _admit(self, scope: Scope, headers: Headers) -> None:
         address = scope["client"][0] if scope.get("client") else ""
         counted = client_key(address)
-        if _path(scope) not in PUBLIC:
+        if not is_public(_path(scope)):
             try:
                 who = await self._caller(scope, headers, address)
             except NotLoggedIn:
@@ -169,6 +170,11 @@ class Doors:
         if declared.isascii() and declared.isdigit() and int(declared[:20]) > limit * _MB:
             raise TooLarge(f"the request has {declared[:20]} bytes; allowed are {limit:g} MB")
         return int(limit * _MB)
+
+
+def is_public(path: str) -> bool:
+    """Tell whether an address is open to whom nobody knows."""
+    return path in PUBLIC or path == PUBLIC_BELOW or path.startswith(f"{PUBLIC_BELOW}/")
 
 
 def _path(scope: Scope) -> str:
