@@ -260,8 +260,13 @@ def test_ohif_opens_a_segmentation_that_was_stored(page: Page, server: Client, o
     page.get_by_text("LabelRounds: anterior, posterior").first.dblclick()
     page.get_by_text("LOAD", exact=True).click()
     page.locator("[data-cy=panelSegmentation-btn]").first.click()
-    page.get_by_text("anterior", exact=True).first.click()
-    wait_until(page, lambda: coloured(page) > 500)
+
+    def seen() -> bool:  # a click before the segmentation is there leads nowhere
+        page.get_by_text("anterior", exact=True).first.click()
+        page.wait_for_timeout(1000)
+        return coloured(page) > 500
+
+    wait_until(page, seen)
     expect(page.get_by_text("posterior", exact=True).first).to_be_visible()
     page.screenshot(path=tmp_path / "ohif-seg.png")
 
