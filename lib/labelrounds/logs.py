@@ -79,8 +79,8 @@ class JsonFormatter(logging.Formatter):
             **({"request_id": context.id, "user": context.user} if context is not None else {}),
             **{name: getattr(record, name) for name in _OF_REQUESTS if hasattr(record, name)},
         }
-        if record.exc_info and record.exc_info[0] is not None:
-            line["exception"] = "".join(traceback.format_exception(*record.exc_info))
+        if told := _exception(record):
+            line["exception"] = told
         return json.dumps(line, default=str)
 
 
@@ -92,10 +92,17 @@ class TextFormatter(logging.Formatter):
         context = current.get()
         of = f" [{context.id}]" if context is not None else ""
         said = [f"{time_of(record.created)} {record.levelname} {record.name}{of}: {one_line(record.getMessage())}"]
-        if record.exc_info and record.exc_info[0] is not None:
-            lines = "".join(traceback.format_exception(*record.exc_info)).splitlines()
-            said += [f"    {one_line(line)}" for line in lines]
+        said += [f"    {one_line(line)}" for line in _exception(record).splitlines()]
         return "\n".join(said)
+
+
+def _exception(record: logging.LogRecord) -> str:
+    """Return a record's traceback; where `labelrounds.redaction` has cleaned it, as it was left."""
+    if record.exc_text:
+        return record.exc_text
+    if record.exc_info and record.exc_info[0] is not None:
+        return "".join(traceback.format_exception(*record.exc_info))
+    return ""
 
 
 def one_line(text: str) -> str:

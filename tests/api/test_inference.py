@@ -74,13 +74,18 @@ class Served:
         return self._text()[self._before :]
 
     def answered(self, kind: str) -> int:
-        return len(re.findall(rf" {kind} [0-9a-f]{{12}}: ", self.log()))
+        return len(re.findall(rf" {kind} [0-9a-f]{{32}}: ", self.log()))
 
     def temporary_files(self) -> list[Path]:
-        return list((self.folder / "temporary").iterdir())
+        return temporary_files(self.folder)
 
     def _text(self) -> str:
         return (self.folder / "home" / "logs" / "labelrounds.log").read_text()
+
+
+def temporary_files(folder: Path) -> list[Path]:
+    """The server's temporary files; the readers' folder stays as long as they do."""
+    return [file for file in (folder / "temporary").iterdir() if not file.name.startswith("labelrounds-readers-")]
 
 
 @pytest.fixture(scope="module")
@@ -236,7 +241,7 @@ def check_many_requests(folder: Path, count: int) -> None:
             if number in (count // 3, count - 1):
                 seen.append((process.memory_info().rss, process.num_fds(), process.num_threads()))
         assert "nothing" in cached
-        wait_until(lambda: not list((folder / "temporary").iterdir()))  # the last is removed once it has been sent
+        wait_until(lambda: not temporary_files(folder))  # the last is removed once it has been sent
     (memory, files, threads), (memory_after, files_after, threads_after) = seen
     assert memory_after < memory + 20e6
     assert files_after <= files + 5

@@ -189,11 +189,15 @@ def workers_of(home: Path) -> list[int]:
     return [one for one in map(int, listed.split()) if str(home).encode() in Path(f"/proc/{one}/environ").read_bytes()]
 
 
+def versions_of(home: Path) -> list[str]:
+    return sorted(path.name for path in (home / "models" / MODEL / "versions").glob("*"))
+
+
 def test_a_killed_training_process_is_interrupted_the_server_lives_and_it_can_go_on(trained):
     """Reliability 17, for a killed training; for a killed server see above."""
     client, home = trained
     asked = f"/infer/{MODEL}?image=phantom_000&output=image"
-    before = client.call("POST", asked, data={"params": "{}"}).content
+    before, served = client.call("POST", asked, data={"params": "{}"}).content, versions_of(home)
     client.call("POST", f"/train/{MODEL}", json={"epochs": 500})
     wait_until(lambda: epoch(home) >= 1)
     for worker in workers_of(home):
@@ -203,7 +207,7 @@ def test_a_killed_training_process_is_interrupted_the_server_lives_and_it_can_go
     for shown in (status(client)["progress"], client.call("GET", "/info/").json()["train_stats"][MODEL]):
         assert shown["status"] == "interrupted" and shown["total_time"] and "SIGKILL" in shown["message"]
     assert workers_of(home) == []
-    assert not (home / "models" / MODEL / "versions").exists()
+    assert versions_of(home) == served
     assert client.call("POST", asked, data={"params": "{}"}).content == before
     reached = epoch(home)
     client.call("POST", f"/train/{MODEL}", json={"epochs": 500})

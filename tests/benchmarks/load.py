@@ -131,11 +131,11 @@ def form_of(image: bytes) -> tuple[bytes, dict[str, str]]:
 
 
 def memory_mb(process: psutil.Process) -> float:
-    """Return what a process and its children hold, what they share counted once for each."""
+    """Return what a process and its children hold, what they share divided among them."""
     found = 0
     for one in [process, *process.children(recursive=True)]:
         try:
-            found += one.memory_info().rss
+            found += one.memory_full_info().pss
         except psutil.NoSuchProcess:
             continue
     return round(found / 1e6, 1)

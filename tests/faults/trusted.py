@@ -109,7 +109,9 @@ class TrustedServer(Client):
     def left_over(self) -> list[str]:
         """Return the temporary files and the half-written ones."""
         half = [path for folder in (self.studies, self.home) for glob in _HALF_WRITTEN for path in folder.glob(glob)]
-        return sorted(map(str, [*half, *self.temporary.rglob("*")]))
+        readers = {*self.temporary.glob("labelrounds-readers-*"), *self.temporary.glob("labelrounds-readers-*/tmp*")}
+        kept = [path for path in self.temporary.rglob("*") if path not in readers]  # their folders, empty between files
+        return sorted(map(str, [*half, *kept]))
 
     def take_log(self) -> str:
         """Return what the server has logged since the last call."""
