@@ -91,7 +91,7 @@ def viewer_file(path: str) -> Response:
     if path in _files():
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
         return FileResponse(_FOLDER / path, media_type=kind, headers=_HEADERS)
-    if "." in path.rpartition("/")[2] or path in _LEFT_OUT:
+    if "." in path.rpartition("/")[2] or ".." in path.split("/") or path in _LEFT_OUT:
         raise NotFound(f"{path[:200]!r} is no file of the viewer")
     bundle = next(name for name in sorted(_files()) if name.startswith("app.bundle.") and name.endswith(".js"))
     return Response(_PAGE.format(bundle=bundle), media_type="text/html", headers=_ANEW)

@@ -49,7 +49,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error as problem details; where a moment later may be better, with ``Retry-After``."""
     content = {
-        "detail": detail.encode("utf-8", "replace").decode(),
+        "detail": _sendable(detail),
         "type": "about:blank",
         "title": _title(status),
         "status": status,
@@ -86,6 +86,11 @@ def install(application: FastAPI) -> None:
         application.add_exception_handler(kind, _logged(handle))
 
 
+def _sendable(text: str) -> str:
+    """Return a text without what no file or answer can hold: halves of surrogate pairs, which JSON may bring."""
+    return text.encode("utf-8", "replace").decode()
+
+
 def _title(status: int) -> str:
     if status == Cancelled.status:
         return "Client Closed Request"
@@ -108,7 +113,8 @@ def _logged(handle: Callable[[Any], Response]) -> Callable[[Request, Exception],
         if response.status_code == 500:
             logger.error("%s failed", request.method, exc_info=error)
         else:
-            logger.info("%s refused with %d: %s", request.method, response.status_code, _words(error))
+            told = _sendable(_words(error))
+            logger.info("%s refused with %d: %s", request.method, response.status_code, told)
         return response
 
     return handler
