@@ -34,7 +34,7 @@ from labelrounds.labels import by_position, on_grid_of
 from labelrounds.names import check_id, check_tag
 from labelrounds.pacs import Pacs, Series
 from labelrounds.pacs_lists import PacsLists, Segmented
-from labelrounds.privacy.identity import check_folder_or_file
+from labelrounds.privacy.identity import check_dataset, refusing
 from labelrounds.reading import read_geometry, read_image, read_label
 from labelrounds.sections import LabelCode
 from labelrounds.store import CLASSES, FINAL, LabelledCase, StudyStore
@@ -121,11 +121,13 @@ class DicomwebStore(StudyStore):
         return entry is not None and self._path(image_id, "", entry.image.ext).exists()
 
     def _fetch(self, series: Series) -> None:
+        if refusing():
+            for header in self.pacs.headers(series):
+                check_dataset(header, f"series {series.uid}")
         with disk_errors(self._root), tempfile.TemporaryDirectory(prefix=PREFIX, dir=self._root) as folder:
             files = Path(folder) / series.uid
             files.mkdir()
             self.pacs.fetch(series, files)
-            check_folder_or_file(files)
             read = read_image(files)
             path = write_volume(read.array, read.affine, Path(folder) / f"{series.uid}.nrrd")
             self.add_image(series.uid, str(path), _known_of(series))

@@ -10,10 +10,11 @@ from monailabel.interfaces.utils import app as host_app
 from pacs_stand_in import StandIn, reply, stand_in
 
 from labelrounds import dicom_proxy
+from labelrounds.access import EVERYBODY, Caller
 from labelrounds.dicom_proxy import checked_path, checked_query, proxy
 from labelrounds.errors import BadInput, LabelRoundsError
 from labelrounds.pacs import Pacs
-from labelrounds.server import answer
+from labelrounds.problem import answer
 from labelrounds.settings import ServerSettings
 
 STUDY, SERIES, INSTANCE = "1.2.840.1", "1.2.840.1.2", "1.2.840.1.2.3"
@@ -39,6 +40,7 @@ def viewer(server: StandIn, monkeypatch) -> TestClient:
     monkeypatch.setattr(host_app, "app_instance", App)
     application = FastAPI()
     application.include_router(proxy)
+    application.dependency_overrides[Caller.__metadata__[0].dependency] = lambda: EVERYBODY
     application.add_exception_handler(LabelRoundsError, lambda request, error: answer(error))
     return TestClient(application)
 

@@ -89,7 +89,7 @@ def test_memory_is_enough_for_real_steps_and_not_far_above(make_config, measured
 
 @pytest.mark.parametrize("network", ["residual_unet", "unet"])
 def test_memory_is_enough_for_a_real_answer_and_not_far_above(make_config, measured, network):
-    config, shape = make_config(network={"name": network, "channels": [16, 32, 64, 128]}), (128, 128, 96)
+    config, shape = make_config(network={"name": network, "channels": [16, 32, 64, 128]}), (160, 160, 128)
     taken = measured(config, shape)
     assert taken < answering_bytes(config, shape) < 2 * taken
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from dicom_series import MemoryPacs
 from fastapi import UploadFile
 from tests.identified import CANARY, DATE, write_identified
 
@@ -100,7 +101,7 @@ def test_what_is_sent_is_refused_before_anything_is_kept(tmp_path):
 
 def test_images_in_the_folder_are_left_out_reported_and_come_back(tmp_path, refuse):
     write_identified(tmp_path / "named.dcm")
-    write_identified(tmp_path / "nameless.dcm", index=1, **NAMELESS)
+    write_identified(tmp_path / "nameless.dcm", index=1, SeriesInstanceUID="1.2.3.4", **NAMELESS)
     refuse(False)
     assert StudyStore(tmp_path).list_images() == ["named", "nameless"]
     refuse(True)
@@ -121,25 +122,13 @@ def test_of_a_folder_that_is_only_read_no_such_image_is_served(tmp_path, refuse)
         StudyStore(tmp_path, read_only=True).get_image_uri("named")
 
 
-class Pacs:
-    """A DICOMweb server with one series, of which nothing is ever fetched."""
-
-    base_url = "http://pacs"
-
-    def __init__(self, *files: Path) -> None:
-        self.instances = [pydicom.dcmread(file).to_json_dict() for file in files]
-
-    def search_for_series(self, search_filters):
-        return self.instances[:1]
-
-    def retrieve_series_metadata(self, study, series):
-        return self.instances
-
-
 def test_a_series_of_a_dicomweb_server_is_refused_before_it_is_fetched(tmp_path):
-    files = [write_identified(tmp_path / "a.dcm", **NAMELESS), write_identified(tmp_path / "b.dcm", index=1)]
-    store = DicomwebStore(Pacs(*files), {"Modality": "CT"}, cache_path=str(tmp_path / "cache"))
-    series = str(pydicom.dcmread(files[0]).SeriesInstanceUID)
-    with pytest.raises(Identified, match=f"series {series}: PatientName is filled"):
-        store.get_image_uri(series)
+    pacs = MemoryPacs("http://pacs", ["1.2.3.20"])
+    store = DicomwebStore(pacs, {"Modality": "CT"}, tmp_path / "cache")
+    with pytest.raises(Identified, match=r"series 1\.2\.3\.20: PatientName is filled"):
+        store.get_image_uri("1.2.3.20")
+    assert pacs.fetched == []
+    for header in pacs.kept["1.2.3.20"]:
+        header.PatientIdentityRemoved = "YES"
+    assert Path(store.get_image_uri("1.2.3.20")).is_file()
     store.close()

@@ -274,7 +274,9 @@ def test_an_image_that_the_server_may_not_open_is_skipped_and_the_reason_names_n
 
     monkeypatch.setattr(Path, "open", refused)
     assert [playground.ask(), playground.ask()] == ["b", "b"]
-    assert playground.rounds.state()["unreadable"] == [{"image": "a", "reason": "a.nii.gz: Permission denied"}]
+    assert playground.rounds.state()["unreadable"] == [
+        {"image": "a", "reason": "a.nii.gz: can't be opened: Permission denied"}
+    ]
 
 
 def test_an_image_whose_file_has_gone_is_skipped(playground):

@@ -12,8 +12,8 @@ from scipy import ndimage
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds import inference
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.classification.inferer import Ready, classify
 from labelrounds.classification.scoring import class_scores
+from labelrounds.classification.served import Ready, classify
 from labelrounds.costly_scores import disagreement, dropout_on, epistemic, variations
 from labelrounds.errors import Cancelled, Conflict, TooLarge, UnsupportedMedia
 from labelrounds.inference import logit_pieces, predict, probabilities, probability_pieces, windows_of

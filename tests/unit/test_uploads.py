@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 from safetensors.torch import save
 
 from labelrounds import model_routes
-from labelrounds.access import Admin
+from labelrounds.access import EVERYBODY, Admin, Caller
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.errors import BadInput, Busy, Conflict, NotFound, OutOfSpace, TooLarge, UnsupportedMedia
 from labelrounds.networks import build_network
@@ -190,6 +190,7 @@ def test_every_change_of_a_model_is_an_administrators(checkpoints, tmp_path, mon
         raise HTTPException(403, "Role admin is needed")
 
     application.dependency_overrides[Admin.__metadata__[0].dependency] = not_an_administrator
+    application.dependency_overrides[Caller.__metadata__[0].dependency] = lambda: EVERYBODY
     client = TestClient(application)
     file = {"file": ("w.safetensors", save(tensors_of(checkpoints.config)))}
     assert client.put("/model/tiny", files=file).status_code == 403
