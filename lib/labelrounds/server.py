@@ -337,7 +337,8 @@ def close_doors(application: FastAPI) -> None:
     hide_secrets(str(getattr(settings, f"MONAI_LABEL_{name}") or "") for name in _HOST_SECRETS)
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     own_settings = server_settings()
-    hide_secrets([own_settings.oidc_client_secret.get_secret_value()])
+    secrets = (own_settings.oidc_client_secret, own_settings.metrics_token)
+    hide_secrets(secret.get_secret_value() for secret in secrets if secret is not None)
     application.state.login = Login(own_settings)
     application.add_middleware(
         Doors, login=application.state.login, settings=own_settings, origins=origins, answer=problem.answer
