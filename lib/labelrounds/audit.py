@@ -261,7 +261,7 @@ def listing(last: int, user: str = "", image: str = "") -> list[str]:
     newest: deque[str] = deque(maxlen=last)
     for line in audit_log().lines():
         ids = line.get("ids") or {}
-        about = {str(ids.get(name)) for name in ("image", "id", "label")}
+        about = {str(ids.get(name)) for name in ("image", "id", "label", "series")}
         if (not user or line.get("user") == user) and (not image or image in about):
             words = [line.get(name) for name in ("time", "user", "address", "method", "route", "status")]
             named = " ".join(f"{name}={value}" for name, value in ids.items())
