@@ -57,4 +57,6 @@ def client_key(address: str) -> str:
         parsed = ipaddress.ip_address(address)
     except ValueError:
         return address[:100]
+    if mapped := getattr(parsed, "ipv4_mapped", None):  # how a proxy may name an IPv4 client
+        return str(mapped)
     return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address

@@ -155,7 +155,7 @@ class AuditLog:
             try:
                 content = json.loads(line)
                 this, before = int(content["number"]), str(content["previous"])
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, OverflowError):  # JSON has Infinity, as Python reads it
                 found.faults.append(f"{place}: is no line of the audit log, or only a part of one")
                 found.hash = _digest(line)
                 continue
@@ -238,7 +238,7 @@ class AuditLog:
         try:
             head = json.loads((self._folder / "head").read_text())
             return {"number": int(head["number"]), "hash": str(head["hash"])}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             return None
 
 
@@ -261,7 +261,7 @@ def listing(last: int, user: str = "", image: str = "") -> list[str]:
     newest: deque[str] = deque(maxlen=last)
     for line in audit_log().lines():
         ids = line.get("ids") or {}
-        about = {str(ids.get(name)) for name in ("image", "id", "label")}
+        about = {str(ids.get(name)) for name in ("image", "id", "label", "series")}
         if (not user or line.get("user") == user) and (not image or image in about):
             words = [line.get(name) for name in ("time", "user", "address", "method", "route", "status")]
             named = " ".join(f"{name}={value}" for name, value in ids.items())
@@ -319,7 +319,7 @@ def _end_of(file: Path) -> _End:
     lines = tail.removesuffix(b"\n").split(b"\n")
     number = 0
     for line in reversed(lines):
-        with suppress(ValueError, KeyError, TypeError):
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
             number = int(json.loads(line)["number"])
             break
     return _End(file, size, number, _digest(lines[-1]) if size else _NOTHING, size > 0 and not tail.endswith(b"\n"))

@@ -323,10 +323,13 @@ def add_user(
 ) -> None:
     """Add a user and print the key, once: it is kept nowhere. In Slicer it is the password."""
     from labelrounds import folders
+    from labelrounds.audit import record_command
     from labelrounds.users import UserFile
 
     folders.make_home()
-    print(UserFile().add(name, role))
+    key = UserFile().add(name, role)
+    record_command("users add", name=name, role=role)
+    print(key)
     print(f"This is the key of {name}. Keep it: it can't be shown again.", file=sys.stderr)
 
 
@@ -342,9 +345,11 @@ def list_users() -> None:
 @users.command("remove")
 def remove_user(name: Annotated[str, typer.Argument(help="See `labelrounds users list`.")]) -> None:
     """Remove a user, whose key lets nobody in from now on."""
+    from labelrounds.audit import record_command
     from labelrounds.users import UserFile
 
     UserFile().remove(name)
+    record_command("users remove", name=name)
     print(f"{name} can't come in any more.")
 
 

@@ -19,6 +19,7 @@ from fastapi.responses import Response, StreamingResponse
 from labelrounds.access import Caller
 from labelrounds.errors import BadInput, Conflict, NotFound, TooLarge
 from labelrounds.pacs import Pacs, told
+from labelrounds.tracing import note
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ _PATH = re.compile(
     rf"|{_INSTANCE}(?:/metadata|/rendered|/thumbnail|/bulk(?:data)?(?:/[0-9A-Fa-f]{{1,8}}){{1,9}})?"
     rf"|{_INSTANCE}/frames/[0-9]{{1,6}}(?:,[0-9]{{1,6}}){{0,99}}(?:/rendered|/thumbnail)?"
 )
+_NAMED = re.compile(rf"(studies|series|instances)/({_UID})")
+_LEVELS = {"studies": "study", "series": "series", "instances": "instance"}  # as the audit log has them
 _QUERY = re.compile(
     "limit|offset|fuzzymatching|includefield|[0-9A-Fa-f]{8}|(?:Study|Series|SOP)InstanceUID|Patient(?:ID|Name)|"
     "Study(?:Date|Time|ID|Description)|Modalit(?:y|iesInStudy)|Series(?:Number|Description)|AccessionNumber"
@@ -58,6 +61,7 @@ def pass_on(http: Request, _: Caller, path: str) -> Response:
     if pacs is None:
         raise NotFound("the studies lie in a folder: there is no DICOMweb server here that a viewer could read from")
     asked, query = checked_path(path), checked_query(http.query_params.multi_items())
+    note(**{_LEVELS[level]: uid for level, uid in _NAMED.findall(asked)})
     accept = http.headers.get("accept", "*/*")
     return _answer(pacs, asked, query, accept if _ACCEPT.fullmatch(accept) else "*/*")
 

@@ -34,7 +34,7 @@ from labelrounds.labels import by_position, on_grid_of
 from labelrounds.names import check_id, check_tag
 from labelrounds.pacs import Pacs, Series
 from labelrounds.pacs_lists import PacsLists, Segmented
-from labelrounds.privacy.identity import check_dataset, refusing
+from labelrounds.privacy.identity import check_dataset, check_folder_or_file, refusing
 from labelrounds.reading import read_geometry, read_image, read_label
 from labelrounds.sections import LabelCode
 from labelrounds.store import CLASSES, FINAL, LabelledCase, StudyStore
@@ -128,6 +128,7 @@ class DicomwebStore(StudyStore):
             files = Path(folder) / series.uid
             files.mkdir()
             self.pacs.fetch(series, files)
+            check_folder_or_file(files)  # servers leave out of a list what the files have
             read = read_image(files)
             path = write_volume(read.array, read.affine, Path(folder) / f"{series.uid}.nrrd")
             self.add_image(series.uid, str(path), _known_of(series))

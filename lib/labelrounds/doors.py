@@ -15,10 +15,10 @@ page can change: ``Origin``, ``Sec-Fetch-Site``, and, where the page's own name 
 import logging
 import math
 from collections.abc import Awaitable, Callable, Collection
-from urllib.parse import parse_qs, quote
+from urllib.parse import quote
 
 import anyio
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -158,8 +158,8 @@ class Doors:
     async def _caller(self, scope: Scope, headers: Headers, address: str) -> User:
         authorization = headers.get("authorization", "")
         if not authorization and scope["method"] == "GET" and _path(scope) == "/datastore/image":
-            image = parse_qs(scope["query_string"].decode("latin-1")).get("image", [""])[0]
-            if (who := self._login.fetches(address, image)) is not None:
+            images = QueryParams(scope["query_string"]).getlist("image")  # a route reads the last of several
+            if len(images) == 1 and (who := self._login.fetches(address, images[0])) is not None:
                 return who
         return await self._login.identify(authorization, address)
 

@@ -13,6 +13,7 @@ rest is served as ever.
 """
 
 import logging
+import os
 import re
 import shutil
 import time
@@ -186,6 +187,8 @@ def _look_at_store(found: Readiness) -> None:
 def _images_in(store: Any) -> int:
     """Return how many images a store has; a DICOMweb server is asked twice a minute at most."""
     if "://" not in settings.MONAI_LABEL_STUDIES:
+        with os.scandir(settings.MONAI_LABEL_STUDIES) as entries:  # the store goes by its index
+            next(entries, None)
         return len(store.list_images())
     if not _counted or time.monotonic() - _counted[0][0] > _COUNTED_FOR_S:
         _counted[:] = [(time.monotonic(), len(store.list_images()))]
@@ -196,13 +199,19 @@ def _look_at_disks(found: Readiness) -> None:
     places = {"home": folders.home()}
     if "://" not in settings.MONAI_LABEL_STUDIES:
         places["studies"] = Path(settings.MONAI_LABEL_STUDIES)
-    free = {name: shutil.disk_usage(place).free // 1_000_000 for name, place in places.items()}
+    free: dict[str, int] = {}
+    for name, place in places.items():
+        try:
+            free[name] = shutil.disk_usage(place).free // 1_000_000
+        except OSError as error:
+            found.unfit.append("disk")
+            found.details["disk"] = [f"{name}: {error.strerror}"]
     found.shown["disk_free_mb"] = free
     least = server_settings().least_free_mb
     low = [f"{name}: {left} MB are free, less than {least}" for name, left in free.items() if left < least]
     if low:
         found.worrying.append("disk")
-        found.details["disk"] = low
+        found.details.setdefault("disk", []).extend(low)
 
 
 def _look_at_audit(found: Readiness) -> None:

@@ -32,7 +32,7 @@ def summary(state: Mapping[str, Any]) -> str:
     return printable(
         f"{state['model']}, {served}: {cases['labelled']} of {cases['images']} cases have a label,"
         f" {cases['candidates']} may be handed out by {state['strategy']!r}, {cases['in_hand']} in somebody's hands,"
-        f" {cases['put_aside']} put aside; {scoring['scored']} of {scoring['of']} images passed over."
+        f" {cases['put_aside']} put aside; {scoring['scored']} of {scoring['of']} images scored."
     )
 
 

@@ -211,11 +211,14 @@ def create_session(
     """Keep an image, or the files of a DICOM series, for requests to ``/infer`` by session id."""
     if uncompress:
         raise BadInput("uncompress=true is not supported; send the image itself, or the files of its DICOM series")
-    for file in files:
-        file.filename = safe_name(file)
-        if len(files) == 1 and not ending_of(file.filename):
-            raise UnsupportedMedia(f"{file.filename!r} does not end in one of {', '.join(ENDINGS)}")
-        check_upload(file.file, file.filename)
+    names = [safe_name(file) for file in files]
+    if len({*names, ""}) <= len(names):  # each is kept under its own name: none must take another's place
+        names = [f"{number:06d}_{name}" for number, name in enumerate(names)]
+    for file, name in zip(files, names, strict=True):
+        if len(files) == 1 and not ending_of(name):
+            raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join(ENDINGS)}")
+        check_upload(file.file, name)
+        file.filename = name
     kept = session.create_session(background, False, expiry, files)
     note(session_id=kept["session_id"])
     app_instance().segment_ahead(session_image(kept["session_id"]))
@@ -337,7 +340,8 @@ def close_doors(application: FastAPI) -> None:
     hide_secrets(str(getattr(settings, f"MONAI_LABEL_{name}") or "") for name in _HOST_SECRETS)
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     own_settings = server_settings()
-    hide_secrets([own_settings.oidc_client_secret.get_secret_value()])
+    secrets = (own_settings.oidc_client_secret, own_settings.metrics_token)
+    hide_secrets(secret.get_secret_value() for secret in secrets if secret is not None)
     application.state.login = Login(own_settings)
     application.add_middleware(
         Doors, login=application.state.login, settings=own_settings, origins=origins, answer=problem.answer

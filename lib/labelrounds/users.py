@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -28,6 +29,7 @@ from labelrounds.names import check_user
 ROLES = ("user", "annotator", "reviewer", "admin")
 KEY_PREFIX = "lrk_"
 _KEY_BYTES = 32
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def _parse(path: Path) -> dict[str, Account]:
     try:
         users = json.loads(path.read_text())["users"]
         accounts = {check_user(name): Account(**entry) for name, entry in users.items()}
-        faulty = [name for name, one in accounts.items() if one.role not in ROLES or len(one.sha256) != 64]
+        faulty = [name for name, one in accounts.items() if one.role not in ROLES or not _HASH.fullmatch(one.sha256)]
     except (ValueError, TypeError, KeyError, AttributeError, BadInput) as error:
         raise BadInput(
             f"{path}: is no list of users; put it back from a copy, or remove it and add them again"

@@ -223,6 +223,16 @@ def naming(folder: Path) -> list[str]:
     return sorted(path.name for path in files if canary in path.read_bytes() or CANARY in str(path))
 
 
+@pytest.mark.parametrize("names", [("a.dcm", "a.dcm"), ("\u00e4.dcm", "\u00f6.dcm"), ("...", "..")])
+def test_no_file_of_a_session_takes_the_place_of_another(versions, tmp_path, names):
+    scans = [write_identified(tmp_path / f"{n}.dcm", index=n, SeriesInstanceUID=f"1.2.3.{n}") for n in (1, 2)]
+    talk = Talk(versions.client)
+    sent = [("files", (name, scan.read_bytes())) for name, scan in zip(names, scans, strict=True)]
+    session = talk("PUT", "/session/", files=sent).json()["session_id"]
+    assert "2 series" in talk("POST", f"/infer/{NAME}?session_id={session}&output=json").json()["detail"]
+    assert talk("DELETE", f"/session/{session}").ok
+
+
 def test_no_log_index_answer_or_file_holds_what_the_header_says_of_the_patient(versions, tmp_path):
     scan = write_identified(tmp_path / "scan.dcm", list(table()))
     other = write_identified(tmp_path / "other.dcm", index=1, SeriesInstanceUID="1.2.3.9")

@@ -189,8 +189,9 @@ def test_a_round_works_with_a_login_as_slicer_asks_for_it(closed, truths):
     assert closed.ask("GET", "/auth/token/valid", **header).json()["username"] == "the-annotator"
     image = closed.ask("POST", "/activelearning/random", json={}, **header).json()["id"]
 
-    other = {"phantom_000", "phantom_001"} - {image}
-    assert closed.ask("GET", f"/datastore/image?image={other.pop()}").status_code == 401
+    (other,) = {"phantom_000", "phantom_001"} - {image}
+    for asked in (f"image={other}", f"image={image}&image={other}", f"image={other}&image={image}"):
+        assert closed.ask("GET", f"/datastore/image?{asked}").status_code == 401
     downloaded = closed.ask("GET", f"/datastore/image?image={image}")
     assert downloaded.content == (closed.folder / "studies" / f"{image}.nii.gz").read_bytes()
     assert closed.ask("GET", f"/datastore/image?image={image}").status_code == 401

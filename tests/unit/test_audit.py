@@ -10,9 +10,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from typer.testing import CliRunner
 
 from labelrounds import audit
 from labelrounds.audit import AuditLog, audit_log, event_of, listing, record_command, verification
+from labelrounds.cli import app
 from labelrounds.errors import OutOfSpace
 
 
@@ -99,6 +101,10 @@ TAMPERED = {
     "the last are cut off": (lambda lines: lines[:-2], "head: 2 lines are missing at the end"),
     "all are cut off": (lambda lines: [], "head: 8 lines are missing at the end"),
     "a line is no JSON": (lambda lines: [*lines[:3], b"\xff{\n", *lines[4:]], "line 4: is no line of the audit log"),
+    "a line's number is none": (
+        lambda lines: [*lines[:-1], lines[-1].replace(b'"number":8', b'"number":Infinity')],
+        "line 8: is no line of the audit log",
+    ),
     "the first is another": (
         lambda lines: [lines[0].replace(b"0" * 64, b"1" * 64), *lines[1:]],
         "line 1: the first line",
@@ -223,6 +229,24 @@ def test_what_a_command_has_changed_is_in_it(home):
         {"model": "spleen", "version": "3"},
     )
     assert line["user"]
+
+
+def test_who_may_come_in_is_in_it(home):
+    runner = CliRunner()
+    key = runner.invoke(app, ["users", "add", "ann", "--role", "admin"]).stdout.split()[0]
+    runner.invoke(app, ["users", "remove", "ann"])
+    told = [(line["route"], line["ids"]) for line in audit_log().lines()]
+    assert told == [("users add", {"name": "ann", "role": "admin"}), ("users remove", {"name": "ann"})]
+    assert key not in str(list(audit_log().lines()))
+
+
+def test_a_last_line_that_is_none_stops_no_further_one(log, folder):
+    fill(log, 2)
+    (file,) = folder.glob("audit-*.jsonl")
+    with file.open("ab") as opened:
+        opened.write(b'{"number": Infinity}\n')
+    fill(AuditLog(folder), 1, 2)
+    assert len(AuditLog(folder).verify().faults) == 1
 
 
 def test_the_command_lists_and_verifies(log, folder):

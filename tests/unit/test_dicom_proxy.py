@@ -11,11 +11,13 @@ from pacs_stand_in import StandIn, reply, stand_in
 
 from labelrounds import dicom_proxy
 from labelrounds.access import EVERYBODY, Caller
+from labelrounds.audit import audit_log, listing
 from labelrounds.dicom_proxy import checked_path, checked_query, proxy
 from labelrounds.errors import BadInput, LabelRoundsError
 from labelrounds.pacs import Pacs
 from labelrounds.problem import answer
 from labelrounds.settings import ServerSettings
+from labelrounds.tracing import TracingMiddleware
 
 STUDY, SERIES, INSTANCE = "1.2.840.1", "1.2.840.1.2", "1.2.840.1.2.3"
 PART = f"studies/{STUDY}/series/{SERIES}/instances/{INSTANCE}"
@@ -94,6 +96,15 @@ def test_no_other_path_goes_through(path, viewer: TestClient, server: StandIn):
             checked_path(one)
     assert viewer.get(f"/proxy/dicom/{quote(path).replace('.', '%2E')}").status_code in (400, 404)
     assert server.asked == []
+
+
+def test_the_audit_log_says_which_study_was_looked_at(viewer: TestClient):
+    viewer.app.add_middleware(TracingMiddleware)
+    viewer.get(f"/proxy/dicom/wado/{PART}/metadata")
+    viewer.get("/proxy/dicom/qido/studies")
+    found = [line["ids"] for line in audit_log().lines()]
+    assert found == [{"study": STUDY, "series": SERIES, "instance": INSTANCE}, {}]
+    assert len(listing(10, image=SERIES)) == 1
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])

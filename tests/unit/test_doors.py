@@ -28,7 +28,7 @@ class OneLogin:
         return user_with("ann", "user")
 
     def fetches(self, address, image):
-        return None
+        return user_with("slicer", "user") if image == "handed out" else None
 
 
 async def echo(scope, receive, send):
@@ -162,6 +162,13 @@ def test_strangers_have_to_wait_too():
 def test_below_a_prefix_of_a_proxy_the_same_routes_are_open():
     assert call(doors(login=True), "/labels/auth/", root_path="/labels")[0] == 200
     assert call(doors(login=True), "/labels/info/", root_path="/labels")[0] == 401
+
+
+@pytest.mark.parametrize("query", [b"image=handed+out&image=other", b"image=&image=handed+out", b"image=other", b""])
+def test_one_image_that_was_handed_out_opens_the_door_to_no_other(query):
+    closed = doors(login=True)
+    assert call(closed, "/datastore/image", query=b"image=handed%20out")[1]["user"] == "slicer"
+    assert call(closed, "/datastore/image", query=query)[0] == 401
 
 
 def test_headers_that_no_client_sends_are_refused():

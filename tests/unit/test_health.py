@@ -172,6 +172,14 @@ def test_studies_that_cant_be_listed_make_it_unfit(app, client, studies):
     assert str(studies) not in answer.text
 
 
+def test_studies_that_have_gone_make_it_unfit(client, studies):
+    studies.rename(studies.with_name("elsewhere"))
+    answer = client.get("/health/ready")
+    assert answer.status_code == 503 and answer.json()["unfit"] == ["store", "disk"]
+    assert str(studies) not in answer.text
+    assert set(client.get("/health/details").json()["reasons"]) == {"store", "disk"}
+
+
 def test_a_dicomweb_server_is_not_asked_at_each_look(app, client, monkeypatch):
     monkeypatch.setattr(host_settings, "MONAI_LABEL_STUDIES", "http://pacs/dicom-web")
     monkeypatch.setattr(health, "_counted", [])

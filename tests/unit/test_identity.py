@@ -132,3 +132,13 @@ def test_a_series_of_a_dicomweb_server_is_refused_before_it_is_fetched(tmp_path)
         header.PatientIdentityRemoved = "YES"
     assert Path(store.get_image_uri("1.2.3.20")).is_file()
     store.close()
+
+
+def test_a_series_whose_list_leaves_the_name_out_is_refused_by_its_files(tmp_path, monkeypatch):
+    pacs = MemoryPacs("http://pacs", ["1.2.3.20"])
+    monkeypatch.setattr("labelrounds.dicomweb.check_dataset", lambda *_: None)  # as if the headers had no name
+    store = DicomwebStore(pacs, {"Modality": "CT"}, tmp_path / "cache")
+    with pytest.raises(Identified, match="PatientName is filled"):
+        store.get_image_uri("1.2.3.20")
+    assert "1.2.3.20" not in store.entries
+    store.close()

@@ -15,7 +15,7 @@ from joserfc.jwk import ECKey, RSAKey
 
 from labelrounds import login as login_module
 from labelrounds.access import HOST_ROLES, user_with
-from labelrounds.addresses import listens_on_loopback
+from labelrounds.addresses import client_key, listens_on_loopback
 from labelrounds.errors import BadInput, Busy, Conflict, NotFound, NotLoggedIn, Overloaded
 from labelrounds.listening import Listening
 from labelrounds.login import Login
@@ -83,6 +83,7 @@ def test_users_added_at_once_are_all_there(users):
 
 
 BROKEN = ["{", "[]", '{"users": {"a": {}}}', '{"users": {"../a": {"role": "user", "sha256": "", "created": ""}}}']
+BROKEN += ['{"users": {"a": {"role": "user", "sha256": "%s", "created": ""}}}' % ("\\u00e4" * 64)]
 BROKEN += ['{"users": {"a": {"role": "root", "sha256": "%s", "created": ""}}}' % ("0" * 64)]
 
 
@@ -165,6 +166,19 @@ def test_ten_wrong_ones_of_an_address_in_a_row_make_it_wait_but_not_who_is_right
     with pytest.raises(NotLoggedIn):
         whose(login, "Bearer lrk_guess", "10.0.0.1")
     assert whose(login, f"Bearer {key}").username == "ann"
+
+
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("testclient", "testclient"),
+    ],
+)
+def test_clients_are_counted_by_address_and_of_ipv6_by_network(address, key):
+    assert client_key(address) == key
 
 
 def test_logins_of_before_a_restart_make_nobody_wait(users):

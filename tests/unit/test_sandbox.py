@@ -4,6 +4,7 @@ import fcntl
 import json
 import mmap
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -143,6 +144,18 @@ def test_a_reader_that_has_died_in_between_costs_no_request(sandbox: Sandbox, sc
     reader.kill()
     wait_for(lambda: reader.status() == psutil.STATUS_ZOMBIE)
     assert sandbox.read("read_image", scan).shape == files.SHAPE
+
+
+def test_a_server_with_a_thousand_open_connections_still_reads(sandbox: Sandbox, scan: Path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(2000, limits[1]), limits[1]))
+    sandbox.make_ready()
+    reader = sandbox._idle[-1]
+    low, reader.socket = reader.socket, socket.socket(fileno=fcntl.fcntl(reader.socket, fcntl.F_DUPFD_CLOEXEC, 1100))
+    low.close()
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert sandbox.read("read_image", scan).shape == files.SHAPE
+    assert sandbox._idle[-1] is reader
 
 
 def test_without_the_process_that_makes_readers_another_one_is_started(sandbox: Sandbox, scan: Path):
