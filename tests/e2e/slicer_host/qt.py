@@ -11,6 +11,7 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
 # Getters that C++ calls as virtual functions: as attributes they would hide the function from Qt itself.
 VIRTUAL_GETTERS = {"QWidget": {"sizeHint", "minimumSizeHint"}, "QProgressBar": {"text"}}
+WITH_MANNERS = (QtWidgets.QWidget, QtCore.QTimer, QtGui.QAction, QtGui.QShortcut)
 CONVERSIONS = {"bool": bool, "int": int, "QString": lambda value: "" if value is None else str(value)}
 
 
@@ -76,6 +77,6 @@ def __getattr__(name):
     for module in (QtWidgets, QtGui, QtCore):
         if hasattr(module, name):
             found = getattr(module, name)
-            derives = isinstance(found, type) and issubclass(found, (QtWidgets.QWidget, QtCore.QTimer))
+            derives = isinstance(found, type) and issubclass(found, WITH_MANNERS)
             return _with_manners(found) if derives else found
     raise AttributeError(f"qt has no {name}")
