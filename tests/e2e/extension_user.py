@@ -235,7 +235,8 @@ class ExtensionUser:
         dialog = qt.QApplication.activeModalWidget()
         if dialog is None:
             return
-        self.questions.append(dialog.findChildren(qt.QLabel)[0].text())
+        self._answering.stop()  # an error here would come back for ever
+        self.questions.append(dialog.findChildren(qt.QLabel)[0].text)
         answer = self._answers.pop(0) if self._answers else "Cancel"
         edits = dialog.findChildren(qt.QLineEdit)
         if edits and "/" in answer:
@@ -246,8 +247,9 @@ class ExtensionUser:
             if answer.startswith("untick, "):
                 box.setChecked(False)
         answer = answer.removeprefix("untick, ")
-        (button,) = [one for one in dialog.findChildren(qt.QPushButton) if one.text().startswith(answer)] or [None]
-        if button is None:
+        buttons = [one for one in dialog.findChildren(qt.QPushButton) if one.text.startswith(answer)]
+        self._answering.start(20)
+        if not buttons:
             dialog.done(0)
             raise AssertionError(f"no button {answer!r}")
-        button.click()
+        buttons[0].click()

@@ -16,7 +16,9 @@ CONVERSIONS = {"bool": bool, "int": int, "QString": lambda value: "" if value is
 
 
 def _connect(self, signature, slot):
-    getattr(self, signature.partition("(")[0]).connect(slot)
+    name, _, arguments = signature.partition("(")
+    # What a signature leaves out, as the state in "clicked()", is not handed over.
+    getattr(self, name).connect((lambda *_: slot()) if arguments == ")" else slot)
 
 
 def _keep_connect(subclass, **arguments):

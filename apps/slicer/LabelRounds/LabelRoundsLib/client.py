@@ -101,17 +101,23 @@ class Client:
         return Case(image, self._image(image, folder, call), {}, label, [entry["name"] for entry in names])
 
     def predict(
-        self, model: str, folder: Path, image: str = "", file: Path | None = None, call: Call | None = None
+        self,
+        model: str,
+        folder: Path,
+        image: str = "",
+        file: Path | None = None,
+        classify: bool = False,
+        call: Call | None = None,
     ) -> Prediction:
         """Segment or classify an image of the server's, or a file, which is sent under a name that says nothing."""
-        options = json.dumps({"result_extension": ".nrrd", "client_id": self.client_id})
+        options = {"client_id": self.client_id, **({} if classify else {"result_extension": ".nrrd"})}
         files = {} if file is None else {"file": (file, "image" + "".join(file.suffixes))}
-        query = {"output": "all", **({"image": image} if image else {})}
-        route = f"/infer/{quote(model, '')}"
-        answer = self._request("POST", route, query, Form({"params": options}, files), call=call)
-        if not answer.headers.get("Content-Type", "").startswith("multipart/"):
+        query = {"output": "json" if classify else "all", **({"image": image} if image else {})}
+        form = Form({"params": json.dumps(options)}, files)
+        answer = self._request("POST", f"/infer/{quote(model, '')}", query, form, call=call)
+        if classify:
             told = answer.json()
-            classes = {entry["label"]: entry["score"] for entry in told.get("prediction", [])}
+            classes = {entry["label"]: entry["score"] for entry in told["prediction"]}
             return Prediction(None, {}, classes, told.get("version"))
         parts = answer.parts()
         told, path = json.loads(parts["params"]), folder / "prediction.nrrd"

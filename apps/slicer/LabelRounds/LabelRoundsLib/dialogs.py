@@ -28,9 +28,7 @@ def choose(title: str, text: str, choices: list[str], option: str = "") -> tuple
         button = qt.QPushButton(choice, dialog)
         button.connect("clicked()", lambda place=place: dialog.done(place))
         layout.addWidget(button)
-    closed = qt.QPushButton(_("Cancel"), dialog)
-    closed.connect("clicked()", lambda: dialog.done(0))
-    layout.addWidget(closed)
+    _add_cancel(dialog, layout)
     place = dialog.exec_()
     return (place - 1, box.checked) if place else None
 
@@ -48,7 +46,14 @@ def log_in(text: str, name: str) -> tuple[str, str] | None:
     button.setDefault(True)
     button.connect("clicked()", lambda: dialog.done(1))
     layout.addWidget(button)
+    _add_cancel(dialog, layout)
     return (edits[0].text, edits[1].text) if dialog.exec_() else None
+
+
+def _add_cancel(dialog, layout) -> None:
+    button = qt.QPushButton(_("Cancel"), dialog)
+    button.connect("clicked()", lambda: dialog.done(0))
+    layout.addWidget(button)
 
 
 def _dialog(title: str, text: str):

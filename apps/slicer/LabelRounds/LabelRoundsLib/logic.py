@@ -75,12 +75,12 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def predict(self, volume, model: str, done: Done, failed: OnFailed, progress: Progress) -> Call:
         """Ask for a prediction, sending the image if the server doesn't have it; ``done`` gets a `Prediction`."""
         client, image = self.client, self.image_of(volume)
-        folder = self._folder()
+        folder, classify = self._folder(), self.classifies(model)
         file = None if image else self._written(volume, folder)
 
         def work(call: Call) -> Prediction:
             sent = None if file is None else _compressed(file)
-            return client.predict(model, folder, image, sent, call)
+            return client.predict(model, folder, image, sent, classify, call)
 
         return self._start(work, done, failed, progress, folder)
 
