@@ -141,6 +141,10 @@ class ExtensionUser:
         volume = segments.shown_volume()
         return None if volume is None else _image(volume)
 
+    def volumes(self) -> int:
+        """Return how many images and label maps the scene has."""
+        return len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"))
+
     def image_name(self) -> str:
         return segments.shown_volume().GetName()
 

@@ -175,6 +175,7 @@ def test_own_image_leaves_the_machine_after_consent_alone_and_without_its_name(s
     slicer.tool("submit")
     assert len(slicer.asked()) == 1
     (added,) = server.images() - images
+    assert slicer.volumes() == 1
     assert added == slicer.image_id() and added.startswith("case_")
     image, label = read_nifti(own_image), server.saved_label(added)[0]
     liver = voxels(only(slicer.segmentations()), "liver", image)
@@ -402,7 +403,6 @@ def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_exte
     slicer.answer_with(f"ann/{key}")
     assert slicer.tool("next") == []
     assert slicer.tool("segment") == []
-    print("STATE", slicer.state(), slicer.asked())
     shown = slicer.table()
     assert {name for name, _ in shown} == {"slim", "stout"}
     assert sum(float(percent.split()[0]) for _, percent in shown) == pytest.approx(100, abs=0.2)

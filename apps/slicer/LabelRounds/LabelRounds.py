@@ -187,7 +187,6 @@ class LabelRoundsWidget(Panel):
 
     def _next(self) -> None:
         strategy, model = self.ui.strategyBox.currentText or "auto", self._model_of_rounds()
-        self.logic.remove_submitted()
         self._start(
             _("Fetching the next case"), lambda *ends: self.logic.next_case(strategy, model, *ends), self._opened
         )

@@ -121,7 +121,10 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         client, folder = self.client, self._folder()
 
         def loaded(case: Case | str) -> None:
-            done(case, None if isinstance(case, str) else self._load(case))
+            if isinstance(case, str):
+                return done(case, None)
+            self.remove_submitted()
+            done(case, self._load(case))
 
         return self._start(
             lambda call: client.next_case(strategy, model, folder, call), loaded, failed, progress, folder
@@ -204,8 +207,8 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         volume = slicer.util.loadVolume(str(case.file))
         volume.SetName(case.image)
         self._is_image(volume, case.image)
-        # Its file is a temporary one and will be gone.
-        volume.SetAndObserveStorageNodeID(None)
+        if volume.GetStorageNode() is not None:  # of a temporary file, which will be gone
+            slicer.mrmlScene.RemoveNode(volume.GetStorageNode())
         slicer.util.setSliceViewerLayers(background=volume, foreground=None, label=None, fit=True)
         return volume
 
@@ -238,9 +241,18 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
     @staticmethod
     def _written(volume, folder: Path) -> Path:
-        """Write an image as NIfTI, which has no place for what DICOM says of a patient."""
+        """Write an image's voxels and grid, and nothing that DICOM or Slicer says of it besides.
+
+        By way of another node, as saving the image itself would make Slicer believe that it is kept in that file.
+        """
         file = folder / "image.nii"
-        slicer.util.saveNode(volume, str(file))
+        plain = slicer.mrmlScene.AddNewNodeByClass(volume.GetClassName(), "image")
+        try:
+            plain.SetAndObserveImageData(volume.GetImageData())
+            plain.CopyOrientation(volume)
+            slicer.util.saveNode(plain, str(file))
+        finally:
+            slicer.mrmlScene.RemoveNode(plain)
         return file
 
 
