@@ -16,17 +16,24 @@ class Relay:
         self._open: list[socket.socket] = []
         self._passes = threading.Event()
         self._passes.set()
+        self._asked = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def hold(self) -> None:
         """Keep back all answers from now on."""
         self._passes.clear()
+        self._asked.clear()
 
     def release(self) -> None:
         self._passes.set()
 
     def cut(self) -> None:
-        """End all connections, as a server that dies does."""
+        """End all connections once something was asked, as a server that dies does."""
+        if not self._asked.wait(30):
+            raise AssertionError("nothing was asked")
+        self.close_all()
+
+    def close_all(self) -> None:
         while self._open:
             with contextlib.suppress(OSError):
                 self._open.pop().shutdown(socket.SHUT_RDWR)
@@ -34,7 +41,7 @@ class Relay:
     def close(self) -> None:
         self.release()
         self._listener.close()
-        self.cut()
+        self.close_all()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -48,7 +55,9 @@ class Relay:
     def _pass(self, source: socket.socket, target: socket.socket, when: threading.Event | None) -> None:
         with contextlib.suppress(OSError):
             while said := source.recv(1 << 16):
-                if when is not None:
+                if when is None:
+                    self._asked.set()
+                else:
                     when.wait()
                 target.sendall(said)
         for end in (source, target):

@@ -18,6 +18,7 @@ from labelrounds.config import load_config
 from labelrounds.networks import build_network
 
 NAMES = list(phantoms.LABELS)
+OTHERS = ("axial", "flipped", "anisotropic")
 CORNER, SIZE = (2, 3, 4), (3, 4, 5)
 CLASSIFIER = """
 task: classification
@@ -66,6 +67,18 @@ def open_study(slicer, label_all_but, studies):
 
 
 @pytest.fixture
+def open_any(slicer, studies):
+    """Get whichever study Next case hands out, and segment it."""
+
+    def open_():
+        assert slicer.tool("next") == []
+        assert slicer.tool("segment") == []
+        return next(study for study in studies.values() if study.name == slicer.image_id())
+
+    return open_
+
+
+@pytest.fixture
 def relay(server):
     relay = Relay(server.url)
     yield relay
@@ -93,7 +106,7 @@ def with_box(segment):
     return drawn
 
 
-@pytest.mark.parametrize("geometry", ["axial", "flipped", "oblique"])
+@pytest.mark.parametrize("geometry", ["oblique", *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)])
 def test_three_clicks_in_the_toolbar_are_a_round(slicer, server, open_study, geometry, tmp_path):
     study = open_study(geometry)
     names, prediction = server.predict(MODEL, study.name, tmp_path)
@@ -116,8 +129,8 @@ def test_three_clicks_in_the_toolbar_are_a_round(slicer, server, open_study, geo
     assert slicer.longest_standstill_s() < 5
 
 
-def test_segments_are_coloured_and_shown_in_slices_and_in_3d(slicer, open_study):
-    open_study("axial")
+def test_segments_are_coloured_and_shown_in_slices_and_in_3d(slicer, open_any):
+    open_any()
     looks = slicer.looks()
     assert list(looks) == NAMES
     assert len({colour for colour, _, _ in looks.values()}) >= 4  # the kidneys share theirs
@@ -142,6 +155,7 @@ def test_reason_queue_and_lease_of_the_case_are_shown(slicer, label_all_but, stu
     assert "60 min" in slicer.text("leaseLabel")
 
 
+@pytest.mark.slow
 def test_case_that_is_put_aside_is_handed_out_no_more(slicer, server, label_all_but, studies):
     label_all_but(studies["axial"], studies["oblique"])
     slicer.tool("next")
@@ -155,6 +169,7 @@ def test_case_that_is_put_aside_is_handed_out_no_more(slicer, server, label_all_
     requests.delete(f"{server.url}/rounds/aside", params={"image": first}, timeout=60).raise_for_status()
 
 
+@pytest.mark.slow
 def test_no_case_left_is_a_sentence(slicer, label_all_but):
     label_all_but()
     assert slicer.tool("next") == []
@@ -182,6 +197,7 @@ def test_own_image_leaves_the_machine_after_consent_alone_and_without_its_name(s
     assert liver.any() and np.array_equal(label.on_grid_of(image) == 1, liver)
 
 
+@pytest.mark.slow
 def test_own_image_keeps_its_name_where_the_user_wants_it(slicer, server, own_image):
     slicer.load_volume(own_image)
     slicer.answer_with("untick, Send")
@@ -191,15 +207,16 @@ def test_own_image_keeps_its_name_where_the_user_wants_it(slicer, server, own_im
     assert slicer.image_id() in server.labelled()
 
 
-def test_prediction_that_nobody_has_touched_is_replaced_without_a_question(slicer, open_study):
-    open_study("axial")
+@pytest.mark.slow
+def test_prediction_that_nobody_has_touched_is_replaced_without_a_question(slicer, open_any):
+    open_any()
     assert slicer.drawn_by_hand() == []
     slicer.tool("segment")
     assert slicer.asked() == [] and list(only(slicer.segmentations())) == NAMES
 
 
-def test_merge_keeps_what_was_drawn_and_no_label_grows_into_it(slicer, open_study):
-    study = open_study("axial")
+def test_merge_keeps_what_was_drawn_and_no_label_grows_into_it(slicer, open_any):
+    study = open_any()
     before = only(slicer.segmentations())
     slicer.fill_box("spleen", (20, 20, 20), (20, 20, 20))  # into the liver too
     drawn = voxels(only(slicer.segmentations()), "spleen", study.image)
@@ -213,8 +230,8 @@ def test_merge_keeps_what_was_drawn_and_no_label_grows_into_it(slicer, open_stud
         assert np.array_equal(voxels(after, name, study.image), voxels(before, name, study.image) & ~drawn), name
 
 
-def test_replaced_edits_come_back_by_undo_in_one_step(slicer, open_study):
-    study = open_study("axial")
+def test_replaced_edits_come_back_by_undo_in_one_step(slicer, open_any):
+    study = open_any()
     predicted = voxels(only(slicer.segmentations()), "liver", study.image)
     slicer.fill_box("liver", CORNER, SIZE)
     drawn = voxels(only(slicer.segmentations()), "liver", study.image)
@@ -227,8 +244,8 @@ def test_replaced_edits_come_back_by_undo_in_one_step(slicer, open_study):
     assert slicer.drawn_by_hand() == ["liver"]
 
 
-def test_new_segmentation_leaves_the_edited_one_as_it_is(slicer, open_study):
-    study = open_study("axial")
+def test_new_segmentation_leaves_the_edited_one_as_it_is(slicer, open_any):
+    study = open_any()
     slicer.fill_box("liver", CORNER, SIZE)
     drawn = voxels(only(slicer.segmentations()), "liver", study.image)
     slicer.answer_with("Put it into a new")
@@ -240,8 +257,8 @@ def test_new_segmentation_leaves_the_edited_one_as_it_is(slicer, open_study):
     assert np.array_equal(voxels(only(slicer.segmentations()), "liver", study.image), drawn)
 
 
-def test_question_that_is_closed_drops_the_prediction(slicer, open_study):
-    study = open_study("axial")
+def test_question_that_is_closed_drops_the_prediction(slicer, open_any):
+    study = open_any()
     slicer.fill_box("liver", CORNER, SIZE)
     drawn = voxels(only(slicer.segmentations()), "liver", study.image)
     slicer.tool("segment")
@@ -249,8 +266,9 @@ def test_question_that_is_closed_drops_the_prediction(slicer, open_study):
     assert np.array_equal(voxels(only(slicer.segmentations()), "liver", study.image), drawn)
 
 
-def test_completed_segment_stays_also_where_edits_are_replaced(slicer, open_study):
-    study = open_study("axial")
+@pytest.mark.slow
+def test_completed_segment_stays_also_where_edits_are_replaced(slicer, open_any):
+    study = open_any()
     slicer.fill_box("liver", CORNER, SIZE)
     slicer.fill_box("spine", CORNER, SIZE)
     slicer.finish("spine")
@@ -276,8 +294,7 @@ def test_submitted_case_opens_again_with_its_label(slicer, server, studies, labe
     assert len(slicer.asked()) == 1  # a submitted label is somebody's work
 
 
-def test_slow_answer_is_cancelled_and_slicer_never_stands_still(open_extension, relay, label_all_but, studies):
-    label_all_but(studies["axial"])
+def test_slow_answer_is_cancelled_and_slicer_never_stands_still(open_extension, relay):
     slicer = open_extension(relay.url)
     slicer.tool("next")
     relay.hold()
@@ -293,8 +310,7 @@ def test_slow_answer_is_cancelled_and_slicer_never_stands_still(open_extension, 
     assert list(only(slicer.segmentations())) == NAMES
 
 
-def test_server_that_is_lost_in_mid_inference_is_a_sentence(open_extension, relay, label_all_but, studies):
-    label_all_but(studies["axial"])
+def test_server_that_is_lost_in_mid_inference_is_a_sentence(open_extension, relay):
     slicer = open_extension(relay.url)
     slicer.tool("next")
     relay.hold()
@@ -319,6 +335,7 @@ def test_server_down_is_a_sentence_and_the_module_usable_with_another(open_exten
     assert "Connected" in slicer.toolbar()["sentence"]
 
 
+@pytest.mark.slow
 def test_server_model_and_consent_are_remembered(open_extension, server, own_image):
     first = open_extension(server.url)
     first.click("connectButton")
@@ -333,21 +350,22 @@ def test_server_model_and_consent_are_remembered(open_extension, server, own_ima
     assert second.toolbar()["model"] == QUICK_MODEL
 
 
-def test_shortcuts_work_within_the_module_alone(slicer, server, label_all_but, studies):
-    label_all_but(studies["axial"])
+@pytest.mark.slow
+def test_shortcuts_work_within_the_module_alone(slicer, server):
     assert slicer.shortcuts() == []
     slicer.enter()
     slicer.press("Ctrl+Shift+N")
     slicer.press("Ctrl+Shift+G")
     assert list(only(slicer.segmentations())) == NAMES
     slicer.press("Ctrl+Shift+U")
-    assert studies["axial"].name in server.labelled()
+    assert server.labelled() == {slicer.image_id()}
     slicer.exit()
     assert slicer.shortcuts() == []
 
 
-def test_closing_the_scene_leaves_a_usable_module(slicer, open_study, label_all_but, studies):
-    open_study("axial")
+@pytest.mark.slow
+def test_closing_the_scene_leaves_a_usable_module(slicer, open_any):
+    open_any()
     slicer.close_scene()
     (warning,) = slicer.tool("submit")
     assert "No image is shown" in warning.text
@@ -356,9 +374,10 @@ def test_closing_the_scene_leaves_a_usable_module(slicer, open_study, label_all_
     assert list(only(slicer.segmentations())) == NAMES
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_study):
-    open_study("axial")
+def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_any):
+    open_any()
     slicer.choose("modelBox", QUICK_MODEL)
     assert slicer.tool("train") == []
     slicer.wait_for_text("trainLabel", "Epoch")
@@ -369,10 +388,9 @@ def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_study):
     assert slicer.toolbar()["texts"]["train"] == "Train"
 
 
-def test_self_test_of_the_extension_plays_a_whole_round(slicer, server, label_all_but, studies):
-    label_all_but(studies["axial"])
+def test_self_test_of_the_extension_plays_a_whole_round(slicer, server):
     slicer.play_self_test(server.url)
-    assert studies["axial"].name in server.labelled()
+    assert server.labelled() == {slicer.image_id()}
 
 
 @pytest.fixture
@@ -394,6 +412,7 @@ def strict_server(tmp_path, monkeypatch):
     assert "Traceback" not in server.take_log()
 
 
+@pytest.mark.slow
 def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_extension, own_image):
     server, key = strict_server
     slicer = open_extension(server.url, model="patients")
