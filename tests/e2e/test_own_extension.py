@@ -148,6 +148,12 @@ def test_toolbar_shows_what_the_panel_shows_and_needs_no_panel(slicer, server, s
     assert slicer.toolbar()["model"] == MODEL
 
 
+def test_each_next_case_is_segmented_at_once_where_the_user_wants_it(open_extension, server):
+    slicer = open_extension(server.url, segment_next="yes")
+    assert slicer.tool("next") == []
+    assert list(only(slicer.segmentations())) == NAMES
+
+
 def test_reason_queue_and_lease_of_the_case_are_shown(slicer, label_all_but, studies):
     label_all_but(studies["axial"], studies["oblique"])
     slicer.tool("next")
