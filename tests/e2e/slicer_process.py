@@ -6,6 +6,7 @@ A test holds a `SlicerProcess` and calls on it the methods of `slicer_user.Slice
 """
 
 import functools
+import importlib
 import multiprocessing
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 EXTENSION = Path(sys.prefix, "monailabel", "plugins", "slicer", "MONAILabel")
+OWN_EXTENSION = Path(__file__).parents[2] / "apps" / "slicer" / "LabelRounds"
 STAND_INS = Path(__file__).with_name("slicer_host")
 
 
@@ -29,10 +31,12 @@ class SlicerProcess:
         server: What the annotator enters as server address.
     """
 
+    user = "slicer_user.SlicerUser"
+
     def __init__(self, folder: Path, server: str, **settings):
         context = _with_slicer_imported()
         self._pipe, far_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far_end, folder, server, settings), daemon=True)
+        self._process = context.Process(target=_serve, args=(far_end, self.user, folder, server, settings), daemon=True)
         self._process.start()
         far_end.close()
         self._receive("start")
@@ -73,9 +77,9 @@ class SlicerProcess:
         return answer
 
 
-def _serve(pipe, folder, server, settings):
+def _serve(pipe, user, folder, server, settings):
     """Open Slicer in this process, then call on its user what the pipe asks for, until it asks for None."""
-    user = _open_slicer(folder, server, settings)
+    user = _open_slicer(user, folder, server, settings)
     pipe.send((True, None))
     while (request := pipe.recv()) is not None:
         method, arguments, keywords = request
@@ -96,8 +100,13 @@ def _with_slicer_imported():
     return context
 
 
-def _open_slicer(folder, server, settings):
-    sys.path[:0] = [str(STAND_INS), str(EXTENSION)]
-    from slicer_user import SlicerUser
+def _open_slicer(user, folder, server, settings):
+    sys.path[:0] = [str(STAND_INS), str(EXTENSION), str(OWN_EXTENSION)]
+    module, name = user.split(".")
+    return getattr(importlib.import_module(module), name)(folder, server, settings)
 
-    return SlicerUser(folder, server, {f"MONAILabel/{key}": value for key, value in settings.items()})
+
+class OwnExtensionProcess(SlicerProcess):
+    """Start Slicer with LabelRounds' own extension; its user is `extension_user.ExtensionUser`."""
+
+    user = "extension_user.ExtensionUser"

@@ -33,7 +33,7 @@ class SlicerUser:
         self._uncaught: list[str] = []
         # Qt slots and VTK observers print an exception and go on.
         sys.excepthook = lambda *error: self._uncaught.append("".join(traceback.format_exception(*error)))
-        panel = application.start(folder, settings)
+        panel = application.start(folder, {f"MONAILabel/{key}": value for key, value in settings.items()})
         self._widget = MONAILabelWidget(panel)
         self._widget.setup()
         self._widget.enter()

@@ -1,6 +1,7 @@
 """Stand in for the running program: `slicer.app`, `slicer.modules` and the scene, on slicer-core's logics."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import qt
 import slicer
@@ -20,6 +21,7 @@ class SlicerApplication:
         self._core = SlicerApp()
         self._io = CoreIOManager(self._core)
         self.modules = Modules(self._core)
+        self._started = []
 
     @property
     def scene(self):
@@ -34,6 +36,29 @@ class SlicerApplication:
     def processEvents(self):
         self._qt.processEvents()
 
+    def commandOptions(self):
+        return SimpleNamespace(noMainWindow=False)
+
+    def connect(self, signature, slot):
+        if signature != "startupCompleted()":
+            raise NotImplementedError(signature)
+        self._started.append(slot)
+
+    def complete_startup(self):
+        """Tell those who wait for the end of the start, and show images in three slice views as Slicer does."""
+        for name in ("Red", "Green", "Yellow"):
+            view = slicer.vtkMRMLSliceCompositeNode()
+            view.SetLayoutName(name)
+            self.scene.AddNode(view)
+        for slot in self._started:
+            slot()
+
+    def layoutManager(self):
+        return None
+
+    def moduleManager(self):
+        return self.modules
+
     def testingEnabled(self):
         return False
 
@@ -46,7 +71,8 @@ class CoreIOManager:
 
     def loadNodes(self, file_type, properties, loaded, messages):
         path = properties["fileName"]
-        node = self._core.volumes_logic.AddArchetypeVolume(path, Path(path).name.split(".")[0], 0)
+        is_labelmap = int(bool(properties.get("labelmap")))
+        node = self._core.volumes_logic.AddArchetypeVolume(path, Path(path).name.split(".")[0], is_labelmap)
         if node:
             loaded.AddItem(node)
         return bool(node)
@@ -69,6 +95,9 @@ class Modules:
         self.segmentations = Module(core.segmentations_logic)
         self.volumes = Module(core.volumes_logic)
 
+    def module(self, name):
+        return getattr(self, name.lower(), None)
+
 
 class Module:
     def __init__(self, logic):
@@ -76,6 +105,16 @@ class Module:
 
     def logic(self):
         return self._logic
+
+
+class ScriptedModule:
+    """A scripted module with its one panel."""
+
+    def __init__(self, widget):
+        self._representation = slicer.qSlicerScriptedLoadableModuleWidget(widget)
+
+    def widgetRepresentation(self):
+        return self._representation
 
 
 class ModulePanel(qt.QWidget):

@@ -11,11 +11,14 @@ from PySide6 import QtCore, QtGui, QtUiTools, QtWidgets
 
 # Getters that C++ calls as virtual functions: as attributes they would hide the function from Qt itself.
 VIRTUAL_GETTERS = {"QWidget": {"sizeHint", "minimumSizeHint"}, "QProgressBar": {"text"}}
+WITH_MANNERS = (QtWidgets.QWidget, QtCore.QTimer, QtGui.QAction, QtGui.QShortcut)
 CONVERSIONS = {"bool": bool, "int": int, "QString": lambda value: "" if value is None else str(value)}
 
 
 def _connect(self, signature, slot):
-    getattr(self, signature.partition("(")[0]).connect(slot)
+    name, _, arguments = signature.partition("(")
+    # What a signature leaves out, as the state in "clicked()", is not handed over.
+    getattr(self, name).connect((lambda *_: slot()) if arguments == ")" else slot)
 
 
 def _keep_connect(subclass, **arguments):
@@ -76,6 +79,6 @@ def __getattr__(name):
     for module in (QtWidgets, QtGui, QtCore):
         if hasattr(module, name):
             found = getattr(module, name)
-            derives = isinstance(found, type) and issubclass(found, (QtWidgets.QWidget, QtCore.QTimer))
+            derives = isinstance(found, type) and issubclass(found, WITH_MANNERS)
             return _with_manners(found) if derives else found
     raise AttributeError(f"qt has no {name}")

@@ -1,6 +1,7 @@
 """Stand in for the base classes of scripted modules, as far as MONAI Label's module calls them."""
 
 import sys
+import unittest
 from pathlib import Path
 
 __all__ = [
@@ -12,7 +13,10 @@ __all__ = [
 
 
 class ScriptedLoadableModule:
-    """What Slicer lists as a module; the tests open its widget without the list."""
+    """What Slicer lists as a module."""
+
+    def __init__(self, parent):
+        self.parent = parent
 
 
 class ScriptedLoadableModuleWidget:
@@ -44,5 +48,5 @@ class ScriptedLoadableModuleLogic:
         return node
 
 
-class ScriptedLoadableModuleTest:
-    """A base class of the extension's own self-test, which only prints."""
+class ScriptedLoadableModuleTest(unittest.TestCase):
+    """The base class of self-tests, which is a test case in Slicer too."""

@@ -26,9 +26,21 @@ class qMRMLSegmentEditorWidget(qMRMLWidget):
 
     def setSegmentationNode(self, node):
         self.segmentationNode = node
+        if self.segmentEditorNode is not None:
+            self.segmentEditorNode.SetAndObserveSegmentationNode(node)
 
     def setSourceVolumeNode(self, node):
         self.sourceVolumeNode = node
+
+
+class qSlicerScriptedLoadableModuleWidget:
+    """What Slicer asks for a scripted module's Python widget."""
+
+    def __init__(self, widget):
+        self._widget = widget
+
+    def self(self):
+        return self._widget
 
 
 class qSlicerMarkupsPlaceWidget(qMRMLWidget):

@@ -1,0 +1,227 @@
+"""Segmentations of an image: where predictions go, what was drawn by hand, and what is submitted.
+
+A segment was drawn by hand if it is no more what a prediction had put there. What that was is kept as a checksum of
+each segment in an attribute of the segmentation, and so in a saved scene too. Main thread only.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import slicer
+import vtk
+from vtk.util.numpy_support import vtk_to_numpy
+
+from .translation import _
+
+PREDICTED, SUBMITTED = "LabelRounds.predicted", "LabelRounds.submitted"
+_GEOMETRY = "referenceImageGeometryRef"
+_COMPLETED = 2  # vtkSlicerSegmentationsModuleLogic's SegmentStatus
+# As Slicer's GenericAnatomyColors has them.
+_COLOURS = {
+    "liver": (221, 130, 101),
+    "spleen": (157, 108, 162),
+    "stomach": (216, 132, 105),
+    "kidney": (185, 102, 83),
+    "spine": (226, 202, 134),
+    "pancreas": (249, 180, 111),
+    "lung": (197, 165, 145),
+    "heart": (206, 110, 84),
+    "tumor": (144, 238, 144),
+    "tumour": (144, 238, 144),
+}
+
+
+def shown_volume():
+    """Return the image that the slice views show, None where they show none."""
+    views = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")
+    for view in sorted(views, key=lambda view: view.GetLayoutName() != "Red"):
+        volume = slicer.mrmlScene.GetNodeByID(view.GetBackgroundVolumeID() or "")
+        if volume is not None and volume.IsA("vtkMRMLScalarVolumeNode"):
+            return volume
+    return None
+
+
+def segmentations_of(volume) -> list:
+    """Return the segmentations of an image, the newest last."""
+    nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
+    return [node for node in nodes if node.GetNodeReferenceID(_GEOMETRY) == volume.GetID()]
+
+
+def new_segmentation(volume):
+    """Add a segmentation of an image to the scene."""
+    name = slicer.mrmlScene.GenerateUniqueName(_("{image} segmentation").format(image=volume.GetName()))
+    node = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLSegmentationNode", name)
+    node.CreateDefaultDisplayNodes()
+    node.SetReferenceImageGeometryParameterFromVolumeNode(volume)
+    node.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+    return node
+
+
+def segment_ids(node) -> dict[str, str]:
+    """Return the segments' ids by name, in their order."""
+    segmentation = node.GetSegmentation()
+    return {segmentation.GetSegment(key).GetName(): key for key in segmentation.GetSegmentIDs()}
+
+
+def drawn_by_hand(node) -> list[str]:
+    """Return the names of the segments that a prediction did not put there as they are now; also of those removed."""
+    predicted, found = json.loads(node.GetAttribute(PREDICTED) or "{}"), _checksums(node)
+    return [name for name in {**found, **predicted} if found.get(name, "") != predicted.get(name, "")]
+
+
+def note_predicted(node, names: Iterable[str]) -> None:
+    """Note that the segments of these names are a prediction's as they are now."""
+    predicted, ids = json.loads(node.GetAttribute(PREDICTED) or "{}"), segment_ids(node)
+    predicted.update({name: _checksum(node, ids[name]) for name in names if name in ids})
+    node.SetAttribute(PREDICTED, json.dumps(predicted))
+
+
+def note_submitted(node) -> None:
+    """Note that somebody stands by all of the segments, so that none is a mere prediction any more."""
+    node.SetAttribute(PREDICTED, "{}")
+    node.SetAttribute(SUBMITTED, json.dumps(_checksums(node)))
+
+
+def is_submitted(node) -> bool:
+    """Tell whether a segmentation is as it was submitted."""
+    return json.loads(node.GetAttribute(SUBMITTED) or "null") == _checksums(node)
+
+
+def put_labels(node, volume, file: Path, values: Mapping[str, int], keep: Iterable[str] = ()) -> list[str]:
+    """Put the labels of a file into a segmentation, in place of the segments of the same names.
+
+    Segments that are kept, and those with the status Completed, stay as they are, and no label grows into them.
+
+    Args:
+        node: the segmentation.
+        volume: its image.
+        file: a label map on the image's grid.
+        values: voxel value by name.
+        keep: names of segments that stay.
+
+    Returns:
+        the names that were put.
+    """
+    kept = {*keep, *_completed(node)}
+    put = {name: value for name, value in values.items() if name not in kept}
+    labelmap = slicer.util.loadLabelVolume(str(file), {"show": False})
+    try:
+        labelmap.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
+        _leave_only(labelmap, put.values(), node, kept)
+        for name, key in segment_ids(node).items():
+            if name in put:
+                node.GetSegmentation().RemoveSegment(key)
+        _import(labelmap, node, put)
+    finally:
+        slicer.mrmlScene.RemoveNode(labelmap)
+    return list(put)
+
+
+def show(node) -> None:
+    """Show a segmentation in slices and in 3-D."""
+    node.CreateDefaultDisplayNodes()
+    node.GetDisplayNode().SetVisibility(True)
+    node.CreateClosedSurfaceRepresentation()
+
+
+def overlapping(node) -> bool:
+    """Tell whether some voxel is in two segments, which a label map can't say."""
+    return node.GetSegmentation().GetNumberOfLayers() > 1 and _twice(node)
+
+
+def write_labels(node, volume, file: Path) -> list[str]:
+    """Write all segments as a label map on their image's grid; return the names of its values 1, 2, ..."""
+    segmentation, chosen = node.GetSegmentation(), vtk.vtkStringArray()
+    for key in segmentation.GetSegmentIDs():
+        chosen.InsertNextValue(key)
+    labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
+    try:
+        slicer.modules.segmentations.logic().ExportSegmentsToLabelmapNode(node, chosen, labelmap, volume)
+        slicer.util.saveNode(labelmap, str(file))
+    finally:
+        slicer.mrmlScene.RemoveNode(labelmap)
+    return [segmentation.GetSegment(key).GetName() for key in segmentation.GetSegmentIDs()]
+
+
+def colour(name: str) -> tuple[float, float, float]:
+    """Return a label's colour, the same one every time."""
+    for part, rgb in _COLOURS.items():
+        if part in name.lower():
+            return tuple(value / 255 for value in rgb)
+    return colorsys.hsv_to_rgb(zlib.crc32(name.encode()) * 0.618034 % 1, 0.6, 0.9)
+
+
+def _completed(node) -> list[str]:
+    status, segmentation = slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentStatus, node.GetSegmentation()
+    return [name for name, key in segment_ids(node).items() if status(segmentation.GetSegment(key)) == _COMPLETED]
+
+
+def _leave_only(labelmap, values: Iterable[int], node, kept: set[str]) -> None:
+    """Clear a label map but for some values, and where kept segments are."""
+    voxels = slicer.util.arrayFromVolume(labelmap)
+    voxels[~np.isin(voxels, list(values))] = 0
+    for name, key in segment_ids(node).items():
+        if name in kept and _checksum(node, key):
+            voxels[slicer.util.arrayFromSegmentBinaryLabelmap(node, key, labelmap) > 0] = 0
+    slicer.util.arrayFromVolumeModified(labelmap)
+
+
+def _import(labelmap, node, values: Mapping[str, int]) -> None:
+    """Add each value as a segment of its name; an absent one as an empty segment."""
+    segmentation = node.GetSegmentation()
+    before = set(segmentation.GetSegmentIDs())
+    slicer.modules.segmentations.logic().ImportLabelmapToSegmentationNode(labelmap, node)
+    added = [segmentation.GetSegment(key) for key in segmentation.GetSegmentIDs() if key not in before]
+    by_value = {segment.GetLabelValue(): segment for segment in added}
+    for name, value in values.items():
+        segment = by_value.get(value)
+        if segment is None:
+            segmentation.AddEmptySegment("", name, colour(name))
+        else:
+            segment.SetName(name)
+            segment.SetColor(*colour(name))
+
+
+def _voxels(node, key: str) -> tuple[np.ndarray, tuple[int, ...]]:
+    """Return a segment's voxels (Z, Y, X), and the extent that they fill."""
+    labelmap = slicer.vtkOrientedImageData()
+    node.GetBinaryLabelmapRepresentation(key, labelmap)
+    if labelmap.IsEmpty():
+        return np.zeros((0, 0, 0), bool), ()
+    scalars = vtk_to_numpy(labelmap.GetPointData().GetScalars())
+    return scalars.reshape(labelmap.GetDimensions()[::-1]) > 0, labelmap.GetExtent()
+
+
+def _checksums(node) -> dict[str, str]:
+    return {name: _checksum(node, key) for name, key in segment_ids(node).items()}
+
+
+def _checksum(node, key: str) -> str:
+    """Return a number that tells a segment's voxels and their place in any extent; empty for none."""
+    voxels, extent = _voxels(node, key)
+    if not voxels.any():
+        return ""
+    place = []
+    for axis in range(3):
+        used = np.flatnonzero(voxels.any(axis=tuple(other for other in range(3) if other != axis)))
+        voxels = voxels.take(range(used[0], used[-1] + 1), axis=axis)
+        place.append(int(used[0]) + extent[2 * (2 - axis)])
+    return f"{place} {voxels.shape} {zlib.crc32(np.packbits(voxels).tobytes())}"
+
+
+def _twice(node) -> bool:
+    volume = node.GetNodeReference(_GEOMETRY)
+    seen = np.zeros(slicer.util.arrayFromVolume(volume).shape[:3], bool)
+    for key in segment_ids(node).values():
+        if _checksum(node, key):
+            voxels = slicer.util.arrayFromSegmentBinaryLabelmap(node, key, volume) > 0
+            if (seen & voxels).any():
+                return True
+            seen |= voxels
+    return False

@@ -1,0 +1,443 @@
+"""LabelRounds' own Slicer extension against the real server: what an annotator clicks, sees and gets."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+import requests
+import torch
+from label_server import MODEL, QUICK_MODEL, LabelServer
+from observed import read_nifti
+from relay import Relay
+from slicer_process import OwnExtensionProcess
+
+from labelrounds import phantoms
+from labelrounds.checkpoints import Checkpoints
+from labelrounds.config import load_config
+from labelrounds.networks import build_network
+
+NAMES = list(phantoms.LABELS)
+OTHERS = ("axial", "flipped", "anisotropic")
+CORNER, SIZE = (2, 3, 4), (3, 4, 5)
+CLASSIFIER = """
+task: classification
+description: two kinds of patients, told apart by a network that has learnt nothing
+labels: [slim, stout]
+intensity: {kind: window, low: -160, high: 240}
+network: {name: densenet, growth_rate: 4, init_features: 8, block_config: [2, 2]}
+input_size: [32, 32, 32]
+"""
+
+
+@pytest.fixture
+def open_extension(tmp_path):
+    """Open Slicer with the extension; what it remembers lies in ``folder``."""
+    opened = []
+
+    def open_(address, folder="slicer", **settings):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        opened.append(
+            OwnExtensionProcess(tmp_path / folder, address, **{"model": MODEL, "client": "slicer-test", **settings})
+        )
+        return opened[-1]
+
+    yield open_
+    for slicer in opened:
+        slicer.close()
+
+
+@pytest.fixture
+def slicer(open_extension, server):
+    return open_extension(server.url)
+
+
+@pytest.fixture
+def open_study(slicer, label_all_but, studies):
+    """Get a study by Next case, as the only one left, and segment it."""
+
+    def open_(key):
+        label_all_but(studies[key])
+        assert slicer.tool("next") == []
+        assert slicer.image_id() == studies[key].name
+        assert slicer.tool("segment") == []
+        return studies[key]
+
+    return open_
+
+
+@pytest.fixture
+def open_any(slicer, studies):
+    """Get whichever study Next case hands out, and segment it."""
+
+    def open_():
+        assert slicer.tool("next") == []
+        assert slicer.tool("segment") == []
+        return next(study for study in studies.values() if study.name == slicer.image_id())
+
+    return open_
+
+
+@pytest.fixture
+def relay(server):
+    relay = Relay(server.url)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def own_image(tmp_path):
+    return phantoms.write_studies(tmp_path / "own", 1, first_seed=8)[0]
+
+
+def voxels(segments, name, image):
+    return segments[name].on_grid_of(image) == 1
+
+
+def only(segmentations):
+    (segments,) = segmentations
+    return segments
+
+
+def with_box(segment):
+    x, y, z = (slice(start, start + length) for start, length in zip(CORNER, SIZE, strict=True))
+    drawn = segment.copy()
+    drawn[x, y, z] = True
+    return drawn
+
+
+@pytest.mark.parametrize("geometry", ["oblique", *(pytest.param(other, marks=pytest.mark.slow) for other in OTHERS)])
+def test_three_clicks_in_the_toolbar_are_a_round(slicer, server, open_study, geometry, tmp_path):
+    study = open_study(geometry)
+    names, prediction = server.predict(MODEL, study.name, tmp_path)
+    segments, predicted = only(slicer.segmentations()), prediction.on_grid_of(study.image)
+    assert list(segments) == names == NAMES
+    for value, name in enumerate(names, 1):
+        assert np.array_equal(voxels(segments, name, study.image), predicted == value), name
+    assert np.array_equal(slicer.image().on_grid_of(study.image), study.image.voxels)
+    slicer.fill_box("left_kidney", CORNER, SIZE)
+    segments = only(slicer.segmentations())
+
+    assert slicer.tool("submit") == []
+
+    label, info = server.saved_label(study.name)
+    saved = label.on_grid_of(study.image)
+    assert [entry["name"] for entry in info["label_info"]] == NAMES
+    kidney = voxels(segments, "left_kidney", study.image)
+    assert np.array_equal(saved == 1 + NAMES.index("left_kidney"), kidney)
+    assert f"{study.name} is submitted" in slicer.text("statusLabel")
+    assert slicer.longest_standstill_s() < 5
+
+
+def test_segments_are_coloured_and_shown_in_slices_and_in_3d(slicer, open_any):
+    open_any()
+    looks = slicer.looks()
+    assert list(looks) == NAMES
+    assert len({colour for colour, _, _ in looks.values()}) >= 4  # the kidneys share theirs
+    assert all(in_slices for _, in_slices, _ in looks.values())
+    assert all(points > 100 for _, _, points in looks.values())
+
+
+def test_toolbar_shows_what_the_panel_shows_and_needs_no_panel(slicer, server, studies):
+    before = slicer.toolbar()
+    assert all(before["icons"].values())
+    assert before["enabled"] == {"segment": True, "next": True, "submit": True, "train": True, "cancel": False}
+    (warning,) = slicer.tool("segment")
+    assert "No image is shown" in warning.text
+    assert slicer.toolbar()["models"] == slicer.choices("modelBox") == list(server.info()["models"])
+    assert slicer.toolbar()["model"] == MODEL
+
+
+def test_each_next_case_is_segmented_at_once_where_the_user_wants_it(open_extension, server):
+    slicer = open_extension(server.url, segment_next="yes")
+    assert slicer.tool("next") == []
+    assert list(only(slicer.segmentations())) == NAMES
+
+
+def test_reason_queue_and_lease_of_the_case_are_shown(slicer, label_all_but, studies):
+    label_all_but(studies["axial"], studies["oblique"])
+    slicer.tool("next")
+    assert re.fullmatch(r"\w.{15,} \d more wait\.", slicer.text("caseLabel"))
+    assert "60 min" in slicer.text("leaseLabel")
+
+
+@pytest.mark.slow
+def test_case_that_is_put_aside_is_handed_out_no_more(slicer, server, label_all_but, studies):
+    label_all_but(studies["axial"], studies["oblique"])
+    slicer.tool("next")
+    first = slicer.image_id()
+    slicer.type("reasonEdit", "moved while scanned")
+    assert slicer.click("skipButton") == []
+    aside = requests.get(f"{server.url}/rounds/", timeout=60).json()["aside"]
+    assert [(entry["image"], entry["reason"]) for entry in aside] == [(first, "moved while scanned")]
+    slicer.tool("next")
+    assert slicer.image_id() != first
+    requests.delete(f"{server.url}/rounds/aside", params={"image": first}, timeout=60).raise_for_status()
+
+
+@pytest.mark.slow
+def test_no_case_left_is_a_sentence(slicer, label_all_but):
+    label_all_but()
+    assert slicer.tool("next") == []
+    assert "abel" in slicer.text("statusLabel")
+    assert slicer.image() is None
+
+
+def test_own_image_leaves_the_machine_after_consent_alone_and_without_its_name(slicer, server, own_image):
+    slicer.load_volume(own_image)
+    images = server.images()
+    assert slicer.tool("segment") == []
+    (question,) = slicer.asked()
+    assert server.url in question and slicer.segmentations() == []
+    slicer.answer_with("Send")
+    assert slicer.tool("segment") == []
+    assert list(only(slicer.segmentations())) == NAMES
+    assert server.images() == images
+    slicer.tool("submit")
+    assert len(slicer.asked()) == 1
+    (added,) = server.images() - images
+    assert slicer.volumes() == 1
+    assert added == slicer.image_id() and added.startswith("case_")
+    image, label = read_nifti(own_image), server.saved_label(added)[0]
+    liver = voxels(only(slicer.segmentations()), "liver", image)
+    assert liver.any() and np.array_equal(label.on_grid_of(image) == 1, liver)
+
+
+@pytest.mark.slow
+def test_own_image_keeps_its_name_where_the_user_wants_it(slicer, server, own_image):
+    slicer.load_volume(own_image)
+    slicer.answer_with("untick, Send")
+    slicer.tool("segment")
+    slicer.tool("submit")
+    assert slicer.image_id() == slicer.image_name()
+    assert slicer.image_id() in server.labelled()
+
+
+@pytest.mark.slow
+def test_prediction_that_nobody_has_touched_is_replaced_without_a_question(slicer, open_any):
+    open_any()
+    assert slicer.drawn_by_hand() == []
+    slicer.tool("segment")
+    assert slicer.asked() == [] and list(only(slicer.segmentations())) == NAMES
+
+
+def test_merge_keeps_what_was_drawn_and_no_label_grows_into_it(slicer, open_any):
+    study = open_any()
+    before = only(slicer.segmentations())
+    slicer.fill_box("spleen", (20, 20, 20), (20, 20, 20))  # into the liver too
+    drawn = voxels(only(slicer.segmentations()), "spleen", study.image)
+    slicer.answer_with("Merge")
+    slicer.tool("segment")
+    (question,) = slicer.asked()
+    assert "spleen" in question
+    after = only(slicer.segmentations())
+    assert np.array_equal(voxels(after, "spleen", study.image), drawn)
+    for name in set(NAMES) - {"spleen"}:
+        assert np.array_equal(voxels(after, name, study.image), voxels(before, name, study.image) & ~drawn), name
+
+
+def test_replaced_edits_come_back_by_undo_in_one_step(slicer, open_any):
+    study = open_any()
+    predicted = voxels(only(slicer.segmentations()), "liver", study.image)
+    slicer.fill_box("liver", CORNER, SIZE)
+    drawn = voxels(only(slicer.segmentations()), "liver", study.image)
+    assert np.array_equal(drawn, with_box(predicted)) and (drawn != predicted).any()
+    slicer.answer_with("Replace")
+    slicer.tool("segment")
+    assert np.array_equal(voxels(only(slicer.segmentations()), "liver", study.image), predicted)
+    slicer.click("undoButton")
+    assert np.array_equal(voxels(only(slicer.segmentations()), "liver", study.image), drawn)
+    assert slicer.drawn_by_hand() == ["liver"]
+
+
+def test_new_segmentation_leaves_the_edited_one_as_it_is(slicer, open_any):
+    study = open_any()
+    slicer.fill_box("liver", CORNER, SIZE)
+    drawn = voxels(only(slicer.segmentations()), "liver", study.image)
+    slicer.answer_with("Put it into a new")
+    slicer.tool("segment")
+    first, second = slicer.segmentations()
+    assert np.array_equal(voxels(first, "liver", study.image), drawn)
+    assert not np.array_equal(voxels(second, "liver", study.image), drawn)
+    slicer.click("undoButton")
+    assert np.array_equal(voxels(only(slicer.segmentations()), "liver", study.image), drawn)
+
+
+def test_question_that_is_closed_drops_the_prediction(slicer, open_any):
+    study = open_any()
+    slicer.fill_box("liver", CORNER, SIZE)
+    drawn = voxels(only(slicer.segmentations()), "liver", study.image)
+    slicer.tool("segment")
+    assert len(slicer.asked()) == 1
+    assert np.array_equal(voxels(only(slicer.segmentations()), "liver", study.image), drawn)
+
+
+@pytest.mark.slow
+def test_completed_segment_stays_also_where_edits_are_replaced(slicer, open_any):
+    study = open_any()
+    slicer.fill_box("liver", CORNER, SIZE)
+    slicer.fill_box("spine", CORNER, SIZE)
+    slicer.finish("spine")
+    drawn = voxels(only(slicer.segmentations()), "spine", study.image)
+    slicer.answer_with("Replace")
+    slicer.tool("segment")
+    after = only(slicer.segmentations())
+    assert np.array_equal(voxels(after, "spine", study.image), drawn)
+    assert slicer.drawn_by_hand() == ["spine"]
+
+
+def test_submitted_case_opens_again_with_its_label(slicer, server, studies, label_all_but):
+    study = studies["oblique"]
+    label_all_but()
+    slicer.click("connectButton")
+    slicer.choose("labelledBox", study.name)
+    assert slicer.click("reopenButton") == []
+    segments = only(slicer.segmentations())
+    assert list(segments) == NAMES
+    for value, name in enumerate(NAMES, 1):
+        assert np.array_equal(voxels(segments, name, study.image), study.truth == value), name
+    slicer.tool("segment")
+    assert len(slicer.asked()) == 1  # a submitted label is somebody's work
+
+
+def test_slow_answer_is_cancelled_and_slicer_never_stands_still(open_extension, relay):
+    slicer = open_extension(relay.url)
+    slicer.tool("next")
+    relay.hold()
+    slicer.begin("segment")
+    state = slicer.state()
+    assert state["busy"] and state["enabled"]["cancel"] and not state["enabled"]["segment"]
+    slicer.begin("cancel")
+    assert slicer.wait() == []
+    assert "Cancelled" in slicer.text("statusLabel")
+    assert slicer.segmentations() == []
+    relay.release()
+    assert slicer.tool("segment") == []
+    assert list(only(slicer.segmentations())) == NAMES
+
+
+def test_server_that_is_lost_in_mid_inference_is_a_sentence(open_extension, relay):
+    slicer = open_extension(relay.url)
+    slicer.tool("next")
+    relay.hold()
+    slicer.begin("segment")
+    relay.cut()
+    (error,) = slicer.wait()
+    assert error.kind == "error" and "was lost before it had answered" in error.text
+    assert slicer.segmentations() == []
+    relay.release()
+    assert slicer.tool("segment") == []
+    assert list(only(slicer.segmentations())) == NAMES
+
+
+def test_server_down_is_a_sentence_and_the_module_usable_with_another(open_extension, server, nobody_there):
+    slicer = open_extension(nobody_there)
+    assert slicer.enter() == []  # nobody has clicked anything
+    assert nobody_there in slicer.text("statusLabel")
+    (error,) = slicer.tool("next")
+    assert f"No server answers at {nobody_there}" in error.text and "Traceback" not in error.text
+    slicer.enter_server_address(server.url)
+    assert slicer.click("connectButton") == []
+    assert "Connected" in slicer.toolbar()["sentence"]
+
+
+@pytest.mark.slow
+def test_server_model_and_consent_are_remembered(open_extension, server, own_image):
+    first = open_extension(server.url)
+    first.click("connectButton")
+    first.choose("modelBox", QUICK_MODEL)
+    first.load_volume(own_image)
+    first.answer_with("Send")
+    first.tool("segment")
+    first.close()
+    second = open_extension(server.url, model=QUICK_MODEL)
+    second.load_volume(own_image)
+    assert second.tool("segment") == [] and second.asked() == []
+    assert second.toolbar()["model"] == QUICK_MODEL
+
+
+@pytest.mark.slow
+def test_shortcuts_work_within_the_module_alone(slicer, server):
+    assert slicer.shortcuts() == []
+    slicer.enter()
+    slicer.press("Ctrl+Shift+N")
+    slicer.press("Ctrl+Shift+G")
+    assert list(only(slicer.segmentations())) == NAMES
+    slicer.press("Ctrl+Shift+U")
+    assert server.labelled() == {slicer.image_id()}
+    slicer.exit()
+    assert slicer.shortcuts() == []
+
+
+@pytest.mark.slow
+def test_closing_the_scene_leaves_a_usable_module(slicer, open_any):
+    open_any()
+    slicer.close_scene()
+    (warning,) = slicer.tool("submit")
+    assert "No image is shown" in warning.text
+    slicer.tool("next")
+    slicer.tool("segment")
+    assert list(only(slicer.segmentations())) == NAMES
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_any):
+    open_any()
+    slicer.choose("modelBox", QUICK_MODEL)
+    assert slicer.tool("train") == []
+    slicer.wait_for_text("trainLabel", "Epoch")
+    assert slicer.toolbar()["texts"]["train"] == "Stop training"
+    (question,) = slicer.tool("train")
+    assert question.kind == "question"
+    slicer.wait_for_text("trainLabel", "The training has ended")
+    assert slicer.toolbar()["texts"]["train"] == "Train"
+
+
+def test_self_test_of_the_extension_plays_a_whole_round(slicer, server):
+    slicer.play_self_test(server.url)
+    assert server.labelled() == {slicer.image_id()}
+
+
+@pytest.fixture
+def strict_server(tmp_path, monkeypatch):
+    """A server of a classification model that takes small uploads and demands a login; and its key."""
+    configs, home = tmp_path / "configs", tmp_path / "home"
+    configs.mkdir()
+    (configs / "patients.yaml").write_text(CLASSIFIER)
+    phantoms.write_studies(tmp_path / "studies", 2)
+    monkeypatch.setenv("LABELROUNDS_HOME", str(home))
+    monkeypatch.setenv("LABELROUNDS_LARGEST_UPLOAD_MB", "0.01")
+    torch.manual_seed(0)
+    config = load_config(configs / "patients.yaml")
+    Checkpoints(config).publish(build_network(config), {})
+    server = LabelServer(tmp_path / "studies", home, configs, "patients")
+    server.wait()
+    yield server, server.demand_login()
+    server.stop()
+    assert "Traceback" not in server.take_log()
+
+
+@pytest.mark.slow
+def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_extension, own_image):
+    server, key = strict_server
+    slicer = open_extension(server.url, model="patients")
+    slicer.answer_with("ann/wrong", "Cancel")
+    (error,) = slicer.tool("next")
+    assert "Log in to" in error.text and len(slicer.asked()) == 2
+    slicer.answer_with(f"ann/{key}")
+    assert slicer.tool("next") == []
+    assert slicer.tool("segment") == []
+    shown = slicer.table()
+    assert {name for name, _ in shown} == {"slim", "stout"}
+    assert sum(float(percent.split()[0]) for _, percent in shown) == pytest.approx(100, abs=0.2)
+    slicer.choose("classBox", shown[1][0])
+    assert slicer.click("submitClassButton") == []
+    saved = server.studies / "labels" / "classes" / f"{slicer.image_id()}.json"
+    assert json.loads(saved.read_text()) == {"label": shown[1][0]}
+
+    slicer.load_volume(own_image)
+    slicer.answer_with("Send")
+    (error,) = slicer.tool("segment")
+    assert "larger than the server takes" in error.text
+    assert slicer.tool("next") == []
