@@ -298,7 +298,7 @@ def check_names(closed: Closed, method: str, target: str, names: list[str]) -> N
     for name in names:
         for spelt in {quote(name, safe=""), quote(name, safe="%")}:
             status = closed.ask_for(method, target.format(spelt), body if method in ("PUT", "POST") else None, kind)
-            assert 400 <= status < 500, (name, status)
+            assert 400 <= status < 500 or status == 307, (name, status)  # 307: to the same without a slash at its end
     assert closed.files() == before
 
 
