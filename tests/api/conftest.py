@@ -19,6 +19,7 @@ intensity: {{kind: window, low: -160, high: 240}}
 patch_size: [16, 16, 16]
 network: {{name: unet, channels: [4, 8, 8]}}
 training: {{iterations_per_epoch: 4, batch_size: 2}}
+inference: {{runtime: eager}}
 """
 
 
