@@ -26,7 +26,7 @@ from labelrounds.writing import write_label
 
 from .orthanc import Orthanc, running_orthanc
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", "shared/data")) / "dicom_brain_mr"
+DATA = Path(os.environ.get("LABELROUNDS_DATA") or Path(__file__).parents[3] / "shared" / "data") / "dicom_brain_mr"
 MODEL, LABELS = "unet_hippocampus", ["anterior", "posterior"]
 STUDY = "1.3.6.1.4.1.14519.5.2.1.4429.7055.812059520220877654137991744184"
 CROP = "1.2.826.0.1.3680043.8.498.26269410813686558956046182253949569533"
