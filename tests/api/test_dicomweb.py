@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,10 +22,12 @@ from labelrounds.pacs import Pacs
 from labelrounds.reading import read_image, read_label
 from labelrounds.settings import ServerSettings
 from labelrounds.writing import write_label
+from tests.real_images import DATA as REAL_IMAGES
+from tests.real_images import real
 
 from .orthanc import Orthanc, running_orthanc
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA") or Path(__file__).parents[3] / "shared" / "data") / "dicom_brain_mr"
+DATA = REAL_IMAGES / "dicom_brain_mr"
 MODEL, LABELS = "unet_hippocampus", ["anterior", "posterior"]
 STUDY = "1.3.6.1.4.1.14519.5.2.1.4429.7055.812059520220877654137991744184"
 CROP = "1.2.826.0.1.3680043.8.498.26269410813686558956046182253949569533"
@@ -37,6 +38,7 @@ GRAPHICS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enab
 
 @pytest.fixture(scope="module")
 def orthanc(tmp_path_factory) -> Iterator[Orthanc]:
+    real("dicom_brain_mr")
     with running_orthanc(tmp_path_factory.mktemp("pacs") / "orthanc") as found:
         found.push(sorted(file for file in DATA.rglob("*") if file.is_file() and file.suffix != ".md"))
         yield found

@@ -31,6 +31,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
+from tests.real_images import DATA
 
 # isort: split
 from labelrounds.classification.cases import prepared
@@ -44,7 +45,6 @@ from labelrounds.reading import read_image
 from labelrounds.splits import TEST, TRAIN, VALIDATION
 from tests.benchmarks import machine
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 RESULTS = Path(__file__).parent / "results"
 NETWORKS: dict[str, dict[str, Any]] = {
     "own": {},

@@ -38,8 +38,8 @@ from labelrounds.fleet import Crew, Lost, crew_of
 from labelrounds.fleet_work import Case, Order, Outcome
 from labelrounds.networks import build_network
 from tests.benchmarks import machine
+from tests.real_images import DATA
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", "../shared/data"))
 VOLUMES = 100_000
 HIPPOCAMPI, CTS = 60, 4
 WORKERS = {"in this process": "", "2 workers on Ray": "local"}

@@ -11,7 +11,6 @@ With `--cases 0` nothing is trained: the weights that ship are measured.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import tempfile
@@ -29,8 +28,9 @@ from labelrounds.folders import shipped_configs
 from labelrounds.metrics import dice_per_label, hd95, nsd
 from labelrounds.reading import read_image, read_label
 from tests.benchmarks import machine
+from tests.real_images import DATA as REAL_IMAGES
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "hippocampus"
+DATA = REAL_IMAGES / "hippocampus"
 RESULTS = Path(__file__).parent / "results"
 LABELS = ("anterior", "posterior")
 console = Console()

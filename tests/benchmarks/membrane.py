@@ -48,8 +48,9 @@ from labelrounds.store import LabelledCase
 from labelrounds.transforms import Grid, prepare
 from labelrounds.writing import write_label
 from tests.benchmarks import machine
+from tests.real_images import DATA as REAL_IMAGES
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "membrane_em"
+DATA = REAL_IMAGES / "membrane_em"
 RESULTS = Path(__file__).parent / "results"
 MODEL = "unet_membrane_em"
 # Table 1 of the paper, the U-Net's row.

@@ -41,8 +41,9 @@ from labelrounds.runtimes import REFERENCE, Runtime, Subject, default_runtime, r
 from labelrounds.sliding import Windows, gather
 from labelrounds.transforms import Grid, prepare
 from tests.benchmarks import machine
+from tests.real_images import DATA as REAL_IMAGES
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "hippocampus"
+DATA = REAL_IMAGES / "hippocampus"
 RESULTS = Path(__file__).parent / "results"
 HIPPOCAMPUS = ("unet_hippocampus", "vnet_hippocampus")
 PHANTOM = "unet_phantom"

@@ -1,6 +1,5 @@
 """A group's own organs in a real CT: one YAML file, one submitted label, a training, and what Slicer then shows."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -9,10 +8,11 @@ import numpy as np
 import pytest
 from label_server import LabelServer
 from observed import read_nifti
+from tests.real_images import DATA as REAL_IMAGES
 
 from labelrounds.client import Client
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "ct_abdomen"
+DATA = REAL_IMAGES / "ct_abdomen"
 # Voxel values in TotalSegmentator's label file (its class list, version 2).
 ORGANS = {"liver": 5, "spleen": 1, "stomach": 6}
 MODEL = "organs_5mm"

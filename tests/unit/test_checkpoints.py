@@ -277,7 +277,8 @@ def test_nothing_is_rolled_back_to_that_the_configuration_has_left(checkpoints, 
 
 
 def test_what_weights_do_not_depend_on_may_change(checkpoints, config, make_config):
-    version = checkpoints.publish(network_of(config), {})
+    published = network_of(config)
+    version = checkpoints.publish(published, {})
     changes = {
         "patch_size": [32, 16, 16],
         "inference": {"blend": "owner", "overlap": 0.5},
@@ -287,7 +288,9 @@ def test_what_weights_do_not_depend_on_may_change(checkpoints, config, make_conf
     spelt_out = {"name": "unet", "channels": [4, 6, 8], "strides": None}
     for change in (changes, {"network": spelt_out}):
         other = make_config(**change)
-        Checkpoints(other).load(version, network_of(other))
+        network = network_of(other)
+        Checkpoints(other).load(version, network)
+        assert same_weights(network, published)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """A classification network sees the whole image, upright, undistorted and scaled; what cannot be seen so is refused."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -8,13 +7,13 @@ import pytest
 import torch
 from PIL import Image as Picture
 from pydantic import ValidationError
+from tests.real_images import real
 
 from labelrounds.classification.images import prepare_image
 from labelrounds.errors import BadInput, TooLarge
 from labelrounds.reading import Image, read_image
 from labelrounds.sections import RangeIntensity, WindowIntensity, ZScoreIntensity
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 RANGE = RangeIntensity(kind="range", low_percentile=0, high_percentile=100)
 WINDOW = WindowIntensity(kind="window", low=0, high=200)
@@ -220,10 +219,7 @@ def test_a_picture_and_its_dicom_radiograph_of_either_kind_look_alike(tmp_path: 
 
 @pytest.mark.parametrize("size", [(64, 64, 1), (32, 32, 1), (96, 80, 1)])
 def test_real_pictures_come_out_finite_and_full_of_contrast(size):
-    folder = DATA / "mednist"
-    if not folder.exists():
-        pytest.skip(f"no real images: {folder} is missing (set LABELROUNDS_DATA)")
-    for kind in sorted(folder.iterdir()):
+    for kind in sorted(real("mednist").iterdir()):
         tensor = prepared(read_image(min(kind.glob("*.jpeg")), channels=1), size, None, RangeIntensity(kind="range"))
         assert tensor.shape == (1, *size)
         assert tensor.isfinite().all()
@@ -231,10 +227,7 @@ def test_real_pictures_come_out_finite_and_full_of_contrast(size):
 
 
 def test_a_real_dicom_series_is_seen_by_2d_and_3d_networks():
-    folder = DATA / "dicom_brain_mr" / "11-T1post-18670"
-    if not folder.exists():
-        pytest.skip(f"no real images: {folder} is missing (set LABELROUNDS_DATA)")
-    image, intensity = read_image(folder, channels=1), ZScoreIntensity(kind="zscore")
+    image, intensity = read_image(real("dicom_brain_mr/11-T1post-18670"), channels=1), ZScoreIntensity(kind="zscore")
     assert prepared(image, (64, 64, 9), None, intensity).shape == (1, 64, 64, 9)
     whole = prepared(image, (48, 48, 32), (5.0, 5.0, 5.0), intensity, dimensions=3)
     assert whole.shape == (1, 48, 48, 32)

@@ -12,7 +12,7 @@ from tests.identified import CANARY, DATE, write_identified
 
 from labelrounds.dicomweb import DicomwebStore
 from labelrounds.errors import BadInput
-from labelrounds.privacy.identity import IDENTIFYING, Identified, check_folder_or_file, check_upload
+from labelrounds.privacy.identity import IDENTIFYING, Identified, attribute_in_file, check_folder_or_file, check_upload
 from labelrounds.privacy.pseudonyms import Pseudonyms
 from labelrounds.privacy.run import Wishes, run
 from labelrounds.server import parse_notes, received
@@ -51,14 +51,19 @@ def test_each_attribute_that_says_whose_it_is_is_named(tmp_path, key):
 
 
 def test_an_image_that_was_deidentified_or_has_no_name_passes(tmp_path):
-    check_folder_or_file(write_identified(tmp_path / "nameless.dcm", **NAMELESS))
-    check_folder_or_file(write_identified(tmp_path / "empty.dcm", **{**NAMELESS, "PatientName": "^^"}))
-    check_folder_or_file(write_identified(tmp_path / "told.dcm", PatientIdentityRemoved="YES"))
-    source = write_identified(tmp_path / "in.dcm")
-    run(source, tmp_path / "out", tmp_path / "report.csv", Wishes(Pseudonyms()))
-    check_folder_or_file(next((tmp_path / "out").iterdir()))
-    (tmp_path / "volume.nii.gz").write_bytes(b"not DICOM")
-    check_folder_or_file(tmp_path / "volume.nii.gz")
+    passing = [
+        write_identified(tmp_path / "nameless.dcm", **NAMELESS),
+        write_identified(tmp_path / "empty.dcm", **{**NAMELESS, "PatientName": "^^"}),
+        write_identified(tmp_path / "told.dcm", PatientIdentityRemoved="YES"),
+        tmp_path / "volume.nii.gz",
+    ]
+    passing[-1].write_bytes(b"not DICOM")
+    run(write_identified(tmp_path / "in.dcm"), tmp_path / "out", tmp_path / "report.csv", Wishes(Pseudonyms()))
+    passing += (tmp_path / "out").iterdir()
+    assert len(passing) == 5
+    for file in passing:
+        check_folder_or_file(file)
+        assert attribute_in_file(file) is None
 
 
 def test_one_slice_that_says_it_is_enough_for_a_series(tmp_path):

@@ -2,7 +2,6 @@
 
 import gc
 import gzip
-import os
 import struct
 import subprocess
 import sys
@@ -17,18 +16,12 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image as Picture
+from tests.real_images import real
 
 from labelrounds.errors import BadInput, NotFound, TooLarge, UnsupportedMedia
 from labelrounds.reading import patient_of, read_geometry, read_image, read_label
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 SHAPE = (11, 9, 7)
-
-
-def real(name: str) -> Path:
-    if not (DATA / name).exists():
-        pytest.skip(f"no real images: {DATA / name} is missing (set LABELROUNDS_DATA)")
-    return DATA / name
 
 
 def oblique(

@@ -1,12 +1,11 @@
 """The form in which a network answers gives the answers of the network that was trained."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.real_images import real
 from torch import nn
 
 from labelrounds import folders
@@ -20,7 +19,6 @@ from labelrounds.sliding import Windows, label_map
 from labelrounds.transforms import Grid, prepare
 
 CPU = torch.device("cpu")
-DATA = Path(os.environ.get("LABELROUNDS_DATA") or Path(__file__).parents[3] / "shared" / "data") / "hippocampus"
 NETWORKS = [
     {"name": "unet", "channels": [4, 6, 8]},
     {"name": "vnet", "channels": [4, 6, 8], "depths": [1, 2, 2]},
@@ -96,16 +94,15 @@ def test_statistics_of_the_training_are_kept(make_config, trained):
 
 @pytest.mark.parametrize("model", ["unet_hippocampus", "vnet_hippocampus"])
 def test_shipped_weights_label_real_images_as_in_float32(model):
-    if not DATA.is_dir():
-        pytest.skip(f"no real images: {DATA} is missing (set LABELROUNDS_DATA)")
+    images = real("hippocampus")
     if not low_precision("cpu"):
         pytest.skip("this CPU computes in float32 anyway")
     config = load_config(folders.shipped_configs() / f"{model}.yaml")
     network = build_network(config).eval()
     network.load_state_dict(load_file(folders.shipped_weights() / f"{model}.safetensors"))
     served = for_inference(network, CPU, config.dimensions, torch.bfloat16)
-    for name in json.loads((DATA / "split.json").read_text())["training"][:3]:
-        image = read_image(DATA / "images" / name, channels=config.channels)
+    for name in json.loads((images / "split.json").read_text())["training"][:3]:
+        image = read_image(images / "images" / name, channels=config.channels)
         prepared = prepare(image, config, Grid.of(image, config))
         windows = Windows.over(prepared.shape[1:], config.patch_size, config.inference.overlap)
         with torch.inference_mode():

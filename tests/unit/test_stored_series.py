@@ -10,13 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_files import GAP_MM, SPACING_MM, write_segmentation, write_series, write_slice
+from tests.real_images import real
 
 from labelrounds.errors import Conflict
 from labelrounds.reading import read_geometry, read_image
 from labelrounds.store import StudyStore
 from labelrounds.writing import write_label
-
-DATA = Path(os.environ.get("LABELROUNDS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 @pytest.fixture
@@ -79,8 +78,9 @@ def test_a_converted_series_has_the_voxels_and_the_place_of_its_files(studies: P
 
 @pytest.mark.parametrize("series", ["11-T1post-18670", "36468-FLAIRreg-58706"])
 def test_a_real_series_is_what_itk_reads_of_its_files(studies: Path, series: str):
-    itk = pytest.importorskip("itk")
-    shutil.copytree(DATA / "dicom_brain_mr" / series, studies / "p" / series)
+    import itk  # takes seconds, which no other test here needs
+
+    shutil.copytree(real(f"dicom_brain_mr/{series}"), studies / "p" / series)
     store = opened(studies)
     (name,) = store.list_images()
     names = itk.GDCMSeriesFileNames.New(Directory=str(studies / "p" / series)).GetInputFileNames()

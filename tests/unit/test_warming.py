@@ -110,4 +110,6 @@ def test_nothing_is_begun_while_the_server_starts(readings, monkeypatch):
 
 
 def test_ending_what_never_began_is_no_error():
-    WarmUp({"model": Model()}).close()
+    model = Model()
+    WarmUp({"model": model}).close()
+    assert model.devices == []

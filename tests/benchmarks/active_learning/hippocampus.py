@@ -11,12 +11,10 @@ Tier D's pool is as large; `disturbed.py` says what is in it.
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,8 +39,9 @@ from labelrounds.training_steps import TrainingSteps
 from labelrounds.transforms import Grid, restore
 from labelrounds.voxel_scores import VoxelSums, extents
 from tests.benchmarks.active_learning.disturbed import disturbed
+from tests.real_images import DATA as REAL_IMAGES
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[4] / "shared" / "data")) / "hippocampus"
+DATA = REAL_IMAGES / "hippocampus"
 FIRST_PUBLISHED = 1000
 START, BATCH, ROUNDS = 4, 4, 5
 LEARNING_RATE = 5e-3  # with less, a label is still missing after the first training of some development seeds

@@ -5,10 +5,8 @@ no labels, so they are the cold embedding and the model's own alike. A fifth of 
 tests; the rest is the pool.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 
 from labelrounds.scores import CaseScores
 from tests.benchmarks.active_learning.simulation import Model
+from tests.real_images import DATA
 
-DATA = Path(os.environ.get("LABELROUNDS_DATA", Path(__file__).parents[4] / "shared" / "data"))
 COMPONENTS = 64
 CELL, BINS = 8, 9
 Features = NDArray[np.float32]
