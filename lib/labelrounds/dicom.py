@@ -4,132 +4,19 @@ The headers are read first, without the pixels: one series, one orientation, eve
 then does ITK (GDCM) read the pixels, in the order along the slices' normal.
 """
 
-import hashlib
-import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from labelrounds.dicom_copies import COMPRESSED_SYNTAXES, PLAIN_SYNTAXES
-from labelrounds.errors import BadInput, LabelRoundsError, TooLarge, UnsupportedMedia
+from labelrounds.dicom_headers import Slice, read_header, slice_of
+from labelrounds.errors import BadInput, TooLarge, UnsupportedMedia
 from labelrounds.formats import is_dicom
 from labelrounds.geometry import Affine, ras_affine
 
-MAX_FILES = 20_000
-_TAGS = [
-    "SeriesInstanceUID",
-    "PatientID",
-    "Modality",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "BitsStored",
-    "PixelRepresentation",
-    "PhotometricInterpretation",
-    "SamplesPerPixel",
-    "NumberOfFrames",
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "ImageOrientationPatient",
-    "ImagePositionPatient",
-    "RescaleSlope",
-    "RescaleIntercept",
-]
-_NO_IMAGES = ("SEG", "SR", "PR", "KO", "REG", "FID", "DOC", "ANN", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD")
-# Projection radiographs: their detector's spacing stands for the patient's.
-_PROJECTIONS = ("CR", "DX", "MG", "RG")
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The header of one file, checked; positions are LPS in mm.
-
-    Attributes:
-        stored_sum: The lowest and the highest value that the file can store, added, where the lowest is shown white
-            (MONOCHROME1); None where it is shown black.
-    """
-
-    path: Path
-    series: str
-    rows: int
-    columns: int
-    samples: int
-    spacing_mm: tuple[float, float] | None
-    orientation: tuple[float, ...] | None
-    position: tuple[float, ...] | None
-    rescale: tuple[float, float]
-    stored_sum: int | None = None
-
-    @property
-    def normal(self) -> NDArray[np.float64]:
-        """Unit vector across the slice."""
-        across = np.cross(self.orientation[:3], self.orientation[3:]) if self.orientation else np.array([0.0, 0.0, 1.0])
-        return across / np.linalg.norm(across)
-
-
-@dataclass(frozen=True)
-class Member:
-    """What a DICOM image in a file says of where it belongs.
-
-    Attributes:
-        series: its SeriesInstanceUID.
-        instance: its SOPInstanceUID.
-        placed: whether it has a place in space, and so may be a slice of a volume.
-    """
-
-    series: str
-    instance: str
-    placed: bool
-
-    @property
-    def fields(self) -> tuple[str, str, bool]:
-        """All of it, as the constructor takes it."""
-        return self.series, self.instance, self.placed
-
-
-def member_of(file: Path) -> Member | None:
-    """Return where the image in a DICOM file belongs; None where it holds no image, as a report or a segmentation.
-
-    Raises:
-        BadInput: not readable as DICOM.
-    """
-    import pydicom
-
-    tags = ["SOPInstanceUID", "SeriesInstanceUID", "Modality", "Rows", "ImagePositionPatient"]
-    try:
-        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(tags))
-        if "Rows" not in dataset or str(dataset.get("Modality", "") or "").strip() in _NO_IMAGES:
-            return None
-        series, instance = (str(dataset.get(tag, "") or "").strip() for tag in ("SeriesInstanceUID", "SOPInstanceUID"))
-        return Member(series, instance, bool(dataset.get("ImagePositionPatient")))
-    except OSError:
-        raise
-    except Exception as error:  # pydicom raises many kinds on damaged files
-        raise BadInput(f"{file.name}: not readable as DICOM: {error}") from error
-
-
-def known_of(file: Path) -> dict[str, str]:
-    """Return what the datastore keeps of a series by one of its files: whose it is, its UID, its modality.
-
-    The patient's name is not kept; a PatientID that holds a part of it is replaced by a checksum.
-    """
-    import pydicom
-
-    tags = ["PatientID", "SeriesInstanceUID", "Modality"]
-    dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=[*tags, "PatientName"])
-    known = {tag: str(dataset.get(tag, "") or "").strip() for tag in tags}
-    # As bytes: what pydicom finds wrong with a name, it says with the name.
-    name = getattr(dataset.get_item("PatientName"), "value", b"") or b""
-    text = name.decode("utf-8", "replace") if isinstance(name, bytes) else str(name)
-    parts = [part for part in re.split(r"[\W_]+", text.casefold()) if len(part) > 2]
-    if any(part in known["PatientID"].casefold() for part in parts):
-        known["PatientID"] = f"patient_{hashlib.sha256(known['PatientID'].encode()).hexdigest()[:16]}"
-    return {tag: value[:200] for tag, value in known.items() if value}
+_MAX_FILES = 20_000
 
 
 def dicom_slices(path: Path, max_voxels: int) -> list[Slice]:
@@ -140,7 +27,7 @@ def dicom_slices(path: Path, max_voxels: int) -> list[Slice]:
         BadInput: several series, a missing or bad tag, several orientations, uneven gaps.
         TooLarge: more voxels than ``max_voxels``, or too many files.
     """
-    slices = [found for file in _dicom_files(path) if (found := _slice_of(file)) is not None]
+    slices = [found for file in _dicom_files(path) if (found := slice_of(file)) is not None]
     if not slices:
         raise UnsupportedMedia(f"{path.name}: no DICOM image in it")
     _check_one_series(slices, path.name)
@@ -164,14 +51,14 @@ def slices_affine(slices: Sequence[Slice]) -> Affine:
 def patient_id(path: Path) -> str | None:
     """Return the PatientID of the first DICOM file there, None where it is missing or empty."""
     for file in _dicom_files(path):
-        return str(_dataset(file).get("PatientID", "") or "").strip() or None
+        return str(read_header(file).get("PatientID", "") or "").strip() or None
     return None
 
 
 def modality(path: Path) -> str:
     """Return the Modality of the first DICOM file there, "" where it is missing."""
     for file in _dicom_files(path):
-        return str(_dataset(file).get("Modality", "") or "").strip()
+        return str(read_header(file).get("Modality", "") or "").strip()
     return ""
 
 
@@ -208,113 +95,9 @@ def _dicom_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     files = sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-    if len(files) > MAX_FILES:
-        raise TooLarge(f"{path.name}: {len(files)} files, at most {MAX_FILES} are read")
+    if len(files) > _MAX_FILES:
+        raise TooLarge(f"{path.name}: {len(files)} files, at most {_MAX_FILES} are read")
     return [file for file in files if file.name.upper() != "DICOMDIR" and is_dicom(file)]
-
-
-def _dataset(file: Path) -> Any:
-    import pydicom
-
-    try:
-        syntax = str(pydicom.filereader.read_file_meta_info(file).get("TransferSyntaxUID", ""))
-        if syntax not in (*PLAIN_SYNTAXES, *COMPRESSED_SYNTAXES):
-            raise UnsupportedMedia(f"{file.name}: the transfer syntax {syntax!r} is not read")
-        return pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
-    except LabelRoundsError:
-        raise
-    except Exception as error:  # pydicom raises many kinds on damaged files
-        raise BadInput(f"{file.name}: not readable as DICOM: {error}") from error
-
-
-def _slice_of(file: Path) -> Slice | None:
-    """Return the checked header, None for an object without pixels (a report, a structure set)."""
-    dataset = _dataset(file)
-    try:
-        if "Rows" not in dataset:
-            return None
-        _check_size(dataset, file)
-        return Slice(
-            path=file,
-            series=str(dataset.get("SeriesInstanceUID", "") or ""),
-            rows=int(dataset.Rows),
-            columns=int(dataset.Columns),
-            samples=int(dataset.get("SamplesPerPixel", 1) or 1),
-            spacing_mm=_spacing(dataset, file.name),
-            orientation=_orientation(dataset, file.name),
-            position=_numbers(dataset, "ImagePositionPatient", 3, file.name),
-            rescale=(
-                _number(dataset, "RescaleSlope", 1.0, file.name),
-                _number(dataset, "RescaleIntercept", 0.0, file.name),
-            ),
-            stored_sum=_stored_sum(dataset),
-        )
-    except LabelRoundsError:
-        raise
-    except Exception as error:  # values are parsed when they are asked for
-        raise BadInput(f"{file.name}: a damaged DICOM header: {error}") from error
-
-
-def _check_size(dataset: Any, file: Path) -> None:
-    frames = int(dataset.get("NumberOfFrames", 1) or 1)
-    if frames != 1:
-        raise UnsupportedMedia(f"{file.name}: {frames} frames in one file; only one slice a file is read")
-    for tag in ("Rows", "Columns"):
-        if not 1 <= int(dataset.get(tag, 0) or 0) <= 65535:
-            raise BadInput(f"{file.name}: {tag} {dataset.get(tag)!r} is not between 1 and 65535")
-    bits = int(dataset.get("BitsAllocated", 0) or 0)
-    if bits not in (1, 8, 16, 32, 64):
-        raise BadInput(f"{file.name}: BitsAllocated {bits} is not one of 1, 8, 16, 32, 64")
-
-
-def _stored_sum(dataset: Any) -> int | None:
-    if str(dataset.get("PhotometricInterpretation", "") or "").strip() != "MONOCHROME1":
-        return None
-    if int(dataset.get("PixelRepresentation", 0) or 0):
-        return -1
-    allocated = int(dataset.BitsAllocated)
-    return int(2 ** min(int(dataset.get("BitsStored") or allocated), allocated) - 1)
-
-
-def _spacing(dataset: Any, name: str) -> tuple[float, float] | None:
-    tag = "PixelSpacing"
-    if tag not in dataset and dataset.get("Modality") in _PROJECTIONS:
-        tag = "ImagerPixelSpacing"
-    values = _numbers(dataset, tag, 2, name)
-    if values is None:
-        raise BadInput(f"{name}: {tag} is missing; without it nothing can be measured")
-    if min(values) <= 0:
-        raise BadInput(f"{name}: {tag} {list(values)} is not above 0")
-    return values[0], values[1]
-
-
-def _orientation(dataset: Any, name: str) -> tuple[float, ...] | None:
-    values = _numbers(dataset, "ImageOrientationPatient", 6, name)
-    if values is None:
-        return None
-    row, column = np.array(values[:3]), np.array(values[3:])
-    lengths = np.linalg.norm([row, column], axis=1)
-    if np.abs(lengths - 1).max() > 1e-2 or abs(float(row @ column)) > 1e-2:
-        raise BadInput(f"{name}: ImageOrientationPatient {list(values)} is not two perpendicular unit vectors")
-    return values
-
-
-def _numbers(dataset: Any, tag: str, count: int, name: str) -> tuple[float, ...] | None:
-    value = dataset.get(tag)
-    if value is None or value == "":
-        return None
-    values = tuple(float(part) for part in value)
-    if len(values) != count or not all(math.isfinite(part) for part in values):
-        raise BadInput(f"{name}: {tag} {value!r} is not {count} finite numbers")
-    return values
-
-
-def _number(dataset: Any, tag: str, default: float, name: str) -> float:
-    value = dataset.get(tag)
-    number = default if value is None or value == "" else float(value)
-    if not math.isfinite(number):
-        raise BadInput(f"{name}: {tag} {value!r} is not finite")
-    return number
 
 
 def _check_one_series(slices: Sequence[Slice], name: str) -> None:

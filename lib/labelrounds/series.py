@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from labelrounds.atomic import write_bytes
-from labelrounds.dicom import Member, member_of
+from labelrounds.dicom_headers import Member, member_of
 from labelrounds.errors import BadInput
 from labelrounds.formats import ending_of, is_dicom
 from labelrounds.names import is_safe_id

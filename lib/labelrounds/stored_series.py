@@ -31,7 +31,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from labelrounds.atomic import disk_errors, staged
-from labelrounds.dicom import known_of
+from labelrounds.dicom_headers import known_of
 from labelrounds.errors import LabelRoundsError, OutOfSpace
 from labelrounds.history import checksum
 from labelrounds.index import CONVERTED, SERIES, DataModel, ImageLabelModel

@@ -107,6 +107,16 @@ def test_what_is_no_image_is_passed_over_and_what_is_no_volume_is_left_out_with_
     assert not any("DOE" in text for text in store.warnings)
 
 
+def test_a_patient_id_that_can_not_be_parsed_leaves_its_series_out_and_no_other(studies: Path):
+    write_series(studies / "a", "1.2.3.1")
+    for file in write_series(studies / "b", "1.2.3.2", patient="DOE42"):
+        file.write_bytes(file.read_bytes().replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00FD"))
+    store = opened(studies)
+    assert store.list_images() == ["1.2.3.1"]
+    (warning,) = store.warnings
+    assert "1.2.3.2 is left out" in warning and "DOE" not in warning
+
+
 def test_radiographs_without_a_place_in_space_are_an_image_each_and_at_the_top_stay_what_they_are(studies: Path):
     for number in (1, 2):
         write_slice(studies / "chest" / f"view{number}", "1.2.3.1", number, placed=False, Modality="DX")
