@@ -4,13 +4,13 @@ A folder that is reached twice, through symbolic links, is looked into once, und
 the archive; so links that lead round in a circle end too.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pydicom
-
-from labelrounds.errors import NotFound
+from labelrounds.dicom_headers import member_of
+from labelrounds.errors import BadInput, NotFound
 from labelrounds.formats import ending_of, is_dicom
 
 _INDEX, _NOT_IMAGES = "datastore_v2.json", ("labels", "history", "converted")
@@ -55,10 +55,11 @@ def find_images(source: Path, leave_out: Path | None = None) -> Iterator[Found]:
     if source.is_file():
         yield Found(source)
         return
-    for folder, files, reason in _folders(source, leave_out):
+    for folder, names, reason in folders_in(source, leave_out):
         if reason:
             yield Found(folder, reason)
             continue
+        files = [folder / name for name in names]
         slices = [path for path in files if _is_dicom(path)]
         if _are_one_series(slices):
             yield Found(folder)
@@ -80,8 +81,16 @@ def identity(path: Path) -> str:
     return f"{len(stats)}-{sum(stat.st_size for stat in stats)}-{newest}"
 
 
-def _folders(root: Path, leave_out: Path | None) -> Iterator[tuple[Path, list[Path], str]]:
-    """Yield each folder once, sorted, with its files, or with why it can't be looked into; hidden ones are left out."""
+def folders_in(root: Path, leave_out: Path | None = None) -> Iterator[tuple[Path, list[str], str]]:
+    """Yield a folder and those in it, each once and sorted, with the names of its files, sorted too.
+
+    Hidden folders and files are left out, and what a studies folder holds beside images. A folder that can't be looked
+    into comes with the reason, else that is "".
+
+    Args:
+        root: the folder.
+        leave_out: a folder that is not looked into.
+    """
     seen: set[tuple[int, int]] = set()
     if leave_out is not None and leave_out.is_dir():
         seen.add(_place(leave_out))
@@ -93,16 +102,22 @@ def _folders(root: Path, leave_out: Path | None) -> Iterator[tuple[Path, list[Pa
             if place in seen:
                 continue
             seen.add(place)
-            inner = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            with os.scandir(folder) as entries:
+                inner = sorted((one for one in entries if not one.name.startswith(".")), key=lambda one: one.name)
+                folders = {one.name: one.is_symlink() for one in inner if _is_folder(one)}
+                # A link to nothing is listed as the file that it should be; reading it says what is wrong.
+                files = [one.name for one in inner if one.name not in folders and (one.is_symlink() or one.is_file())]
         except OSError as error:
             yield folder, [], error.strerror or str(error)
             continue
-        not_images = _NOT_IMAGES if (folder / _INDEX).is_file() else ()
-        folders = [path for path in inner if path.is_dir() and path.name not in not_images]
-        linked += [path for path in folders if path.is_symlink()]
-        waiting += [path for path in reversed(folders) if not path.is_symlink()]
-        # A link to nothing is listed as the file that it should be; reading it says what is wrong.
-        yield folder, [path for path in inner if path.is_file() or (path.is_symlink() and not path.is_dir())], ""
+        left_out = _NOT_IMAGES if _INDEX in files else ()
+        linked += [folder / name for name, is_link in folders.items() if is_link and name not in left_out]
+        waiting += [folder / name for name in reversed(folders) if not folders[name] and name not in left_out]
+        yield folder, files, ""
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    return Path(entry).is_dir() if entry.is_symlink() else entry.is_dir()  # by itself it fails at a link to itself
 
 
 def _place(folder: Path) -> tuple[int, int]:
@@ -124,10 +139,8 @@ def _are_one_series(slices: Sequence[Path]) -> bool:
     """
     if len(slices) < 2:
         return False
-    tags = ["SeriesInstanceUID", "ImagePositionPatient"]
     try:
-        headers = [pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(tags)) for path in slices]
-        series = {str(header.get(tags[0])) for header in headers}
-        return len(series) == 1 and all(header.get(tags[1]) for header in headers)
-    except Exception:  # whatever is wrong with a file, reading it alone says so
+        members = [member_of(path) for path in slices]
+    except (BadInput, OSError):  # whatever is wrong with a file, reading it alone says so
         return False
+    return len({one and one.series for one in members}) == 1 and all(one and one.placed for one in members)

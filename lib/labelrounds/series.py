@@ -12,14 +12,15 @@ Crash
 
 import hashlib
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from labelrounds.archive_files import folders_in
 from labelrounds.atomic import write_bytes
 from labelrounds.dicom_headers import Member, member_of
 from labelrounds.errors import BadInput
@@ -49,14 +50,14 @@ class FoundSeries:
 
 @dataclass
 class _Folder:
-    """What was found in a folder: its DICOM images by file name, the time of the last change, and what that goes by."""
+    """What was found in a folder: its DICOM images by file name, and by what a change is noticed."""
 
     changed: int = 0
     stats: dict[str, tuple[int, int]] = field(default_factory=dict)
     members: dict[str, Member] = field(default_factory=dict)
     newest: float = 0.0
 
-    @property
+    @cached_property
     def signature(self) -> str:
         return _digest(self.stats)
 
@@ -83,12 +84,11 @@ class SeriesFinder:
 
     Args:
         root: the studies folder.
-        leave_out: names of folders at its top that are not looked into.
         memory: the file in which is kept what was found.
     """
 
-    def __init__(self, root: Path, leave_out: tuple[str, ...], memory: Path) -> None:
-        self._root, self._leave_out, self._memory = root, leave_out, memory
+    def __init__(self, root: Path, memory: Path) -> None:
+        self._root, self._memory = root, memory
         self._folders: dict[Path, _Folder] = {}
         self._seen: dict[str, tuple[str, float]] = {}
         self._kept: dict[str, Any] = {}
@@ -105,8 +105,8 @@ class SeriesFinder:
         faults: dict[str, int] = defaultdict(int)
         before, self._folders = self._folders, {}
         complete = True
-        for folder in self._walk():
-            if folder is None:
+        for folder, _, reason in folders_in(self._root):
+            if reason:
                 complete = False
                 continue
             self._folders[folder] = self._looked(folder, before.get(folder), rest_s, faults)
@@ -114,25 +114,6 @@ class SeriesFinder:
         found = list(self._grouped(known_files))
         resting = tuple(one for one, newest in found if self._rests(one, newest, rest_s))
         return Look(resting, frozenset(one.name for one, _ in found), complete, dict(faults))
-
-    def _walk(self) -> Iterator[Path | None]:
-        """Yield each folder once, also those behind links; None for one that can't be looked into."""
-        waiting, seen = [self._root], set[tuple[int, int]]()
-        while waiting:
-            folder = waiting.pop()
-            try:
-                stat = folder.stat()
-                if (stat.st_dev, stat.st_ino) in seen:
-                    continue
-                seen.add((stat.st_dev, stat.st_ino))
-                with os.scandir(folder) as entries:
-                    inner = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-            except OSError:
-                yield None
-                continue
-            left_out = self._leave_out if folder == self._root else ()
-            waiting += [folder / name for name in reversed(inner) if name not in left_out]
-            yield folder
 
     def _looked(self, folder: Path, old: _Folder | None, rest_s: float, faults: dict[str, int]) -> _Folder:
         try:
@@ -192,7 +173,7 @@ class SeriesFinder:
             newest = max(self._folders[file.parent].newest for file in files)
             at_top = files[0].parent == self._root and files[0].name.lower().endswith(".dcm")
             in_place = len(files) == 1 and at_top and is_safe_id(files[0].name[:-4])
-            name = files[0].name[:-4] if in_place else safe_name(group)
+            name = files[0].name[:-4] if in_place else _safe_name(group)
             yield FoundSeries(name, files, _digest(stats), in_place), newest
 
     def _rests(self, found: FoundSeries, newest: float, rest_s: float) -> bool:
@@ -230,7 +211,7 @@ class SeriesFinder:
             write_bytes(self._memory, json.dumps({"format": _FORMAT, "folders": kept}).encode(), durable=False)
 
 
-def safe_name(uid: str) -> str:
+def _safe_name(uid: str) -> str:
     """Return a UID if it may be an image's id, else a name made of it."""
     return uid if is_safe_id(uid) else f"series_{hashlib.sha256(uid.encode('utf-8', 'replace')).hexdigest()[:16]}"
 

@@ -44,7 +44,6 @@ logger = logging.getLogger(__name__)
 
 REST_S = 10.0
 _VERSION = re.compile(r"-v\d+$")
-_LEFT_OUT = ("labels", "history", CONVERTED)
 _LEAST_PAUSE_S, _MOST_PAUSE_S, _PAUSES = 2.0, 300.0, 20.0
 
 
@@ -110,7 +109,7 @@ class StoredSeries(StoredImages):
     def _finder(self) -> SeriesFinder:
         found: SeriesFinder | None = getattr(self, "_series_finder", None)
         if found is None:
-            found = self._series_finder = SeriesFinder(self._root, _LEFT_OUT, self._root / CONVERTED / "folders.json")
+            found = self._series_finder = SeriesFinder(self._root, self._root / CONVERTED / "folders.json")
             self._refused: dict[str, str] = {}
         return found
 

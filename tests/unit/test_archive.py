@@ -168,6 +168,7 @@ def test_images_whose_label_maps_would_share_a_place_are_refused_and_the_others_
 
 def test_links_that_lead_in_a_circle_end_and_no_image_is_found_twice(images, tmp_path):
     (images / "a" / "round").symlink_to(images)
+    (images / "a" / "itself").symlink_to(images / "a" / "itself")
     (images / "0_first").symlink_to(images / "b")
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(images / "three.nii.gz", tmp_path / "elsewhere" / "more.nii.gz")
@@ -177,14 +178,14 @@ def test_links_that_lead_in_a_circle_end_and_no_image_is_found_twice(images, tmp
 
 
 def test_a_folder_that_can_not_be_listed_is_told(images, monkeypatch):
-    listed = Path.iterdir
+    listed = os.scandir
 
     def refused(folder):
-        if folder.name == "b":
+        if folder == images / "b":
             raise PermissionError(13, "Permission denied")
         return listed(folder)
 
-    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr(os, "scandir", refused)
     found = {image.path.name: image.reason for image in find_images(images)}
     assert found == {"one.nii.gz": "", "two.nii.gz": "", "three.nii.gz": "", "b": "Permission denied"}
 
