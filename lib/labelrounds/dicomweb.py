@@ -1,7 +1,7 @@
 """Studies on a DICOMweb server (Orthanc, a PACS), with the same rules as a studies folder.
 
 On the way of inference and training in the place of `labelrounds.store`: a series is fetched when it is first needed,
-read as any image is, and kept as NIfTI in a `StudyStore` of its own, the cache. A final label goes to the server as a
+read as any image is, and kept as NRRD in a `StudyStore` of its own, the cache. A final label goes to the server as a
 DICOM SEG (`labelrounds.dicom_seg`) in a new series, and then into the cache; of several SEGs of a series the newest
 counts, and older ones stay on the server. Classes and predictions stay in the cache.
 
@@ -152,14 +152,7 @@ class DicomwebStore(StudyStore):
         """Return the other series, sorted."""
         return sorted(set(self.list_images()) - set(self.get_labeled_images(label_tag, labels)))
 
-    def save_label(
-        self,
-        image_id: str,
-        label_filename: str,
-        label_tag: str,
-        label_info: dict[str, Any] | None,
-        label_id: str = "",
-    ) -> str:
+    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any] | None) -> str:
         """Check a label, send it to the server if it is final, and save it in the cache.
 
         Raises:
