@@ -56,6 +56,16 @@ class StoredSeries(StoredImages):
 
     holds_series = True
     _watch: "SeriesWatch | None" = None
+    _by_series: tuple[Any, dict[str, list[str]]] = (None, {})
+
+    def __init__(self, root: Path, extensions: list[str], auto_reload: bool, read_only: bool):
+        """Open the folder; see `labelrounds.store.StudyStore`."""
+        self._finder = SeriesFinder(root, root / CONVERTED / "folders.json")
+        # By name, the identity with which a series could not be read, and that with which it was looked at whether it
+        # may be shown.
+        self._refused: dict[str, str] = {}
+        self._shown: dict[str, tuple[str, bool]] = {}
+        super().__init__(root, extensions, auto_reload, read_only)
 
     def watch_series(self, rest_s: float = REST_S) -> None:
         """Look for series from now on, in a thread, until `close`.
@@ -92,10 +102,10 @@ class StoredSeries(StoredImages):
     def _take_up(self, rest_s: float) -> int:
         with disk_errors(self._root / CONVERTED):
             (self._root / CONVERTED).mkdir(exist_ok=True)
-        look = self._finder().look(rest_s, self._own_files())
+        look = self._finder.look(rest_s, self._own_files())
         for reason, count in look.faults.items():
             self._warn(f"{count} DICOM file(s) or folder(s) left out: {reason}")
-        shown = tuple(found for found in look.series if self._may_be_shown(*found.files))
+        shown = tuple(found for found in look.series if self._is_shown(found))
         hidden = {found.name for found in look.series} - {found.name for found in shown}
         look = replace(look, series=shown, names=look.names - hidden)
         changed = self._take_up_files([found for found in look.series if found.in_place])
@@ -106,12 +116,13 @@ class StoredSeries(StoredImages):
                 changed += self._take_up_one(found)
         return changed + (self._forget_gone(look) if look.complete else 0)
 
-    def _finder(self) -> SeriesFinder:
-        found: SeriesFinder | None = getattr(self, "_series_finder", None)
-        if found is None:
-            found = self._series_finder = SeriesFinder(self._root, self._root / CONVERTED / "folders.json")
-            self._refused: dict[str, str] = {}
-        return found
+    def _is_shown(self, found: FoundSeries) -> bool:
+        """Tell whether a series may be served, looking at its files again only when they have changed."""
+        identity, shown = self._shown.get(found.name, ("", False))
+        if identity != found.identity:
+            shown = self._may_be_shown(*found.files)
+            self._shown[found.name] = found.identity, shown
+        return shown
 
     def _own_files(self) -> frozenset[str]:
         """Return the DICOM files at the top that stay an image each: uploaded ones, and those with a label."""
@@ -196,8 +207,6 @@ class StoredSeries(StoredImages):
                     groups[_series_of(image_id, found)["name"]].append(image_id)
             self._by_series = entries, groups
         return sorted(self._by_series[1].get(name, ()), key=lambda image_id: (len(image_id), image_id))
-
-    _by_series: tuple[Any, dict[str, list[str]]] = (None, {})
 
     def _forget_gone(self, look: Look) -> int:
         """Take out of the index what has gone from the folder, and the copies that were made of it."""
