@@ -47,23 +47,14 @@ def write_label(array: NDArray[np.uint8], affine: Affine, path: Path, names: Seq
         OutOfSpace: the disk is full; ``path`` is as it was.
     """
     path = Path(path)
-    ending = next((known for known in LABEL_ENDINGS if path.name.lower().endswith(known)), None)
-    if ending is None:
+    ending = _ending(path)
+    if not ending:
         raise BadInput(f"{path.name}: the ending is not one of {', '.join(LABEL_ENDINGS)}")
     # In a file the first axis changes fastest.
     array = np.asfortranarray(_checked(array, path.name, len(names) if ending == ".seg.nrrd" else 255))
     check_affine(affine, f"{path.name}: affine")
-    voxels = array.T.data
-    parts: list[bytes | memoryview]
-    if ending.endswith(".nrrd"):
-        pairs = segment_fields(array, affine, names) if ending == ".seg.nrrd" else {}
-        parts = [_nrrd_header(array.shape, affine, pairs), _gzipped(voxels)]
-    else:
-        header = _nifti_header(array.shape, affine, path.name)
-        parts = [header, voxels] if ending == ".nii" else [_gzipped(header, voxels)]
-    with replacing(path) as target, target.open("wb") as file:
-        file.writelines(parts)
-    return path
+    pairs = segment_fields(array, affine, names) if ending == ".seg.nrrd" else {}
+    return _write(path, array, affine, ending, pairs)
 
 
 def write_map(array: NDArray[np.float32], affine: Affine, path: Path) -> Path:
@@ -79,21 +70,12 @@ def write_map(array: NDArray[np.float32], affine: Affine, path: Path) -> Path:
         OutOfSpace: the disk is full; ``path`` is as it was.
     """
     path = Path(path)
-    lower = path.name.lower()
-    if lower.endswith(".seg.nrrd") or not lower.endswith((".nii.gz", ".nii", ".nrrd")):
+    ending = _ending(path)
+    if ending in ("", ".seg.nrrd"):
         raise BadInput(f"{path.name}: the ending of a map is not one of .nii.gz, .nii, .nrrd")
     array = np.asfortranarray(array, dtype=np.float32)
     check_affine(affine, f"{path.name}: affine")
-    voxels = array.T.data.cast("B")
-    parts: list[bytes | memoryview]
-    if lower.endswith(".nrrd"):
-        parts = [_nrrd_header(array.shape, affine, {}, "float"), _gzipped(voxels)]
-    else:
-        header = _nifti_header(array.shape, affine, path.name, np.float32)
-        parts = [header, voxels] if lower.endswith(".nii") else [_gzipped(header, voxels)]
-    with replacing(path) as target, target.open("wb") as file:
-        file.writelines(parts)
-    return path
+    return _write(path, array, affine, ending, {})
 
 
 def write_volume(array: NDArray[Any], affine: Affine, path: Path) -> Path:
@@ -161,6 +143,24 @@ def segment_colour(index: int) -> tuple[float, float, float]:
     return colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.55 + 0.25 * (index % 2), 0.9)
 
 
+def _ending(path: Path) -> str:
+    return next((known for known in LABEL_ENDINGS if path.name.lower().endswith(known)), "")
+
+
+def _write(path: Path, array: NDArray[Any], affine: Affine, ending: str, pairs: Mapping[str, str]) -> Path:
+    """Write an array whose first axis changes fastest, replacing ``path`` only when the new file is complete."""
+    voxels = array.T.data.cast("B")
+    parts: list[bytes | memoryview]
+    if ending.endswith(".nrrd"):
+        parts = [_nrrd_header(array.shape, affine, pairs, _NRRD_TYPES[array.dtype.str[1:]]), _gzipped(voxels)]
+    else:
+        header = _nifti_header(array.shape, affine, path.name, array.dtype)
+        parts = [header, voxels] if ending == ".nii" else [_gzipped(header, voxels)]
+    with replacing(path) as target, target.open("wb") as file:
+        file.writelines(parts)
+    return path
+
+
 def _extents(array: NDArray[np.uint8], count: int) -> list[tuple[int, ...]]:
     from scipy import ndimage
 
@@ -180,7 +180,7 @@ def _checked(array: NDArray[Any], name: str, highest: int) -> NDArray[np.uint8]:
     return array
 
 
-def _nifti_header(shape: tuple[int, ...], affine: Affine, name: str, kind: type[np.generic] = np.uint8) -> bytes:
+def _nifti_header(shape: tuple[int, ...], affine: Affine, name: str, kind: np.dtype[Any]) -> bytes:
     """Return a NIfTI-1 header; quaternion and matrix both hold the affine, as from the scanner."""
     if max(shape) > _MOST_OF_NIFTI:
         raise BadInput(f"{name}: {list(shape)} voxels; NIfTI holds at most {_MOST_OF_NIFTI} along an axis")
@@ -198,7 +198,7 @@ def _nrrd_header(
     shape: tuple[int, ...],
     affine: Affine,
     pairs: Mapping[str, str],
-    kind: str = "unsigned char",
+    kind: str,
     channels: int = 1,
 ) -> bytes:
     """Return an NRRD header in LPS, in which 3D Slicer writes too."""
