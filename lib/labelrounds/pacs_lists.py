@@ -69,6 +69,7 @@ class PacsLists:
     def __init__(self, server: Server, images: Mapping[str, Any], folder: Path, keep_s: float) -> None:
         self._server, self._filter, self._file = server, dict(images), folder / "segmentations.json"
         self._about: dict[str, Segmented] = _read(self._file)
+        self._noted = len(self._about)
         self._images = _Kept(self._ask_images, keep_s)
         self._segmented = _Kept(self._ask_segmented, keep_s)
 
@@ -115,10 +116,11 @@ class PacsLists:
         images = self.images()
         studies = {one.study for one in images.values()}
         found = {one.uid: one for one in self._server.search({"Modality": "SEG"}) if one.study in studies}
-        before = len(self._about)
         listed = {uid: known for uid, one in found.items() if (known := self._about_of(one)) is not None}
-        if len(self._about) != before:
-            write_bytes(self._file, json.dumps([asdict(one) for one in self._about.values()]).encode(), durable=False)
+        about = list(self._about.values())
+        if len(about) != self._noted:
+            write_bytes(self._file, json.dumps([asdict(one) for one in about]).encode(), durable=False)
+            self._noted = len(about)
         return listed
 
     def _about_of(self, series: Series) -> Segmented | None:

@@ -230,8 +230,9 @@ def test_a_label_whose_segmentation_was_removed_from_the_server_is_not_learnt_fr
 
 
 def test_what_segmentations_are_about_is_asked_once(store, pacs, tmp_path, monkeypatch):
+    store.training_items()
     submit(store, tmp_path)
-    opened(pacs, tmp_path).training_items()
+    store.training_items()
     monkeypatch.setattr(pacs, "headers", lambda series: pytest.fail("asked again"))
     assert opened(pacs, tmp_path).get_labeled_images() == [SERIES[0]]
 
