@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from labelrounds.errors import BadInput, Conflict
 
 LOCAL = "local"
-_PREFIX, _LOCK, _YOUNG_S = "lr-", "lock", 60.0
+_PREFIX, _LOCK, _YOUNG_S = "lr-", "labelrounds.lock", 60.0
 _OBJECTS_BYTES = 200_000_000  # a model's weights; images never go through Ray
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_enable_metrics_collection": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
 # On Linux Ray takes the address of the network card unless it is told that it is not to be part of a cluster.
@@ -119,7 +119,8 @@ def _own_folder(place: Path) -> Iterator[Path]:
         try:
             stat = left.lstat()
             mine = S_ISDIR(stat.st_mode) and stat.st_uid == os.getuid()
-            if mine and time.time() - stat.st_mtime > _YOUNG_S:  # a young one may not be locked yet
+            made_here = mine and (left / _LOCK).is_file()  # other programs may name their folders alike
+            if made_here and time.time() - stat.st_mtime > _YOUNG_S:  # a young one may not be locked yet
                 with FileLock(left / _LOCK, timeout=0):
                     shutil.rmtree(left, ignore_errors=True)
         except (Timeout, OSError):  # in use, or being removed by another

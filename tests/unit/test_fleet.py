@@ -1,5 +1,6 @@
 """Cases are worked off once each, whatever becomes of the workers; those of Ray are in tests/api."""
 
+import os
 import re
 import signal
 import sys
@@ -19,7 +20,7 @@ from labelrounds.fleet import MOST_ATTEMPTS, LocalCrew, Lost, crew_of, duration,
 from labelrounds.fleet_scoring import score_studies
 from labelrounds.fleet_work import Case, Order, Outcome, Work, attempt
 from labelrounds.networks import build_network
-from labelrounds.ray_cluster import Share, cluster, share_out
+from labelrounds.ray_cluster import _LOCK, Share, _own_folder, cluster, share_out
 from labelrounds.scores import SCHEMA, ScoreStore
 
 
@@ -203,6 +204,16 @@ def test_without_the_extra_a_sentence_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(BadInput, match=r"pip install 'labelrounds\[ray\]'"), cluster("local"):
         pass
+
+
+def test_folders_of_killed_processes_are_removed_and_no_other_that_begins_so(tmp_path):
+    for name, left in (("lr-killed", _LOCK), ("lr-somebody", "thesis.txt")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / left).touch()
+        os.utime(tmp_path / name, (0, 0))
+    with _own_folder(tmp_path) as own, _own_folder(tmp_path):
+        assert own.is_dir()
+    assert [left.name for left in tmp_path.iterdir()] == ["lr-somebody"]
 
 
 def test_ways_to_ray_that_are_not_supported_are_refused():
