@@ -10,11 +10,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.faults.pacs import DICOMWEB, ELSEWHERE, Pacs, running_pacs
 from tests.faults.test_attack import Canary
 from tests.faults.trusted import MODEL, TrustedServer, trusted
+from tests.pacs_stand_in import DICOMWEB, StandIn, reply, stand_in
 
 PASSWORD = "the-password-of-the-pacs"
+ELSEWHERE = b"what only the PACS's own administrator may see"
 ROLES = ("user", "annotator", "admin")
 UP = "..%2f..%2f"
 # Whoever starts the server may turn the log's level down; what it starts with is changed before it is used.
@@ -27,9 +28,16 @@ LIMITS = {"LABELROUNDS_LARGEST_UPLOAD_MB": "3", "LABELROUNDS_LARGEST_BODY_MB": "
 
 
 @pytest.fixture(scope="module")
-def pacs() -> Iterator[Pacs]:
-    with running_pacs() as found:
+def pacs() -> Iterator[StandIn]:
+    """A PACS that has nothing to give, and beside its DICOMweb what no viewer may see."""
+    nothing, secret = reply(200, b"[]"), reply(200, ELSEWHERE)
+    with stand_in() as found:
+        found.answer = lambda handler: (nothing if is_dicomweb(handler.path) else secret)(handler)
         yield found
+
+
+def is_dicomweb(path: str) -> bool:
+    return path.startswith(f"{DICOMWEB}/") and ".." not in path
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +150,7 @@ def test_the_proxy_reaches_nothing_but_dicomweb(login_server, pacs, method):
         status, answer = login_server.raw(method, f"/proxy/dicom/{path}")
         assert 400 <= status < 500, (path, answer)
         assert ELSEWHERE not in answer
-    assert [path for path in pacs.asked if not path.startswith(f"{DICOMWEB}/") or ".." in path] == []
+    assert [path for path, _ in pacs.asked if not is_dicomweb(path)] == []
 
 
 def test_no_secret_is_in_any_log_though_all_is_logged(login_server, pacs, keys):
@@ -153,7 +161,7 @@ def test_no_secret_is_in_any_log_though_all_is_logged(login_server, pacs, keys):
     login_server.raw("POST", "/auth/token", form, {"Content-Type": "application/x-www-form-urlencoded"})
     login_server.raw("GET", "/datastore/?output=all")
     basic = base64.b64encode(f"labelrounds:{PASSWORD}".encode()).decode()
-    assert f"Basic {basic}" in pacs.logins, "the password is used"
+    assert f"Basic {basic}" in {headers.get("Authorization") for _, headers in pacs.asked}, "the password is used"
     files = [
         file for file in [*login_server.home.rglob("*.log*"), *login_server.home.rglob("*.jsonl")] if file.is_file()
     ]

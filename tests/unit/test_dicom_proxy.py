@@ -7,7 +7,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from monailabel.interfaces.utils import app as host_app
-from pacs_stand_in import StandIn, reply, stand_in
+from tests.pacs_stand_in import StandIn, reply, stand_in
 
 from labelrounds import dicom_proxy
 from labelrounds.access import EVERYBODY, Caller

@@ -9,7 +9,7 @@ import pydicom
 import pytest
 from dicom_series import slices
 from monailabel.config import settings as host_settings
-from pacs_stand_in import StandIn, reply, stand_in
+from tests.pacs_stand_in import StandIn, reply, stand_in
 
 from labelrounds.errors import BadInput, Conflict, NotFound, TooLarge, Unreachable
 from labelrounds.pacs import Pacs, Series, check_address

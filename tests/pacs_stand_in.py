@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+DICOMWEB = "/pacs"
 Answer = Callable[[BaseHTTPRequestHandler], None]
 
 
@@ -34,11 +35,12 @@ class StandIn:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"http://127.0.0.1:{self.server.server_port}/pacs"
+        self.address = f"http://127.0.0.1:{self.server.server_port}{DICOMWEB}"
 
 
 @contextmanager
 def stand_in() -> Iterator[StandIn]:
+    """Run one for as long as the block lasts."""
     found = StandIn()
     thread = threading.Thread(target=found.server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
