@@ -6,8 +6,10 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_for_tag
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage
+
+from tests.dicom_files import with_file_meta
 
 CANARY = "CANARYDOE"
 DATE, UID = "19770707", "1.2.3.77777"
@@ -78,11 +80,7 @@ def write_identified(path: Path, tags: list[tuple[int, int]] = (), index: int = 
             del data[key]
         else:
             setattr(data, key, value)
-    data.file_meta = FileMetaDataset()
-    data.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-    data.file_meta.SourceApplicationEntityTitle = CANARY
+    with_file_meta(data).file_meta.SourceApplicationEntityTitle = CANARY
     data.preamble = CANARY.encode().ljust(128, b"\0")
     path.parent.mkdir(parents=True, exist_ok=True)
     with pydicom.config.disable_value_validation():

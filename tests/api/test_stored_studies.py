@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pytest
 
 from labelrounds.client import Client, running_server
 from labelrounds.phantoms import LABELS, write_studies
 from labelrounds.reading import read_image, read_label
 from labelrounds.writing import write_label
+from tests.dicom_files import write_slice
 
 MODEL, SERIES = "unet_phantom", "1.2.3.77"
 ENTRIES = 100_000
@@ -24,24 +24,22 @@ ENTRIES = 100_000
 def write_phantom_as_dicom(image: Path, folder: Path) -> None:
     """Write an image as a series of a PACS export, slice by slice."""
     read = read_image(image)
-    folder.mkdir(parents=True)
     lps = np.diag([-1, -1, 1, 1]) @ read.affine
     across, down, step = (lps[:3, axis] for axis in range(3))
+    directions = np.concatenate([across / np.linalg.norm(across), down / np.linalg.norm(down)])
     for number in range(read.shape[2]):
-        data = pydicom.Dataset()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.MRImageStorage, f"{SERIES}.{number}"
-        data.SeriesInstanceUID, data.PatientID, data.PatientName, data.Modality = SERIES, "P7", "Doe^Jane", "MR"
-        data.Columns, data.Rows, data.SamplesPerPixel = read.shape[0], read.shape[1], 1
-        data.BitsAllocated = data.BitsStored = 16
-        data.HighBit, data.PixelRepresentation, data.PhotometricInterpretation = 15, 1, "MONOCHROME2"
-        data.PixelSpacing = [float(np.linalg.norm(down)), float(np.linalg.norm(across))]
-        directions = np.concatenate([across / np.linalg.norm(across), down / np.linalg.norm(down)])
-        data.ImageOrientationPatient = [f"{value:.10g}" for value in directions]
-        data.ImagePositionPatient = [f"{value:.10g}" for value in lps[:3, 3] + number * step]
-        data.PixelData = np.ascontiguousarray(read.array[0, :, :, number].T.round()).astype("<i2").tobytes()
-        data.save_as(folder / f"IM{number:04d}", enforce_file_format=True)
+        write_slice(
+            folder / f"IM{number:04d}",
+            SERIES,
+            number,
+            PatientID="P7",
+            Columns=read.shape[0],
+            Rows=read.shape[1],
+            PixelSpacing=[float(np.linalg.norm(down)), float(np.linalg.norm(across))],
+            ImageOrientationPatient=[f"{value:.10g}" for value in directions],
+            ImagePositionPatient=[f"{value:.10g}" for value in lps[:3, 3] + number * step],
+            PixelData=np.ascontiguousarray(read.array[0, :, :, number].T.round()).astype("<i2").tobytes(),
+        )
 
 
 @pytest.fixture(scope="module")

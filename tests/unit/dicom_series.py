@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.uid import UID, generate_uid
+from tests.dicom_files import dicom_slice
 
 from labelrounds.errors import NotFound, Unreachable
 from labelrounds.pacs import Series
@@ -18,26 +19,32 @@ STUDY = "1.2.3"
 def slices(uid: str, count: int = 6, orientation: Sequence[float] = (1, 0, 0, 0, 1, 0)) -> list[pydicom.Dataset]:
     """Return the files of a CT series of 8 x 6 pixels of 0.75 x 0.5 mm, 2 mm apart."""
     normal = np.cross(orientation[:3], orientation[3:])
-    found = []
-    for number in range(count):
-        data = pydicom.Dataset()
-        data.SOPClassUID, data.SOPInstanceUID = pydicom.uid.CTImageStorage, f"{uid}.{number}"
-        data.StudyInstanceUID, data.SeriesInstanceUID, data.FrameOfReferenceUID = STUDY, uid, f"{uid}.99"
-        data.PatientID, data.PatientName, data.PatientBirthDate, data.PatientSex = "P7", "Doe^Jane", "19700101", "F"
-        data.StudyDate, data.StudyTime, data.StudyID, data.AccessionNumber = "20260102", "030405", "S1", "A1"
-        data.ReferringPhysicianName, data.Modality, data.SeriesNumber = "", "CT", 4
-        data.Rows, data.Columns, data.PixelSpacing = 6, 8, [0.5, 0.75]
-        data.ImageOrientationPatient = [float(f"{value:.8f}") for value in orientation]
-        data.ImagePositionPatient = [float(f"{value:.6f}") for value in np.array([1, 2, 3]) + 2.0 * number * normal]
-        data.BitsAllocated, data.BitsStored, data.HighBit, data.PixelRepresentation = 16, 16, 15, 1
-        data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
-        data.PixelData = (np.arange(48, dtype=np.int16) + 100 * number).tobytes()
-        data.file_meta = pydicom.dataset.FileMetaDataset()
-        data.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID
-        data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
-        found.append(data)
-    return found
+    return [
+        dicom_slice(
+            uid,
+            number,
+            SOPClassUID=pydicom.uid.CTImageStorage,
+            StudyInstanceUID=STUDY,
+            FrameOfReferenceUID=f"{uid}.99",
+            PatientID="P7",
+            PatientBirthDate="19700101",
+            PatientSex="F",
+            StudyDate="20260102",
+            StudyTime="030405",
+            StudyID="S1",
+            AccessionNumber="A1",
+            ReferringPhysicianName="",
+            Modality="CT",
+            SeriesNumber=4,
+            Rows=6,
+            Columns=8,
+            PixelSpacing=[0.5, 0.75],
+            ImageOrientationPatient=[float(f"{value:.8f}") for value in orientation],
+            ImagePositionPatient=[float(f"{value:.6f}") for value in np.array([1, 2, 3]) + 2.0 * number * normal],
+            PixelData=(np.arange(48, dtype=np.int16) + 100 * number).tobytes(),
+        )
+        for number in range(count)
+    ]
 
 
 class MemoryPacs:

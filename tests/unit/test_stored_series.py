@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_files import GAP_MM, SPACING_MM, write_segmentation, write_series, write_slice
+from tests.dicom_files import GAP_MM, SPACING_MM, write_segmentation, write_series, write_slice
 from tests.real_images import real
 
 from labelrounds.errors import Conflict
@@ -109,7 +109,7 @@ def test_what_is_no_image_is_passed_over_and_what_is_no_volume_is_left_out_with_
 
 def test_a_patient_id_that_can_not_be_parsed_leaves_its_series_out_and_no_other(studies: Path):
     write_series(studies / "a", "1.2.3.1")
-    for file in write_series(studies / "b", "1.2.3.2", patient="DOE42"):
+    for file in write_series(studies / "b", "1.2.3.2", PatientID="DOE42"):
         file.write_bytes(file.read_bytes().replace(b"\x10\x00\x20\x00LO", b"\x10\x00\x20\x00FD"))
     store = opened(studies)
     assert store.list_images() == ["1.2.3.1"]
@@ -128,8 +128,8 @@ def test_radiographs_without_a_place_in_space_are_an_image_each_and_at_the_top_s
 
 
 def test_the_patient_counts_for_the_split_but_no_name_is_kept_anywhere(studies: Path, tmp_path: Path):
-    write_series(studies / "a", "1.2.3.1", patient="PGBM-003", name="Dumbledore^Albus")
-    write_series(studies / "b", "1.2.3.2", patient="DUMBLEDORE_1970", name="Dumbledore^Albus")
+    write_series(studies / "a", "1.2.3.1", PatientID="PGBM-003", PatientName="Dumbledore^Albus")
+    write_series(studies / "b", "1.2.3.2", PatientID="DUMBLEDORE_1970", PatientName="Dumbledore^Albus")
     store = opened(studies)
     for image in store.list_images():
         submit(store, image, tmp_path)
