@@ -34,6 +34,10 @@ class Ahead:
         """Segment an image as soon as no user needs the device."""
         self._backlog.add({image: image})
 
+    def unfinished(self) -> int:
+        """Return how many cases are still to be segmented."""
+        return self._backlog.unfinished()
+
     def close(self) -> None:
         """Begin no further case; wait a few seconds for the end of what is under way."""
         self._backlog.close()

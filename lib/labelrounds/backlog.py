@@ -66,6 +66,11 @@ class Backlog(Generic[Item]):
                 self.threads[-1].start()
             self.changed.notify_all()
 
+    def unfinished(self) -> int:
+        """Return how many wait or are under way."""
+        with self.changed:
+            return len(self._pending) + len(self._under_way)
+
     def close(self) -> None:
         """Begin nothing more; wait a few seconds for the end of what is under way."""
         with self.changed:

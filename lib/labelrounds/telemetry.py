@@ -143,7 +143,9 @@ def _queue() -> Iterator[Metric]:
     waiting = _gauge("queue_length", "Requests that wait for a device.", ("device",))
     for device, count in app_instance().engine.waiting().items():
         waiting.add_metric((device,), count)
-    yield waiting
+    ahead = _gauge("ahead_length", "Cases that are to be segmented before their user asks.")
+    ahead.add_metric((), app_instance().ahead.unfinished())
+    yield from (waiting, ahead)
 
 
 def _graphics_memory() -> Iterator[Metric]:
