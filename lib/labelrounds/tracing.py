@@ -13,7 +13,6 @@ foreseen is logged with its traceback and answered with 500 and the request's id
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import parse_qsl
 
 from anyio import CancelScope, CapacityLimiter, to_thread
@@ -187,9 +186,8 @@ def _is_audited(method: str, route: str, status: int) -> bool:
 
 def _ids(scope: Scope) -> Mapping[str, str]:
     """Return the ids that a request's path and query name; nothing else that they hold."""
-    query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=None)
-    named: dict[str, Any] = {name: value for name, value in query if name in _IDS}
-    return {**named, **{name: str(value) for name, value in scope.get("path_params", {}).items() if name in _IDS}}
+    query = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+    return {name: str(value) for name, value in (*query, *scope.get("path_params", {}).items()) if name in _IDS}
 
 
 async def _nothing() -> Message:
