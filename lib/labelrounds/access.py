@@ -17,6 +17,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import DEFAULT_USER, RBAC, User
 from pydantic import BaseModel, ValidationError
 
+from labelrounds.addresses import address_of
 from labelrounds.errors import BadInput, Forbidden, NotLoggedIn
 from labelrounds.notes import check_plain
 from labelrounds.users import ROLES
@@ -100,8 +101,7 @@ _LONGEST_CLIENT = 200
 
 def client_of(http: Request, who: User, options: dict[str, Any]) -> str:
     """Return whom a request counts for: clients often share a name (Slicer's is ``user-xyz``), or an address."""
-    address = http.client.host if http.client else ""
-    return f"{address} {who.username} {str(options.get('client_id') or '')[:_LONGEST_CLIENT]}"
+    return f"{address_of(http.scope)} {who.username} {str(options.get('client_id') or '')[:_LONGEST_CLIENT]}"
 
 
 def parse_object(field: str, text: str) -> dict[str, Any]:
