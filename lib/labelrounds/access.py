@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 EVERYBODY = DEFAULT_USER  # who calls where there is no login
-HOST_ROLES = {role: str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}")) for role in ROLES}
+HOST_ROLES: dict[str, str] = {role: str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}")) for role in ROLES}
 
 
 def user_with(name: str, role: str, email: str | None = None, full_name: str | None = None) -> User:

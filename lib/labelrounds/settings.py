@@ -11,8 +11,8 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from labelrounds.errors import BadInput
+from labelrounds.users import Role
 
-Role = Literal["user", "annotator", "reviewer", "admin"]
 _OIDC_ROLES: dict[str, Role] = {
     "labelrounds-user": "user",
     "labelrounds-annotator": "annotator",
