@@ -184,10 +184,10 @@ def submit_label(
             app.rounds.submitted(image, CLASSES, client_of(http, who, details))
             return {"image": image, "label": image, "classes": list(classes.classes)}
         label_id = store.save_label(image, str(path), kind, details)
-    note = app.on_save_label(image, label_id) or {}
+    told = app.on_save_label(image, label_id) or {}
     app.rounds.submitted(image, kind, client_of(http, who, details))
     ignored = store.get_label_info(label_id, kind).get("unknown_labels")
-    return {**note, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
+    return {**told, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
 
 
 @own.get("/datastore/dataset", tags=["Datastore"], summary="Download images and submitted labels")
