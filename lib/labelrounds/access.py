@@ -17,6 +17,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import DEFAULT_USER, RBAC, User
 from pydantic import BaseModel, ValidationError
 
+from labelrounds.addresses import address_of
 from labelrounds.errors import BadInput, Forbidden, NotLoggedIn
 from labelrounds.notes import check_plain
 from labelrounds.users import ROLES
@@ -38,7 +39,7 @@ __all__ = [
 ]
 
 EVERYBODY = DEFAULT_USER  # who calls where there is no login
-HOST_ROLES = {role: str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}")) for role in ROLES}
+HOST_ROLES: dict[str, str] = {role: str(getattr(settings, f"MONAI_LABEL_AUTH_ROLE_{role.upper()}")) for role in ROLES}
 
 
 def user_with(name: str, role: str, email: str | None = None, full_name: str | None = None) -> User:
@@ -100,8 +101,7 @@ _LONGEST_CLIENT = 200
 
 def client_of(http: Request, who: User, options: dict[str, Any]) -> str:
     """Return whom a request counts for: clients often share a name (Slicer's is ``user-xyz``), or an address."""
-    address = http.client.host if http.client else ""
-    return f"{address} {who.username} {str(options.get('client_id') or '')[:_LONGEST_CLIENT]}"
+    return f"{address_of(http.scope)} {who.username} {str(options.get('client_id') or '')[:_LONGEST_CLIENT]}"
 
 
 def parse_object(field: str, text: str) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 import ipaddress
 import socket
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 from urllib.parse import urlsplit
 
 
 def is_loopback(address: str) -> bool:
     """Tell whether an IP address is reached from this machine alone."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return bool((mapped or parsed).is_loopback)
+    parsed = _parsed(address)
+    return parsed is not None and parsed.is_loopback
 
 
 def listens_on_loopback(host: str) -> bool:
@@ -51,12 +48,24 @@ def is_same_origin(origin: str, host_header: str) -> bool:
         return False
 
 
+def address_of(scope: Mapping[str, Any]) -> str:
+    """Return the address that a request came from, by its ASGI scope; empty where that has none."""
+    client = scope.get("client")
+    return str(client[0]) if client else ""
+
+
 def client_key(address: str) -> str:
     """Return what a client is counted by: an IPv6 client has a whole /64 to itself."""
+    parsed = _parsed(address)
+    if parsed is None:
+        return address[:100]
+    return str(ipaddress.ip_network((parsed, 64), strict=False) if parsed.version == 6 else parsed)
+
+
+def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Return an IP address, as IPv4 also where it is mapped into IPv6, as proxies may do; None where it is none."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return address[:100]
-    if mapped := getattr(parsed, "ipv4_mapped", None):  # how a proxy may name an IPv4 client
-        return str(mapped)
-    return str(ipaddress.ip_network((parsed, 64), strict=False)) if parsed.version == 6 else address
+        return None
+    return getattr(parsed, "ipv4_mapped", None) or parsed

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from labelrounds.access import User
-from labelrounds.addresses import client_key, is_loopback, is_own_name, is_same_origin
+from labelrounds.addresses import address_of, client_key, is_loopback, is_own_name, is_same_origin
 from labelrounds.allowance import Allowance
 from labelrounds.errors import Busy, Forbidden, LabelRoundsError, NotLoggedIn, TooLarge, TooLong
 from labelrounds.login import Login
@@ -137,7 +137,7 @@ class Doors:
             )
 
     async def _admit(self, scope: Scope, headers: Headers) -> None:
-        address = scope["client"][0] if scope.get("client") else ""
+        address = address_of(scope)
         counted = client_key(address)
         if not is_public(_path(scope)):
             try:

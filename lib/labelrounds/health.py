@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import shutil
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +38,7 @@ from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.engine import MOST_WAITING
 from labelrounds.errors import BadInput, Conflict, LabelRoundsError, NotFound
+from labelrounds.problem import RETRY_AFTER_S
 from labelrounds.settings import server_settings
 from labelrounds.stopping import stopping
 
@@ -46,8 +46,7 @@ __all__ = ["health", "labelrounds", "model_state", "readiness"]
 logger = logging.getLogger(__name__)
 
 health = APIRouter(prefix="/health", tags=["Operation"])
-_PATIENCE_S, _COUNTED_FOR_S = 5.0, 30.0
-_counted: list[tuple[float, int]] = []
+_PATIENCE_S = 5.0
 # What a store may say of itself to anybody.
 _PUBLIC = re.compile(r"the index was torn; it is kept as [\w.-]{1,100} and was rebuilt from the files")
 
@@ -76,7 +75,8 @@ class Readiness:
     def answer(self) -> Response:
         """Return what anybody is told."""
         told = {"status": self.status, "unfit": self.unfit, "degraded": self.worrying, **self.shown}
-        return JSONResponse(told, 503 if self.unfit else 200, {"Retry-After": "5"} if self.unfit else None)
+        later = {"Retry-After": str(RETRY_AFTER_S)} if self.unfit else None
+        return JSONResponse(told, 503 if self.unfit else 200, later)
 
 
 @health.get("/live", summary="Whether the process answers")
@@ -185,14 +185,11 @@ def _look_at_store(found: Readiness) -> None:
 
 
 def _images_in(store: Any) -> int:
-    """Return how many images a store has; a DICOMweb server is asked twice a minute at most."""
+    """Return how many images a store has; that of a DICOMweb server keeps its list for a while."""
     if "://" not in settings.MONAI_LABEL_STUDIES:
         with os.scandir(settings.MONAI_LABEL_STUDIES) as entries:  # the store goes by its index
             next(entries, None)
-        return len(store.list_images())
-    if not _counted or time.monotonic() - _counted[0][0] > _COUNTED_FOR_S:
-        _counted[:] = [(time.monotonic(), len(store.list_images()))]
-    return _counted[0][1]
+    return len(store.list_images())
 
 
 def _look_at_disks(found: Readiness) -> None:

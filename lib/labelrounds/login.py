@@ -20,6 +20,8 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NoReturn
 
@@ -148,11 +150,8 @@ class Login:
         return None if self._issuer is None else await self._in_thread(self._issuer.user, shown)
 
     def _account(self, key: str, name: str | None = None) -> tuple[str, Account] | None:
-        try:
+        with _file_of_users():
             return self._users.find(key, name)
-        except BadInput as error:
-            logger.error("nobody can log in by a key: %s", error)
-            raise Overloaded("the file of users can't be read; tell the administrator, whose log says why") from None
 
     @staticmethod
     def _user(found: tuple[str, Account] | None) -> User | None:
@@ -170,12 +169,11 @@ class Login:
             raise NotLoggedIn("the login has expired; log in again") from None
         except (JoseError, ValueError):  # after a restart, of everybody: it must make nobody wait
             raise NotLoggedIn(REFUSED) from None
-        try:
+        with _file_of_users():
             account = self._users.accounts().get(claims["sub"])
-        except BadInput as error:
-            raise Overloaded("the file of users can't be read; tell the administrator, whose log says why") from error
-        valid = account is not None and account.sha256[:16] == claims["key"]
-        return user_with(claims["sub"], account.role) if account is not None and valid else None
+        if account is None or account.sha256[:16] != claims["key"]:
+            return None
+        return user_with(claims["sub"], account.role)
 
     async def _refuse(self, address: str) -> NoReturn:
         self._check_failures(address)
@@ -192,6 +190,15 @@ class Login:
         if self._threads is None:
             self._threads = CapacityLimiter(_MOST_ASKING)
         return await to_thread.run_sync(partial(call, *arguments), limiter=self._threads)
+
+
+@contextmanager
+def _file_of_users() -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        logger.error("nobody can log in by a key: %s", error)
+        raise Overloaded("the file of users can't be read; tell the administrator, whose log says why") from None
 
 
 def _decoded(basic: str) -> str:

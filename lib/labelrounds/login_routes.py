@@ -12,6 +12,7 @@ from fastapi import APIRouter, Form, Request
 from pydantic import SecretStr
 
 from labelrounds.access import Caller
+from labelrounds.addresses import address_of
 from labelrounds.errors import NotFound
 from labelrounds.login import Login
 
@@ -47,8 +48,7 @@ async def log_in(
     grant_type: Annotated[Literal["password"], Form()] = "password",
 ) -> dict[str, Any]:
     """Return a token for a user's name, and a key or the password that the hospital's login knows."""
-    address = http.client.host if http.client else ""
-    return await login_of(http).token(username, password.get_secret_value(), address)
+    return await login_of(http).token(username, password.get_secret_value(), address_of(http.scope))
 
 
 @auth.get("/token/valid", summary="Tell whose token this is")

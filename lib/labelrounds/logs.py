@@ -132,6 +132,9 @@ def log_config(form: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"chosen": {"()": JsonFormatter if form == "json" else TextFormatter}},
+        # The host's timer has a handler of its own, which prints plain text among the lines; it says nothing of use.
+        "filters": {"nothing": {"name": "-"}},  # no logger is called so: it lets nothing through
+        "loggers": {"timeloop": {"filters": ["nothing"]}},
         "handlers": {"terminal": {"class": "logging.StreamHandler", "formatter": "chosen"}, "file": file},
         "root": {"level": "INFO", "handlers": ["terminal", "file"]},
     }

@@ -20,7 +20,6 @@ from labelrounds.access import Admin, Caller, parse_body
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.errors import NotFound
 from labelrounds.history import checksum
-from labelrounds.settings import server_settings
 from labelrounds.uploads import publish_upload
 
 __all__ = ["labelrounds", "models"]
@@ -69,8 +68,8 @@ def see_versions(_: Caller, model: str) -> dict[str, Any]:
 @models.put("/{model}", summary="Upload weights as a new version")
 def upload(who: Admin, model: str, file: Annotated[UploadFile, File()], serve: bool = True) -> dict[str, Any]:
     """Check safetensors against the model's configuration, publish them as its next version, and serve that."""
-    checkpoints, most = _checkpoints(model), int(server_settings().model_upload_gb * 1e9)
-    version, digest = publish_upload(checkpoints, file.file, "the uploaded file", who.username, most, serve)
+    checkpoints = _checkpoints(model)
+    version, digest = publish_upload(checkpoints, file.file, "the uploaded file", who.username, serve)
     logger.info("%s was uploaded by %s, SHA-256 %s", version, who.username, digest)
     return {**_described(version), "served": checkpoints.served_number() == version.number}
 

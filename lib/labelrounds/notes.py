@@ -44,7 +44,7 @@ def read_tamed(content: bytes | str) -> Any:
 def _fault(value: object, level: int) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return f"{value} is not a finite number, which JSON can't hold"
-    if isinstance(value, str) and value != _whole(value):
+    if isinstance(value, str) and value != in_utf8(value):
         return f"{value[:100]!a} has half a character in it, which UTF-8 can't hold"
     if not isinstance(value, dict | list | tuple):
         return None
@@ -58,16 +58,16 @@ def _tamed(value: Any, level: int) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, str):
-        return _whole(value)
+        return in_utf8(value)
     if not isinstance(value, dict | list):
         return value
     if level == _MOST_LEVELS_KEPT:
         return None
     if isinstance(value, dict):
-        return {_whole(key): _tamed(part, level + 1) for key, part in value.items()}
+        return {in_utf8(key): _tamed(part, level + 1) for key, part in value.items()}
     return [_tamed(part, level + 1) for part in value]
 
 
-def _whole(text: str) -> str:
+def in_utf8(text: str) -> str:
     """Return a text with ? for what can't be written in UTF-8."""
     return text.encode("utf-8", "replace").decode()

@@ -22,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from labelrounds.errors import BadInput, Busy, Cancelled, LabelRoundsError, NotFound, Overloaded
 from labelrounds.logs import request_id
+from labelrounds.notes import in_utf8
 
 __all__ = ["DOCUMENTED", "MEDIA_TYPE", "answer", "install", "labelrounds", "problem", "unexpected"]
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error as problem details; where a moment later may be better, with ``Retry-After``."""
     content = {
-        "detail": _sendable(detail),
+        "detail": in_utf8(detail),
         "type": "about:blank",
         "title": _title(status),
         "status": status,
@@ -86,11 +87,6 @@ def install(application: FastAPI) -> None:
         application.add_exception_handler(kind, _logged(handle))
 
 
-def _sendable(text: str) -> str:
-    """Return a text without what no file or answer can hold: halves of surrogate pairs, which JSON may bring."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _title(status: int) -> str:
     if status == Cancelled.status:
         return "Client Closed Request"
@@ -113,7 +109,7 @@ def _logged(handle: Callable[[Any], Response]) -> Callable[[Request, Exception],
         if response.status_code == 500:
             logger.error("%s failed", request.method, exc_info=error)
         else:
-            told = _sendable(_words(error))
+            told = in_utf8(_words(error))
             logger.info("%s refused with %d: %s", request.method, response.status_code, told)
         return response
 

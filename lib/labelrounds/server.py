@@ -9,10 +9,8 @@ and scoring (there is none), and reloading the app, which deadlocks.
 """
 
 import re
-import shutil
-import tempfile
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -37,18 +35,19 @@ from labelrounds.devices import available_devices
 from labelrounds.dicom_proxy import proxy
 from labelrounds.doors import Doors
 from labelrounds.engine import MOST_WAITING
-from labelrounds.errors import BadInput, NotFound, UnsupportedMedia
-from labelrounds.formats import ENDINGS, ending_of
+from labelrounds.errors import BadInput, NotFound
+from labelrounds.formats import ending_of
 from labelrounds.health import health
 from labelrounds.history import checksum
 from labelrounds.login import Login
 from labelrounds.login_routes import auth
 from labelrounds.model_routes import models
 from labelrounds.ohif import viewer
-from labelrounds.privacy.identity import check_folder_or_file, check_notes, check_upload
+from labelrounds.privacy.identity import check_notes
 from labelrounds.redaction import hide_secrets
 from labelrounds.rounds_routes import rounds
 from labelrounds.sandbox import sandbox_of
+from labelrounds.sent_files import received
 from labelrounds.session_routes import session_image, sessions
 from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL
@@ -59,7 +58,7 @@ from labelrounds.tracing import TracingMiddleware, note
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
 _INFER_PARAMS |= {"restore_label_idx"}  # of OHIF: false, and so it is
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
-_NOT_SERVED = {("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
+_NOT_SERVED = {("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
 _OWN_NOTES |= {"restored_by", "series"}
@@ -76,7 +75,6 @@ class Output(str, Enum):
 
 
 own = APIRouter()
-own.routes.extend(sessions.routes)
 
 
 @own.get("/", include_in_schema=False)
@@ -186,10 +184,10 @@ def submit_label(
             app.rounds.submitted(image, CLASSES, client_of(http, who, details))
             return {"image": image, "label": image, "classes": list(classes.classes)}
         label_id = store.save_label(image, str(path), kind, details)
-    note = app.on_save_label(image, label_id) or {}
+    told = app.on_save_label(image, label_id) or {}
     app.rounds.submitted(image, kind, client_of(http, who, details))
     ignored = store.get_label_info(label_id, kind).get("unknown_labels")
-    return {**note, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
+    return {**told, "image": image, "label": label_id, **({"unknown_labels": ignored} if ignored else {})}
 
 
 @own.get("/datastore/dataset", tags=["Datastore"], summary="Download images and submitted labels")
@@ -198,31 +196,6 @@ def download_dataset(background: BackgroundTasks, _: Annotator, limit_cases: int
     archive = Path(app_instance().datastore().get_dataset_archive(limit_cases))
     background.add_task(archive.unlink)
     return FileResponse(archive, media_type="application/zip", filename="dataset.zip")
-
-
-@own.put("/session/", tags=["Session"], summary="Keep an image for a session")
-def create_session(
-    background: BackgroundTasks,
-    _: Caller,
-    files: Annotated[list[UploadFile], File()],
-    expiry: int = 0,
-    uncompress: bool = False,
-) -> Any:
-    """Keep an image, or the files of a DICOM series, for requests to ``/infer`` by session id."""
-    if uncompress:
-        raise BadInput("uncompress=true is not supported; send the image itself, or the files of its DICOM series")
-    names = [safe_name(file) for file in files]
-    if len({*names, ""}) <= len(names):  # each is kept under its own name: none must take another's place
-        names = [f"{number:06d}_{name}" for number, name in enumerate(names)]
-    for file, name in zip(files, names, strict=True):
-        if len(files) == 1 and not ending_of(name):
-            raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join(ENDINGS)}")
-        check_upload(file.file, name)
-        file.filename = name
-    kept = session.create_session(background, False, expiry, files)
-    note(session_id=kept["session_id"])
-    app_instance().segment_ahead(session_image(kept["session_id"]))
-    return kept
 
 
 def has_gone(http: Request) -> bool:
@@ -245,30 +218,6 @@ def parse_notes(field: str, text: str) -> dict[str, Any]:
         )
     check_notes(notes, field)
     return notes
-
-
-def safe_name(upload: UploadFile) -> str:
-    """Return an upload's file name, without its folder and with nothing in it that a file system could stumble over."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", Path(upload.filename or "").name).lstrip(".")[-100:]
-
-
-@contextmanager
-def received(upload: UploadFile, also: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Keep an upload in a temporary file of the same name while it is worked on; errors then name what was sent.
-
-    Raises:
-        UnsupportedMedia: its name has no ending that is read.
-        Identified: it still says whose image it is, and the server refuses such.
-    """
-    name = safe_name(upload)
-    if not ending_of(name) and not name.lower().endswith(also or ("\0",)):
-        raise UnsupportedMedia(f"{name!r} does not end in one of {', '.join([*ENDINGS, *also])}")
-    with tempfile.TemporaryDirectory(prefix="labelrounds-") as folder:
-        path = Path(folder) / name
-        with path.open("wb") as file:
-            shutil.copyfileobj(upload.file, file)
-        check_folder_or_file(path)
-        yield path
 
 
 def served(router: APIRouter, *replaced: APIRouter) -> APIRouter:
@@ -316,17 +265,9 @@ def build() -> FastAPI:
         redoc_url=None,
         responses=problem.DOCUMENTED,
     )
-    application.include_router(own)
-    application.include_router(rounds)
-    application.include_router(auth)
-    application.include_router(health)
-    application.include_router(telemetry)
-    application.include_router(models)
-    application.include_router(stored)
-    application.include_router(proxy)
-    application.include_router(viewer)
-    hosts = [served(endpoint.router, own, stored) for endpoint in (datastore, info, session, train)]
-    for router in hosts:
+    ours = (own, sessions, rounds, auth, health, telemetry, models, stored, proxy, viewer)
+    hosts = [served(endpoint.router, *ours) for endpoint in (datastore, info, session, train)]
+    for router in (*ours, *hosts):
         application.include_router(router)
     application.dependency_overrides.update(own_checks(hosts))
     problem.install(application)

@@ -1,4 +1,4 @@
-"""What a client may do with the image that it has sent for a session: ask about it, fetch it, remove it.
+"""Images that a client sends once and then asks about by session id: keep one, describe, fetch and remove it.
 
 On the way of a request to ``/infer`` by ``session_id``. The host keeps each session in a folder of its own and believes
 what the file ``meta.info`` in it says, also which file the image is; here only a file of that very folder is one.
@@ -6,20 +6,48 @@ what the file ``meta.info`` in it says, also which file the image is; here only 
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 
 # isort: split
-from fastapi import APIRouter
+from fastapi import APIRouter, BackgroundTasks, File, UploadFile
 from monailabel.endpoints import session
 from monailabel.interfaces.utils.app import app_instance
 
 from labelrounds.access import Caller
 from labelrounds.errors import BadInput, NotFound
+from labelrounds.privacy.identity import check_upload
+from labelrounds.sent_files import check_ending, safe_name
+from labelrounds.tracing import note
 
 _SESSION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 sessions = APIRouter(prefix="/session", tags=["Session"])
+
+
+@sessions.put("/", summary="Keep an image for a session")
+def create_session(
+    background: BackgroundTasks,
+    _: Caller,
+    files: Annotated[list[UploadFile], File()],
+    expiry: int = 0,
+    uncompress: bool = False,
+) -> Any:
+    """Keep an image, or the files of a DICOM series, for requests to ``/infer`` by session id."""
+    if uncompress:
+        raise BadInput("uncompress=true is not supported; send the image itself, or the files of its DICOM series")
+    names = [safe_name(file) for file in files]
+    if len({*names, ""}) <= len(names):  # each is kept under its own name: none must take another's place
+        names = [f"{number:06d}_{name}" for number, name in enumerate(names)]
+    if len(files) == 1:
+        check_ending(names[0])
+    for file, name in zip(files, names, strict=True):
+        check_upload(file.file, name)
+        file.filename = name
+    kept = session.create_session(background, False, expiry, files)
+    note(session_id=kept["session_id"])
+    app_instance().segment_ahead(session_image(kept["session_id"]))
+    return kept
 
 
 @sessions.get("/{session_id}", summary="Get a session, or its image")

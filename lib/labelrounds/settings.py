@@ -11,8 +11,8 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from labelrounds.errors import BadInput
+from labelrounds.users import Role
 
-Role = Literal["user", "annotator", "reviewer", "admin"]
 _OIDC_ROLES: dict[str, Role] = {
     "labelrounds-user": "user",
     "labelrounds-annotator": "annotator",
@@ -72,7 +72,6 @@ class ServerSettings(BaseSettings):
     )
     least_free_mb: int = Field(default=500, ge=0, description="Free space on a disk below which readiness warns.")
     refuse_identified: bool = Field(default=False, description="Refuse DICOM images that still say whose they are.")
-    model_upload_gb: float = Field(default=4.0, gt=0, description="The most that uploaded weights take, in 10^9 bytes.")
     series_rest_s: float = Field(
         default=10.0, ge=0, le=86400, description="How long a DICOM series must not have changed to count as whole."
     )

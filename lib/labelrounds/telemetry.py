@@ -7,7 +7,6 @@ who has ``LABELROUNDS_METRICS_TOKEN``, or where none is set, this machine alone.
 """
 
 import hmac
-import ipaddress
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -31,6 +30,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
+from labelrounds.addresses import address_of, is_loopback
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.problem import problem
 from labelrounds.settings import server_settings
@@ -101,18 +101,9 @@ def metrics(http: Request) -> Response:
         sent = http.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(sent, f"Bearer {token.get_secret_value()}".encode()):
             return problem(401, "figures are for who has the token of metrics", {"WWW-Authenticate": "Bearer"})
-    elif not _is_loopback(http.client.host if http.client else ""):
+    elif not is_loopback(address_of(http.scope)):
         return problem(403, "figures are only for this machine; LABELROUNDS_METRICS_TOKEN lets others read them")
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback
 
 
 class _Looked(Collector):

@@ -13,13 +13,13 @@ foreseen is logged with its traceback and answered with 500 and the request's id
 import logging
 import time
 from collections.abc import Mapping
-from typing import Any
 from urllib.parse import parse_qsl
 
 from anyio import CancelScope, CapacityLimiter, to_thread
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from labelrounds.addresses import address_of
 from labelrounds.audit import audit_log, event_of
 from labelrounds.errors import LabelRoundsError, OutOfSpace
 from labelrounds.logs import Context, accepted_id, current
@@ -143,11 +143,10 @@ class _Request:
         """Write the line of the audit log; return whether the answer may go out."""
         if not _is_audited(self.scope["method"], self.route, self.status):
             return True
-        client = self.scope.get("client")
         event = event_of(
             self.context.id,
             self.context.user,
-            client[0] if client else "",
+            address_of(self.scope),
             self.scope["method"],
             self.route if self.route != _UNMATCHED else self.scope["path"],
             {**_ids(self.scope), **self.context.ids},
@@ -165,7 +164,6 @@ class _Request:
         seconds = time.perf_counter() - self._began
         method, status = self.scope["method"], self.status or 499
         request_done(method, self.route, status, seconds)
-        client = self.scope.get("client")
         about = {"method": method, "route": self.route, "status": status, "duration_s": round(seconds, 4)}
         level = logging.DEBUG if self.is_watched and status < 400 else logging.INFO
         logger.log(
@@ -175,7 +173,7 @@ class _Request:
             self.route,
             status,
             seconds,
-            extra={**about, "address": client[0] if client else ""},
+            extra={**about, "address": address_of(self.scope)},
         )
 
 
@@ -187,9 +185,8 @@ def _is_audited(method: str, route: str, status: int) -> bool:
 
 def _ids(scope: Scope) -> Mapping[str, str]:
     """Return the ids that a request's path and query name; nothing else that they hold."""
-    query = parse_qsl(scope.get("query_string", b"").decode("latin-1"), max_num_fields=None)
-    named: dict[str, Any] = {name: value for name, value in query if name in _IDS}
-    return {**named, **{name: str(value) for name, value in scope.get("path_params", {}).items() if name in _IDS}}
+    query = parse_qsl(scope.get("query_string", b"").decode("latin-1"))
+    return {name: str(value) for name, value in (*query, *scope.get("path_params", {}).items()) if name in _IDS}
 
 
 async def _nothing() -> Message:

@@ -2,8 +2,9 @@
 
 Safetensors alone, which hold tensors and no code. The first bytes are looked at before any library opens the file;
 names, shapes and types of all tensors are compared with the configured network before one is loaded; a value that is
-not finite is refused. Crash rule: what was received lies in a hidden folder beside the versions until it is published,
-which is atomic (`labelrounds.checkpoints`); after a kill the next upload clears it.
+not finite is refused. How large it may be is the doors' to say, as of every file that is sent. Crash rule: what was
+received lies in a hidden folder beside the versions until it is published, which is atomic
+(`labelrounds.checkpoints`); after a kill the next upload clears it.
 """
 
 import shutil
@@ -20,7 +21,7 @@ from torch import nn
 
 from labelrounds.atomic import PREFIX, disk_errors, remove_leftovers
 from labelrounds.checkpoints import Checkpoints, Version, differences
-from labelrounds.errors import BadInput, TooLarge, UnsupportedMedia
+from labelrounds.errors import BadInput, UnsupportedMedia
 from labelrounds.history import checksum
 from labelrounds.networks import build_network
 
@@ -32,7 +33,7 @@ _TYPES |= {"BOOL": torch.bool}
 
 
 def publish_upload(
-    checkpoints: Checkpoints, upload: IO[bytes], name: str, by: str, most_bytes: int, serve: bool = True
+    checkpoints: Checkpoints, upload: IO[bytes], name: str, by: str, serve: bool = True
 ) -> tuple[Version, str]:
     """Publish uploaded weights as a new version.
 
@@ -41,7 +42,6 @@ def publish_upload(
         upload: the file, at its beginning.
         name: what the client calls it, for messages.
         by: who uploads it, for the record.
-        most_bytes: the largest file that is taken.
         serve: whether it is served from now on.
 
     Returns:
@@ -49,14 +49,13 @@ def publish_upload(
 
     Raises:
         UnsupportedMedia: not safetensors.
-        TooLarge: more than ``most_bytes``.
         BadInput: a cut or damaged file, or tensors that do not fit the network; the message names the first.
         Busy: another version was being published all the time.
         OutOfSpace: the disk is full; the version served before stays.
     """
     _check_beginning(upload.read(9), name)
     upload.seek(0)
-    with _received(checkpoints, upload, name, most_bytes) as file:
+    with _received(checkpoints, upload) as file:
         network = build_network(checkpoints.config)
         _check_tensors(file, network, name)
         tensors = load_file(file)
@@ -78,19 +77,15 @@ def _check_beginning(head: bytes, name: str) -> None:
 
 
 @contextmanager
-def _received(checkpoints: Checkpoints, upload: IO[bytes], name: str, most_bytes: int) -> Iterator[Path]:
+def _received(checkpoints: Checkpoints, upload: IO[bytes]) -> Iterator[Path]:
     with disk_errors(checkpoints.folder):
         checkpoints.folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(checkpoints.folder)
         folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=checkpoints.folder))
     try:
-        file, size = folder / "upload.safetensors", 0
+        file = folder / "upload.safetensors"
         with disk_errors(file), file.open("wb") as target:
-            while chunk := upload.read(2**20):
-                size += len(chunk)
-                if size > most_bytes:
-                    raise TooLarge(f"{name}: over {most_bytes} bytes, the most that uploaded weights may take")
-                target.write(chunk)
+            shutil.copyfileobj(upload, target)
         yield file
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -18,6 +18,7 @@ import stat
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from filelock import FileLock
 
@@ -26,7 +27,8 @@ from labelrounds.atomic import disk_errors, replacing
 from labelrounds.errors import BadInput, Conflict, NotFound
 from labelrounds.names import check_user
 
-ROLES = ("user", "annotator", "reviewer", "admin")
+Role = Literal["user", "annotator", "reviewer", "admin"]
+ROLES: tuple[Role, ...] = get_args(Role)  # each may do what those before it may
 KEY_PREFIX = "lrk_"
 _KEY_BYTES = 32
 _HASH = re.compile("[0-9a-f]{64}")

@@ -180,7 +180,8 @@ def test_a_scan_of_a_thousand_slices_passes_and_what_is_over_the_limit_does_not(
     files = {"content_type": "multipart/form-data; boundary=b", "method": "PUT"}
     ct = str(512 * 512 * 1000 * 2 + 1000)
     assert call(doors(), "/session/", content_length=ct, **files)[0] == 200
-    assert call(doors(), "/session/", content_length=str(3 * 10**9), **files)[0] == 413
+    for route in ("/session/", "/model/unet_spleen"):
+        assert call(doors(), route, content_length=str(3 * 10**9), **files)[0] == 413
     assert call(doors(), "/session/", content_length="9" * 5000, **files)[0] == 413
     assert call(doors(), "/train/", content_length=ct, **files)[0] == 413  # it takes no files
 
@@ -196,6 +197,8 @@ def test_a_body_whose_length_nobody_said_is_counted():
     status, told = fault_of(doors(largest_body_mb=1), method="POST", chunks=[b"x" * 400_000] * 5)
     assert (status, told) == (413, "the request has more than the 1 MB that are allowed")
     assert call(doors(largest_body_mb=1), method="POST", chunks=[b"x" * 400_000] * 2)[1]["length"] == 800_000
+    weights = {"method": "PUT", "path": "/model/unet_spleen", "content_type": "multipart/form-data; boundary=b"}
+    assert fault_of(doors(largest_upload_mb=1), chunks=[b"x" * 400_000] * 3, **weights)[0] == 413
 
 
 def test_a_body_that_never_ends_is_given_up():

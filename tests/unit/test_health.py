@@ -19,6 +19,8 @@ from labelrounds.engine import Engine
 from labelrounds.errors import OutOfSpace
 from labelrounds.health import readiness
 from labelrounds.networks import build_network
+from labelrounds.pacs import Series
+from labelrounds.pacs_lists import PacsLists
 from labelrounds.settings import server_settings
 from labelrounds.stopping import Stopping
 from labelrounds.store import StudyStore
@@ -180,11 +182,11 @@ def test_studies_that_have_gone_make_it_unfit(client, studies):
     assert set(client.get("/health/details").json()["reasons"]) == {"store", "disk"}
 
 
-def test_a_dicomweb_server_is_not_asked_at_each_look(app, client, monkeypatch):
+def test_a_dicomweb_server_is_not_asked_at_each_look(app, client, tmp_path, monkeypatch):
     monkeypatch.setattr(host_settings, "MONAI_LABEL_STUDIES", "http://pacs/dicom-web")
-    monkeypatch.setattr(health, "_counted", [])
     asked = []
-    app.store = SimpleNamespace(list_images=lambda: asked.append(1) or ["a", "b"])
+    pacs = SimpleNamespace(search=lambda of: asked.append(1) or [Series("1.2.3", "1.2"), Series("1.2.4", "1.2")])
+    app.store = SimpleNamespace(list_images=PacsLists(pacs, {}, tmp_path, server_settings().pacs_list_s).images)
     told = [client.get("/health/ready").json() for _ in range(3)]
     assert len(asked) == 1 and [one["store"]["images"] for one in told] == [2, 2, 2]
     assert set(told[0]["disk_free_mb"]) == {"home"}

@@ -15,7 +15,8 @@ from labelrounds.errors import BadInput
 from labelrounds.privacy.identity import IDENTIFYING, Identified, attribute_in_file, check_folder_or_file, check_upload
 from labelrounds.privacy.pseudonyms import Pseudonyms
 from labelrounds.privacy.run import Wishes, run
-from labelrounds.server import parse_notes, received
+from labelrounds.sent_files import received
+from labelrounds.server import parse_notes
 from labelrounds.settings import server_settings
 from labelrounds.store import StudyStore
 

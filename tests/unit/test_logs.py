@@ -7,6 +7,7 @@ import sys
 import threading
 
 import pytest
+from timeloop import Timeloop
 
 from labelrounds.engine import DeviceWorker
 from labelrounds.logs import Context, JsonFormatter, TextFormatter, accepted_id, current, log_config, request_id
@@ -94,21 +95,35 @@ def test_the_devices_thread_logs_on_behalf_of_the_request(of_a_request):
     assert ids == ("r-1", "engine-cpu")
 
 
+@pytest.fixture
+def loggers():
+    """The loggers that a server sets up, put back as they were."""
+    found = logging.getLogger(), logging.getLogger("timeloop")
+    before = [(one.handlers[:], one.filters[:], one.level) for one in found]
+    yield found
+    for handler in found[0].handlers:
+        handler.close()
+    for one, (handlers, filters, level) in zip(found, before, strict=True):
+        one.handlers[:], one.filters[:] = handlers, filters
+        one.setLevel(level)
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
-def test_the_terminal_and_the_file_get_the_same_lines(form, home, monkeypatch):
+def test_the_terminal_and_the_file_get_the_same_lines(form, home, monkeypatch, loggers):
     said = []
     monkeypatch.setattr(sys, "stderr", type("Screen", (), {"write": said.append, "flush": lambda self: None})())
-    root = logging.getLogger()
-    before = root.handlers[:], root.level
-    try:
-        logging.config.dictConfig(log_config(form))
-        logging.getLogger("labelrounds.x").info("begun")
-        for handler in root.handlers:
-            handler.flush()
-        written = (home / "logs" / "labelrounds.log").read_text()
-    finally:
-        for handler in root.handlers:
-            handler.close()
-        root.handlers[:], root.level = before[0], before[1]
+    logging.config.dictConfig(log_config(form))
+    logging.getLogger("labelrounds.x").info("begun")
+    for handler in loggers[0].handlers:
+        handler.flush()
+    written = (home / "logs" / "labelrounds.log").read_text()
     assert "".join(said) == written
     assert ("begun" in json.loads(written)["message"]) if form == "json" else written.endswith("x: begun\n")
+
+
+def test_what_the_host_starts_writes_no_line_in_another_format(home, capsys, loggers):
+    logging.config.dictConfig(log_config("json"))
+    Timeloop().start()
+    logging.getLogger("labelrounds.x").info("begun")
+    told = capsys.readouterr()
+    assert told.out == "" and json.loads(told.err)["message"] == "begun"
