@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from labelrounds.atomic import PREFIX, disk_errors, remove_leftovers
-from labelrounds.checkpoints import Checkpoints, Version, differences
+from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.compatibility import differences
 from labelrounds.errors import BadInput, TooLarge, UnsupportedMedia
 from labelrounds.history import checksum
 from labelrounds.networks import build_network
