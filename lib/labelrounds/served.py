@@ -16,7 +16,6 @@ import torch
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.config import AUTO, ModelConfig
 from labelrounds.devices import is_out_of_memory
-from labelrounds.errors import Conflict
 from labelrounds.networks import build_network
 from labelrounds.runtime_choice import Do, Measurement, at_once, measure, read_measurement, write_measurement
 from labelrounds.runtimes import Runtime, Subject, default_runtime, runtimes
@@ -83,11 +82,7 @@ class ServedNetworks:
             Conflict: there is no trained version yet.
         """
         with self._loading:
-            version = self.checkpoints.current()
-            if version is None:
-                raise Conflict(
-                    f"model {self.config.name} has no trained version yet: submit labels, then start a training"
-                )
+            version = self.checkpoints.served()
             known = self._known(version, device)
             if known is None:
                 known = self._loaded[str(device)] = self.load(version, device)

@@ -13,7 +13,6 @@ from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.classification.calibration import probabilities_of
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.devices import autocast, place
-from labelrounds.errors import Conflict
 from labelrounds.networks import build_network
 
 
@@ -42,9 +41,7 @@ class ReadyClassifiers:
             Conflict: there is no trained version yet.
         """
         with self._loading:
-            version = self.checkpoints.current()
-            if version is None:
-                raise Conflict(f"model {self._config.name} has no trained version yet: label images, then train it")
+            version = self.checkpoints.served()
             known = self._loaded.get(str(device))
             if known is None or known.version.weights != version.weights:
                 network = build_network(self._config)
