@@ -12,17 +12,18 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Seq
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.checkpoints import Version
 from labelrounds.computing import CPU, LacksMemory
 from labelrounds.devices import choose_devices, offered_devices
 from labelrounds.engine import Engine, Place
 from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.history import checksum
+from labelrounds.loaded import LoadedNetworks
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.sections import CommonConfig
 
@@ -106,14 +107,6 @@ class Answer(ABC):
 Answered = TypeVar("Answered", bound=Answer)
 
 
-class Networks(Protocol):
-    """The networks of a model in memory."""
-
-    @property
-    def checkpoints(self) -> Checkpoints:
-        """The model's versions."""
-
-
 class ModelInferer(InferTask, Generic[Answered]):
     """One served model, whatever it answers.
 
@@ -126,7 +119,7 @@ class ModelInferer(InferTask, Generic[Answered]):
     """
 
     _done: ClassVar[str]  # what is done with an image, in a note to the user
-    _networks: Networks
+    _networks: LoadedNetworks[Any]
 
     def __init__(
         self,
