@@ -18,7 +18,7 @@ from labelrounds.archive_manifest import DONE, FAILED, TABLE, UNUSABLE, Manifest
 from labelrounds.atomic import remove_leftovers
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig
-from labelrounds.errors import BadInput, Cancelled, Conflict, NotFound
+from labelrounds.errors import BadInput, Cancelled, NotFound
 from labelrounds.fleet import MakeCrew, Tally, duration, stopped_by_signals, work_off
 from labelrounds.fleet_work import Case, Order, Outcome
 from labelrounds.formats import ending_of
@@ -131,9 +131,7 @@ def _checked(source: Path, output: Path, ending: str) -> tuple[Path, Path]:
 
 
 def _order(config: ModelConfig, device: str, folders: tuple[Path, Path]) -> Order:
-    version = Checkpoints(config).current()
-    if version is None:
-        raise Conflict(f"model {config.name} has no trained version yet: submit labels, then start a training")
+    version = Checkpoints(config).served()
     source, output = folders
     seen = (source if source.is_dir() else source.parent, output)
     return Order("segment", config, version, version.weights.read_bytes(), device, folders=seen)

@@ -1,26 +1,29 @@
 """A request to a model as the host hands it over, and what the models of all tasks do alike when they are asked.
 
-On the way of inference, before ``inferer.py`` and ``classification/inferer.py``: what is asked for is checked here, and
-what does not depend on what a model answers is answered.
+On the way of inference, before ``inferer.py`` and ``classification/inferer.py``: what is asked for is checked here,
+answered from memory where it can be, and else given its turn at a device, or at the CPU where a GPU has not the memory.
+Those two make the answers.
 """
 
 import logging
 import time
-from abc import abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.checkpoints import Version
+from labelrounds.computing import CPU, LacksMemory
 from labelrounds.devices import choose_devices, offered_devices
-from labelrounds.engine import Engine
-from labelrounds.errors import BadInput, LabelRoundsError
+from labelrounds.engine import Engine, Place
+from labelrounds.errors import BadInput, LabelRoundsError, TooLarge
 from labelrounds.history import checksum
+from labelrounds.loaded import LoadedNetworks
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.sections import CommonConfig
 
@@ -81,15 +84,30 @@ class Request:
             self.seconds[stage] += time.perf_counter() - since
 
 
-class Networks(Protocol):
-    """The networks of a model in memory."""
+@dataclass(frozen=True)
+class Answer(ABC):
+    """What a version says of an image.
+
+    Attributes:
+        version: that has answered.
+        device: that computed it.
+        note: what is to be said of how, or nothing.
+    """
+
+    version: Version
+    device: torch.device
+    note: str
 
     @property
-    def checkpoints(self) -> Checkpoints:
-        """The model's versions."""
+    @abstractmethod
+    def size_bytes(self) -> int:
+        """How much memory it takes."""
 
 
-class ModelInferer(InferTask):
+Answered = TypeVar("Answered", bound=Answer)
+
+
+class ModelInferer(InferTask, Generic[Answered]):
     """One served model, whatever it answers.
 
     Args:
@@ -100,7 +118,8 @@ class ModelInferer(InferTask):
         options: what a client may choose, beside the device.
     """
 
-    _networks: Networks
+    _done: ClassVar[str]  # what is done with an image, in a note to the user
+    _networks: LoadedNetworks[Any]
 
     def __init__(
         self,
@@ -126,6 +145,14 @@ class ModelInferer(InferTask):
     @abstractmethod
     def _answer_key(self, asked: Request, device: torch.device, version: Version | None) -> Hashable:
         """Return what an answer is known by."""
+
+    @abstractmethod
+    def _make(self, asked: Request, place: Place) -> tuple[Answered, str]:
+        """Make an answer at an admitted place, and keep it; see `_answer`."""
+
+    def _preferred(self, asked: Request, devices: Iterable[torch.device]) -> Iterable[torch.device]:
+        """Return some devices, first those that are preferred where several are free as soon."""
+        return devices
 
     def is_valid(self) -> bool:
         """Tell whether there is something trained to serve; what is not is no model in a client's list.
@@ -167,8 +194,55 @@ class ModelInferer(InferTask):
         except LabelRoundsError:
             return False
 
-    def _keep(self, key: Hashable, answer: object, size_bytes: int) -> None:
-        self._memory.answers.put(key, answer, size_bytes)
+    def _answer(self, asked: Request, devices: list[torch.device]) -> tuple[Answered, str]:
+        """Answer from one of some devices, or from the CPU where a GPU has not the memory.
+
+        Returns:
+            the answer, and what of it was there already: ``nothing``, the prepared ``image`` or the ``result``.
+
+        Raises:
+            TooLarge: the machine has not the memory either.
+        """
+        try:
+            return self._answer_from(asked, devices)
+        except LacksMemory as error:
+            if error.device == CPU:
+                raise TooLarge(str(error)) from None
+            lacking = error.device
+        # Only now, when the error holds nothing of the failed attempt any more.
+        torch.cuda.empty_cache()  # for other processes: this one may never again need as much there
+        answer, cached = self._answer_from(asked, [CPU])
+        notes = f"out of memory on {lacking}: {self._done} on the CPU", answer.note
+        moved = replace(answer, note="; ".join(filter(None, notes)))
+        logger.warning("Model %s: %s", self._name, moved.note)
+        # Under what is looked for, so that it is not tried in vain again.
+        self._keep(self._answer_key(asked, lacking, moved.version), moved)
+        return moved, cached
+
+    def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Answered, str]:
+        """Answer from what is kept, or make the answer at the device that is free first."""
+        current = self._networks.checkpoints.current()
+        keys = {device: self._answer_key(asked, device, current) for device in devices}
+        for key in keys.values():
+            answer: Answered | None = self._memory.answers.get(key)
+            if answer is not None:
+                return answer, "result"
+        with self._engine.place(
+            {device: keys[device] for device in self._preferred(asked, devices)},
+            asked.content,
+            client=asked.client,
+            background=asked.background,
+            gone=asked.gone,
+        ) as place:
+            # While it waited, another request may have been answered with the same, or another version published.
+            current = self._networks.checkpoints.current()
+            answer = self._memory.answers.get(self._answer_key(asked, place.device, current))
+            made = (answer, "result") if answer is not None else self._make(asked, place)
+            asked.seconds["wait"] += place.waited_s
+            return made
+
+    def _keep(self, key: Hashable, answer: Answered) -> None:
+        self._memory.answers.put(key, answer, answer.size_bytes)
 
 
 def first_of(value: object) -> object:

@@ -11,7 +11,7 @@ Layout below ``home()/models/<model>``::
 
 Beside them lies what the training keeps there: ``split.json`` (splits.py), ``progress.json`` and ``tensorboard/``
 (progress.py), ``state.safetensors`` (learning_state.py), ``folds.json`` (cross_validation.py), ``begun.json`` and
-``training.lock`` (training.py).
+``training.lock`` (training_lock.py).
 
 Crash rule: a version is written into a folder with a temporary name and flushed, the folder is renamed, and
 only then the pointer is replaced; a crash at any moment leaves the old version served and at most one folder
@@ -23,7 +23,6 @@ pointer. A server looks at the pointer with each request, so a rollback needs no
 import hashlib
 import json
 import logging
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -40,17 +39,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from labelrounds import folders
-from labelrounds.atomic import flush, replacing
-from labelrounds.errors import BadInput, Busy, Conflict, LabelRoundsError, NotFound, OutOfSpace
+from labelrounds.atomic import flush
+from labelrounds.compatibility import check_meaning, configuration_of, differences
+from labelrounds.errors import BadInput, Busy, Conflict, NotFound, OutOfSpace
+from labelrounds.json_files import read_json, write_json
 from labelrounds.networks import build_network
-from labelrounds.registry import Registry
 from labelrounds.sections import CommonConfig
+from labelrounds.version_files import RECORD, WEIGHTS, VersionFiles
 
-_WEIGHTS, _RECORD, _REMOVED = "weights.safetensors", "version.json", "removed.json"
-# With the task, the dimensions and the network; see _decisive.
-_DECISIVE = ("labels", "channels", "spacing_mm", "intensity", "multilabel", "input_size", "slices_of_volume")
-_NOTHING_SERVED = "no version of a model {} is served, so nothing can start from it: train it first"
+_REMOVED = "removed.json"
 _PACKAGES = ("labelrounds", "monai", "monailabel", "numpy", "torch")
 
 logger = logging.getLogger(__name__)
@@ -74,11 +71,12 @@ class Checkpoints:
 
     def __init__(self, config: CommonConfig) -> None:
         self.config = config
-        self.folder = folders.home() / "models" / config.name
+        self._files = VersionFiles(config.name)
+        self.folder = self._files.folder
 
     def current(self) -> Version | None:
         """Return the served version: the pointer's, else the shipped one, else None."""
-        pointer = self._pointer()
+        pointer = read_json(self._files.pointer)
         if pointer is None:
             return self._shipped()
         number = pointer.get("version")
@@ -86,10 +84,21 @@ class Checkpoints:
             raise BadInput(f"{self.folder / 'current.json'} is damaged: version {number!r} is not a number")
         return self.version(number)
 
+    def served(self) -> Version:
+        """Return the served version, for who can't do without one.
+
+        Raises:
+            Conflict: there is none yet.
+        """
+        version = self.current()
+        if version is None:
+            raise Conflict(f"model {self.config.name} has no trained version yet: submit labels, then start a training")
+        return version
+
     def versions(self) -> list[Version]:
         """Return every version there is, the shipped one first, then by number; damaged ones are left out."""
         shipped = self._shipped()
-        whole = [number for number in self._numbers() if self._whole_record(number) is not None]
+        whole = [number for number in self._files.numbers() if self._files.whole_record(number) is not None]
         return ([shipped] if shipped else []) + [self.version(number) for number in whole]
 
     def version(self, number: int) -> Version:
@@ -101,10 +110,10 @@ class Checkpoints:
         shipped = self._shipped()
         if number == 0 and shipped is not None:
             return shipped
-        record = self._record(number)
+        record = self._files.record(number)
         if record is None:
             raise NotFound(f"model {self.config.name} has no version {number}")
-        return Version(self.config.name, number, self._folder_of(number) / _WEIGHTS, record)
+        return Version(self.config.name, number, self._files.folder_of(number) / WEIGHTS, record)
 
     def runtimes_folder(self, version: Version) -> Path:
         """Return where is kept what this home's machines know of a version's runtimes; it need not be there yet."""
@@ -145,7 +154,7 @@ class Checkpoints:
         complete: Callable[[Path], dict[str, Any]],
     ) -> Version:
         versions = self.folder / "versions"
-        number = max(self._numbers(), default=0) + 1
+        number = max(self._files.numbers(), default=0) + 1
         written: Path | None = None
         try:
             versions.mkdir(parents=True, exist_ok=True)
@@ -153,7 +162,7 @@ class Checkpoints:
                 shutil.rmtree(leftover, ignore_errors=True)
             written = Path(tempfile.mkdtemp(prefix=".new-", dir=versions))
             self._write(written, network, record, complete)
-            written = written.rename(self._folder_of(number))
+            written = written.rename(self._files.folder_of(number))
             flush(versions)
             if serve():
                 self.serve(number, "published")
@@ -180,7 +189,7 @@ class Checkpoints:
         except Timeout as error:
             raise Busy(f"a version of {self.config.name} is being published; try again in a while") from error
         except OSError as error:
-            number = max(self._numbers(), default=0) + 1
+            number = max(self._files.numbers(), default=0) + 1
             raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
         try:
             yield
@@ -198,13 +207,13 @@ class Checkpoints:
         if number == 0 and self._shipped() is not None:
             raise Conflict(f"version 0 of {self.config.name} ships with the package, and can't be removed")
         with self._changing(patience_s):
-            if self._whole_record(number) is None:
+            if self._files.whole_record(number) is None:
                 raise NotFound(f"model {self.config.name} has no version {number}")
             if number == self.served_number():
                 raise Conflict(f"version {number} of {self.config.name} is served: serve another one, then remove it")
-            folder = self._folder_of(number)
+            folder = self._files.folder_of(number)
             write_json(folder / _REMOVED, {"at": _now(), "by": by})
-            (folder / _RECORD).unlink()  # from here on there is no such version
+            (folder / RECORD).unlink()  # from here on there is no such version
             for path in folder.iterdir():
                 if path.is_dir():
                     shutil.rmtree(path, ignore_errors=True)
@@ -214,11 +223,11 @@ class Checkpoints:
     def _write(
         self, folder: Path, network: nn.Module, record: dict[str, Any], complete: Callable[[Path], dict[str, Any]]
     ) -> None:
-        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / _WEIGHTS)
+        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, folder / WEIGHTS)
         found = complete(folder)  # takes a while, in which another version may be chosen
         before = {"served_before": self.served_number()}
-        write_json(folder / _RECORD, {**self.describe(), **before, **record, **found})
-        flush(folder / _WEIGHTS)
+        write_json(folder / RECORD, {**self.describe(), **before, **record, **found})
+        flush(folder / WEIGHTS)
         folder.chmod(0o755)
 
     def serve(self, number: int, reason: str = "chosen") -> None:
@@ -230,7 +239,7 @@ class Checkpoints:
         """
         self.version(number)
         change = {"at": _now(), "version": number, "instead_of": self.served_number(), "reason": reason}
-        write_json(self.folder / "current.json", {"version": number})
+        write_json(self._files.pointer, {"version": number})
         try:
             with (self.folder / "served.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(change) + "\n")
@@ -266,14 +275,14 @@ class Checkpoints:
     def served_number(self) -> int | None:
         """Return the number that is pointed to, whole or not: 0 for the shipped version, None when there is none."""
         try:
-            number = (self._pointer() or {}).get("version")
+            number = (read_json(self._files.pointer) or {}).get("version")
         except BadInput:
             return None
         return number if isinstance(number, int) else 0 if self._shipped() else None
 
     def _before(self, served: int | None) -> int:
         there = [version.number for version in self.versions() if version.number != served]
-        record = self._whole_record(served) if served else None
+        record = self._files.whole_record(served) if served else None
         before = (record or {}).get("served_before")
         if before in there:
             return int(before)
@@ -306,165 +315,28 @@ class Checkpoints:
     def check_configuration(self, version: Version) -> None:
         """Refuse weights that were trained for another meaning of what goes in or comes out.
 
-        Tensors of the same shapes would load, and segment wrongly without a word. Of a record by an older release
-        only what it holds is compared.
-
         Raises:
             Conflict: the first key that differs, both values and what to do.
         """
-        record = version.record
-        before = self._decisive({**record, **(record.get("configuration") or {})})
-        now = self._decisive(self._configuration())
-        for key, value in before.items():
-            wanted = now.get(key)
-            if _differ(value, wanted):
-                raise Conflict(
-                    f"{version} was trained for {key} {value}, the configuration has {wanted}: train again, or put"
-                    f" the former {key} back into the model's YAML file"
-                )
+        check_meaning(self.config, version.record, str(version))
 
     def describe(self) -> dict[str, Any]:
         """Return what every record says: the labels, the configuration, the package versions, the time."""
         return {
             "model": self.config.name,
             "labels": list(self.config.labels),
-            "configuration": self._configuration(),
+            "configuration": configuration_of(self.config),
             "packages": {name: metadata.version(name) for name in _PACKAGES},
             "created": _now(),
         }
 
-    def _configuration(self) -> dict[str, Any]:
-        return {"task": self.config.task, **self.config.model_dump(mode="json")}
-
-    def _decisive(self, configuration: dict[str, Any]) -> dict[str, Any]:
-        """Return what of a configuration weights are only right for; a key that it lacks is left out."""
-        found = {key: configuration[key] for key in _DECISIVE if key in configuration}
-        found = {"task": configuration.get("task", "segmentation"), **found}  # records have it since there are two
-        if "patch_size" in configuration:
-            found["dimensions"] = 2 if configuration["patch_size"][2] == 1 else 3
-        if "network" in configuration:
-            found["network"] = _with_defaults(configuration["network"], self.config.network.registry)
-        return found
-
-    def _pointer(self) -> dict[str, Any] | None:
-        return read_json(self.folder / "current.json")
-
-    def _folder_of(self, number: int) -> Path:
-        return self.folder / "versions" / f"{number:04d}"
-
-    def _record(self, number: int) -> dict[str, Any] | None:
-        return read_json(self._folder_of(number) / _RECORD)
-
-    def _whole_record(self, number: int) -> dict[str, Any] | None:
-        """Return a version's record; None, with a warning, where it is damaged."""
-        try:
-            return self._record(number)
-        except BadInput as error:
-            logger.warning("Version %d of %s is left out: %s", number, self.config.name, error)
-            return None
-
-    def _numbers(self) -> list[int]:
-        """Return the numbers of the version folders, sorted; whatever else lies beside them is left alone."""
-        names = [path.name for path in (self.folder / "versions").glob("[0-9]*")]
-        return sorted(int(name) for name in names if re.fullmatch("[0-9]{4,9}", name))
-
     def _shipped(self) -> Version | None:
-        weights = folders.shipped_weights() / f"{self.config.name}.safetensors"
-        record = read_json(weights.with_suffix(".json"))
+        weights, card = self._files.shipped
+        record = read_json(card)
         if record is None or list(record.get("labels", [])) != list(self.config.labels):
             return None  # a user's model of the same name, for other labels, is another model
         return Version(self.config.name, 0, weights, record)
 
 
-def tensors_of_served(model: str) -> dict[str, torch.Tensor]:
-    """Return the tensors of what is served of a model, whatever its configuration: for another one to start from.
-
-    Raises:
-        NotFound: nothing of that name is served.
-        BadInput: the weights are damaged.
-    """
-    weights, _ = _served_files(model)
-    if not weights.is_file():
-        raise NotFound(_NOTHING_SERVED.format(repr(model)))
-    try:
-        return load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"the weights of {model} cannot be read: {error}") from error
-
-
-def task_of_served(model: str) -> str:
-    """Return what is served of a model was trained for: ``segmentation`` or ``classification``.
-
-    Raises:
-        BadInput: its record is damaged.
-        NotFound: nothing of that name is served.
-    """
-    _, card = _served_files(model)
-    record = read_json(card)
-    if record is None:
-        raise NotFound(_NOTHING_SERVED.format(repr(model)))
-    return str((record.get("configuration") or {}).get("task", "segmentation"))
-
-
-def _served_files(model: str) -> tuple[Path, Path]:
-    """Return where the weights and the record are of what is served of a model, if anything is."""
-    number = (read_json(folders.home() / "models" / model / "current.json") or {}).get("version") or 0
-    if number:
-        folder = folders.home() / "models" / model / "versions" / f"{int(number):04d}"
-        return folder / _WEIGHTS, folder / _RECORD
-    weights = folders.shipped_weights() / f"{model}.safetensors"
-    return weights, weights.with_suffix(".json")
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """Return a JSON file's object, or None where the file does not exist.
-
-    Raises:
-        BadInput: the file is not JSON.
-    """
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (UnicodeDecodeError, ValueError, TypeError) as error:
-        raise BadInput(f"{path} is damaged: {error}") from error
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file so that a reader sees the old content or the new one, whatever happens in between."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, durable=True) as staging:
-        staging.write_text(json.dumps(content, indent=2), encoding="utf-8")
-
-
 def _now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
-
-
-def _with_defaults(network: dict[str, Any], registry: Registry[Any]) -> dict[str, Any]:
-    """Return a network's name and all of its options, those that are left out with their defaults."""
-    try:
-        options = registry.options(network["name"]).model_validate(
-            {key: value for key, value in network.items() if key != "name"}, strict=False
-        )
-    except (LookupError, ValueError, LabelRoundsError):  # a network or an option that this release has no more
-        return network
-    return {"name": network["name"], **options.model_dump(mode="json")}
-
-
-def _differ(before: Any, now: Any) -> bool:
-    """Tell whether two values differ; of two sections, in a key that both have."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        return any(_differ(before[key], now[key]) for key in before.keys() & now.keys())
-    return bool(before != now)
-
-
-def differences(network: nn.Module, found: dict[str, torch.Tensor]) -> list[str]:
-    """Return in what tensors differ from those of a network: names, then shapes."""
-    expected = network.state_dict()
-    lines = [f"{name} is missing" for name in sorted(set(expected) - set(found))]
-    lines += [f"{name} is unknown" for name in sorted(set(found) - set(expected))]
-    for name in sorted(set(expected) & set(found)):
-        if expected[name].shape != found[name].shape:
-            lines.append(f"{name} has shape {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}")
-    return lines

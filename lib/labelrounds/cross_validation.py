@@ -9,9 +9,9 @@ from pathlib import Path
 
 from labelrounds import distributed
 from labelrounds.cases import PreparedCase
-from labelrounds.checkpoints import read_json, write_json
 from labelrounds.errors import BadInput, LabelRoundsError
 from labelrounds.evaluation import Scores, scores_as_json, scores_from_json
+from labelrounds.json_files import read_json, write_json
 from labelrounds.progress import Watch
 from labelrounds.training_plan import TrainingPlan
 

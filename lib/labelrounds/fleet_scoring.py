@@ -127,9 +127,7 @@ def images_of(studies: Path, configs: Mapping[str, AnyConfig]) -> dict[str, Path
 
 def _order(config: AnyConfig, studies: Path, costly: tuple[str, ...], device: str) -> Order:
     checkpoints = Checkpoints(config)
-    version = checkpoints.current()
-    if version is None:
-        raise Conflict(f"model {config.name} has no trained version yet: submit labels, then start a training")
+    version = checkpoints.served()
     if "committee" in costly and not any(one.number < version.number for one in checkpoints.versions()):
         raise Conflict(f"costly score 'committee' compares {version} with the one before, and there is none")
     return Order("score", config, version, version.weights.read_bytes(), device, folders=(studies,), costly=costly)

@@ -11,8 +11,8 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from labelrounds.asking import ModelInferer, Request, first_of
+from labelrounds.asking import Answer, ModelInferer, Request, first_of
 from labelrounds.atomic import disk_errors
 from labelrounds.checkpoints import Version
 from labelrounds.computing import CPU, Computing, LacksMemory, PreparedImage
 from labelrounds.config import ModelConfig
 from labelrounds.devices import choose_device, choose_devices, is_out_of_memory
 from labelrounds.engine import Engine, Place
-from labelrounds.errors import LabelRoundsError, TooLarge
+from labelrounds.errors import LabelRoundsError
 from labelrounds.geometry import Affine
 from labelrounds.logs import request_id
 from labelrounds.memory_cache import Memory, identity_of
@@ -42,25 +42,24 @@ _PREPARATION = {"channels", "spacing_mm", "intensity"}  # with the dimensions
 
 
 @dataclass(frozen=True)
-class Answer:
+class WrittenLabel(Answer):
     """A written label map.
 
     Attributes:
         content: of the file.
-        version: that it is by.
-        runtime: that ran it.
-        device: that computed it.
-        note: what is to be said of how, or nothing.
+        runtime: that ran the version.
     """
 
     content: bytes
-    version: Version
     runtime: str
-    device: torch.device
-    note: str
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory it takes."""
+        return len(self.content)
 
 
-class SegmentationInferer(ModelInferer):
+class SegmentationInferer(ModelInferer[WrittenLabel]):
     """One served segmentation model.
 
     Args:
@@ -70,6 +69,7 @@ class SegmentationInferer(ModelInferer):
         tuning: chooses the versions' runtimes, shared likewise; without it they run as they are loaded.
     """
 
+    _done = "segmented"
     _networks: ServedNetworks
 
     def __init__(self, config: ModelConfig, engine: Engine, memory: Memory, tuning: Tuning | None = None) -> None:
@@ -144,55 +144,11 @@ class SegmentationInferer(ModelInferer):
             "request_id": known_as,
         }
 
-    def _answer(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
-        """Answer from one of some devices, or from the CPU where a GPU has not the memory.
-
-        Returns:
-            the answer, and what of it was there already: nothing, the prepared image or the result.
-
-        Raises:
-            TooLarge: the machine has not the memory either.
-        """
-        try:
-            return self._answer_from(asked, devices)
-        except LacksMemory as error:
-            if error.device == CPU:
-                raise TooLarge(str(error)) from None
-            lacking = error.device
-        # Only now, when the error holds nothing of the failed attempt any more.
-        torch.cuda.empty_cache()  # for other processes: this one may never again need as much there
-        answer, cached = self._answer_from(asked, [CPU])
-        moved = replace(answer, note=_said(f"out of memory on {lacking}: segmented on the CPU", answer.note))
-        logger.warning("Model %s: %s", self._model.name, moved.note)
-        # Under what is looked for, so that it is not tried in vain again.
-        self._keep(self._answer_key(asked, lacking, moved.version), moved, len(moved.content))
-        return moved, cached
-
-    def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Answer, str]:
-        """Answer from one of some devices; of those that are free as soon, one that has the image."""
-        keys = {device: self._answer_key(asked, device, self._networks.checkpoints.current()) for device in devices}
-        for key in keys.values():
-            answer: Answer | None = self._memory.answers.get(key)
-            if answer is not None:
-                return answer, "result"
+    def _preferred(self, asked: Request, devices: Iterable[torch.device]) -> list[torch.device]:
         image = self._image_key(asked)
-        preferred = sorted(keys, key=lambda device: image not in self._memory.images(device))
-        with self._engine.place(
-            {device: keys[device] for device in preferred},
-            asked.content,
-            client=asked.client,
-            background=asked.background,
-            gone=asked.gone,
-        ) as place:
-            # While it waited, another request may have been answered with the same, or another version published.
-            current = self._networks.checkpoints.current()
-            answer = self._memory.answers.get(self._answer_key(asked, place.device, current))
-            made = (answer, "result") if answer is not None else self._make(asked, place)
-            asked.seconds["wait"] += place.waited_s
-            return made
+        return sorted(devices, key=lambda device: image not in self._memory.images(device))
 
-    def _make(self, asked: Request, place: Place) -> tuple[Answer, str]:
-        """Make the answer, and keep it."""
+    def _make(self, asked: Request, place: Place) -> tuple[WrittenLabel, str]:
         key = self._image_key(asked)
         source: Image | PreparedImage | None = self._memory.images(place.device).get(key)
         cached = "image" if source else "nothing"
@@ -209,8 +165,8 @@ class SegmentationInferer(ModelInferer):
             raise LacksMemory(CPU, source.shape, str(error)) from None
         with asked.timed("write"):
             content = _encoded(label, computed.affine, asked.extension, self._model.labels)
-        answer = Answer(content, computed.version, computed.runtime, place.device, computed.note)
-        self._keep(self._answer_key(asked, place.device, answer.version, answer.runtime), answer, len(answer.content))
+        answer = WrittenLabel(computed.version, place.device, computed.note, content, computed.runtime)
+        self._keep(self._answer_key(asked, place.device, answer.version, answer.runtime), answer)
         return answer, cached
 
     def _image_key(self, asked: Request) -> Hashable:
@@ -246,7 +202,3 @@ def _written(content: bytes, extension: str) -> str:
         Path(name).unlink(missing_ok=True)
         raise
     return name
-
-
-def _said(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)

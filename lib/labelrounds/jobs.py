@@ -26,8 +26,8 @@ from datetime import datetime
 from typing import Any
 
 from labelrounds import folders
-from labelrounds.checkpoints import read_json, write_json
 from labelrounds.errors import BadInput, Busy, NotFound, OutOfSpace
+from labelrounds.json_files import read_json, write_json
 from labelrounds.telemetry import training_done
 
 logger = logging.getLogger(__name__)

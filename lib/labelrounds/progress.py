@@ -14,9 +14,10 @@ import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from labelrounds.cases import PreparedCase
-from labelrounds.checkpoints import Checkpoints, read_json, write_json
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.errors import BadInput, OutOfSpace
 from labelrounds.evaluation import mean_of
+from labelrounds.json_files import read_json, write_json
 from labelrounds.learning import Epoch
 from labelrounds.tasks import Task
 

@@ -22,11 +22,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 
 from labelrounds.cases import PreparedCase
-from labelrounds.checkpoints import read_json, write_json
 from labelrounds.config import ModelConfig
 from labelrounds.devices import autocast, complete, is_out_of_memory
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, Overloaded, TooLarge
 from labelrounds.inference import predict
+from labelrounds.json_files import read_json, write_json
 from labelrounds.runtimes import REFERENCE, Runtime, Subject, default_runtime, runtimes
 from labelrounds.sliding import Stopped, Windows, gather
 

@@ -1,22 +1,20 @@
 """The networks that answer: of each model the version that is served, in memory, one a device.
 
-The weights are loaded by the first request and again when another version has been published in between. At first the
-runtime runs them that was measured to be the quickest on this machine, or the default one where nothing is known yet
-or the quickest takes long to build; `settle` then measures and builds in the background, and what it chose takes over.
-A runtime that fails is replaced by the default one, which the log tells.
+At first the runtime runs them that was measured to be the quickest on this machine, or the default one where nothing
+is known yet or the quickest takes long to build; `settle` then measures and builds in the background, and what it chose
+takes over. A runtime that fails is replaced by the default one, which the log tells.
 """
 
 import logging
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.checkpoints import Version
 from labelrounds.config import AUTO, ModelConfig
 from labelrounds.devices import is_out_of_memory
-from labelrounds.errors import Conflict
+from labelrounds.loaded import LoadedNetworks
 from labelrounds.networks import build_network
 from labelrounds.runtime_choice import Do, Measurement, at_once, measure, read_measurement, write_measurement
 from labelrounds.runtimes import Runtime, Subject, default_runtime, runtimes
@@ -67,31 +65,12 @@ def _built(subject: Subject, wanted: str) -> tuple[str, Runtime]:
     return default, runtimes.get(default)(subject)
 
 
-class ServedNetworks:
-    """The networks of one model in memory, one a device, always of the version that is served."""
+class ServedNetworks(LoadedNetworks[ServedNetwork]):
+    """The networks of one segmentation model in memory."""
 
     def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
         self.config = config
-        self.checkpoints = Checkpoints(config)
-        self._loading = threading.Lock()
-        self._loaded: dict[str, ServedNetwork] = {}
-
-    def get(self, device: torch.device) -> ServedNetwork:
-        """Return the served version's network, loading it where it is not in memory yet.
-
-        Raises:
-            Conflict: there is no trained version yet.
-        """
-        with self._loading:
-            version = self.checkpoints.current()
-            if version is None:
-                raise Conflict(
-                    f"model {self.config.name} has no trained version yet: submit labels, then start a training"
-                )
-            known = self._known(version, device)
-            if known is None:
-                known = self._loaded[str(device)] = self.load(version, device)
-            return known
 
     def load(self, version: Version, device: torch.device) -> ServedNetwork:
         """Return a version's network, loaded anew, for who keeps to it whatever is served later.
@@ -145,10 +124,6 @@ class ServedNetworks:
         with self._loading:
             if self._known(version, device) is not None:  # else another version is served by now
                 self._loaded[str(device)] = served
-
-    def _known(self, version: Version, device: torch.device) -> ServedNetwork | None:
-        known = self._loaded.get(str(device))
-        return known if known is not None and known.version.weights == version.weights else None
 
     def _wanted(self, version: Version, device: torch.device) -> str:
         """Return what runs a version when it is loaded; what takes long to build is left to `settle`."""

@@ -60,7 +60,7 @@ def unpack(memory: int) -> Any:
         content = mmap.mmap(memory, size, access=mmap.ACCESS_COPY)
         end = _LENGTH + min(int.from_bytes(content[:_LENGTH], "little"), _LONGEST_HEADER)
         return _restored(json.loads(content[_LENGTH:end]), content, _padded(end))
-    except (OSError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise ValueError(f"{type(error).__name__}: {error}") from error
 
 

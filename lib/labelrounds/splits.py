@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
-from labelrounds.checkpoints import read_json, write_json
+from labelrounds.json_files import read_json, write_json
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 RULE = "labelrounds-split-2"

@@ -26,11 +26,12 @@ from torch import nn
 
 from labelrounds import distributed
 from labelrounds.cases import PreparedCase, prepare_cases
-from labelrounds.checkpoints import Checkpoints, read_json, write_json
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.cross_validation import cross_validate
 from labelrounds.devices import available_devices
 from labelrounds.errors import BadInput, Busy, LabelRoundsError
 from labelrounds.evaluation import Scores, evaluate
+from labelrounds.json_files import read_json, write_json
 from labelrounds.learning import Diverged, Epoch, Learner, Outcome, Schedule
 from labelrounds.policies import POLICIES, is_new, learnt_from
 from labelrounds.progress import Board, Progress, Watch

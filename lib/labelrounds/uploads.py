@@ -4,7 +4,7 @@ Safetensors alone, which hold tensors and no code. The first bytes are looked at
 names, shapes and types of all tensors are compared with the configured network before one is loaded; a value that is
 not finite is refused. How large it may be is the doors' to say, as of every file that is sent. Crash rule: what was
 received lies in a hidden folder beside the versions until it is published, which is atomic
-(`labelrounds.checkpoints`); after a kill the next upload clears it.
+(`labelrounds.checkpoints`); after a kill an upload an hour or more later clears it.
 """
 
 import shutil
@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from labelrounds.atomic import PREFIX, disk_errors, remove_leftovers
-from labelrounds.checkpoints import Checkpoints, Version, differences
+from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.compatibility import differences
 from labelrounds.errors import BadInput, UnsupportedMedia
 from labelrounds.history import checksum
 from labelrounds.networks import build_network
@@ -108,12 +109,12 @@ def _check_tensors(file: Path, network: nn.Module, name: str) -> None:
 
 
 def _other_types(network: nn.Module, found: dict[str, torch.Tensor]) -> list[str]:
-    """Return which tensors would be converted in silence."""
+    """Return which tensors would be converted in silence to other values; half precision, as is shipped, is exact."""
     expected = network.state_dict()
     return [
         f"{key} has type {_type(value)}, expected {_type(expected[key])}"
         for key, value in sorted(found.items())
-        if value.dtype != expected[key].dtype
+        if value.dtype != expected[key].dtype and (value.dtype, expected[key].dtype) != (torch.float16, torch.float32)
     ]
 
 

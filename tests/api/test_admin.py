@@ -17,10 +17,10 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from labelrounds.checkpoints import read_json
 from labelrounds.client import Client, running_server
 from labelrounds.config import load_configs
 from labelrounds.folders import shipped_configs
+from labelrounds.json_files import read_json
 from labelrounds.networks import build_network
 from labelrounds.phantoms import LABELS
 from labelrounds.privacy.profile import table

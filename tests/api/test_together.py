@@ -14,8 +14,8 @@ import psutil
 import pytest
 import requests
 
-from labelrounds.checkpoints import read_json
 from labelrounds.client import Client, running_server
+from labelrounds.json_files import read_json
 from labelrounds.phantoms import LABELS, write_studies, write_truth
 from tests.api.conftest import QUICK_MODEL as MODEL
 

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from labelrounds.checkpoints import Checkpoints, read_json
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.client import Client, running_server
 from labelrounds.config import load_configs
+from labelrounds.json_files import read_json
 from labelrounds.networks import build_network
 from labelrounds.phantoms import LABELS, write_studies
 from tests.api.conftest import MODEL as SHIPPED

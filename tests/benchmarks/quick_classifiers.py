@@ -26,12 +26,13 @@ import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 
 # isort: split
 from labelrounds.cases import prepare_cases
-from labelrounds.checkpoints import Checkpoints, write_json
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.classification.calibration import probabilities_of
 from labelrounds.classification.cases import class_tensors, truth_of
 from labelrounds.classification.config import NETWORK, QUICK, ClassifierConfig
 from labelrounds.classification.metrics import class_metrics
 from labelrounds.classification.outputs import logits_of
+from labelrounds.json_files import write_json
 from labelrounds.splits import TRAIN
 from labelrounds.store import LabelledCase
 from labelrounds.training import train_model

@@ -4,45 +4,25 @@ import threading
 from pathlib import Path
 
 import pytest
+from held import PATIENCE_S, Held
 
 from labelrounds.ahead import MOST_PENDING, Ahead
 from labelrounds.errors import BadInput, Cancelled
 
-PATIENCE_S = 30
-
-
-class Segmenter:
-    """Notes what it is asked to segment, and does so when it is let."""
-
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
-        self.errors: dict[str, list[Exception]] = {}
-
-    def __call__(self, image: Path) -> None:
-        self.seen.append(image.name)
-        self.begun.release()
-        assert self.go.acquire(timeout=PATIENCE_S)
-        if self.errors.get(image.name):
-            raise self.errors[image.name].pop()
-
-    def finish(self, count: int) -> list[str]:
-        """Let so many go on, and return all that were begun by then, and the one after."""
-        for _ in range(count):
-            self.go.release()
-            assert self.begun.acquire(timeout=PATIENCE_S)
-        return self.seen
-
 
 @pytest.fixture
 def segment():
-    return Segmenter()
+    return Held()
+
+
+def ahead_of_users(segment, **options) -> Ahead:
+    return Ahead(lambda image: segment(image.name), **options)
 
 
 @pytest.fixture
 def ahead(segment):
     """With a first case under way."""
-    made = Ahead(segment)
+    made = ahead_of_users(segment)
     made.add(Path("first"))
     assert segment.begun.acquire(timeout=PATIENCE_S)
     yield made
@@ -60,13 +40,13 @@ def test_the_newest_comes_first_each_once_and_the_oldest_of_too_many_never(ahead
 
 
 def test_what_is_broken_off_for_a_user_is_taken_up_again(ahead, segment):
-    segment.errors["first"] = [Cancelled("others wait"), Cancelled("others wait")]
+    segment.answers["first"] = [Cancelled("others wait"), Cancelled("others wait")]
     assert segment.finish(2) == ["first"] * 3
 
 
 @pytest.mark.parametrize("error", [BadInput("a damaged image"), RuntimeError("a fault of ours")], ids=repr)
 def test_an_image_that_can_not_be_segmented_is_left_and_the_next_one_is(ahead, segment, error, caplog):
-    segment.errors["first"] = [error]
+    segment.answers["first"] = [error]
     ahead.add(Path("second"))
     with caplog.at_level("INFO", "labelrounds.ahead"):
         assert segment.finish(1) == ["first", "second"]
@@ -86,12 +66,12 @@ def test_closing_waits_for_what_is_under_way_and_begins_nothing_more(ahead, segm
 
 
 def test_closing_what_never_began_is_no_error(segment):
-    Ahead(segment).close()
+    ahead_of_users(segment).close()
     assert segment.seen == []
 
 
 def test_as_many_cases_are_segmented_at_once_as_there_are_devices(segment):
-    two = Ahead(segment, at_once=2)
+    two = ahead_of_users(segment, at_once=2)
     for name in ("first", "second", "third"):
         two.add(Path(name))
     for _ in range(2):

@@ -1,40 +1,14 @@
 """What is to be done in the background is done once, in its turn, again where it asks for that, and comes to an end."""
 
-import threading
-
 import pytest
+from held import PATIENCE_S, Held
 
 from labelrounds.backlog import Backlog
-
-PATIENCE_S = 30
-
-
-class Doing:
-    """Notes what it is given and waits until it may go on; its answers are given beforehand."""
-
-    def __init__(self) -> None:
-        self.seen, self.answers = [], {}
-        self.begun, self.go = threading.Semaphore(0), threading.Semaphore(0)
-
-    def __call__(self, item):
-        self.seen.append(item)
-        self.begun.release()
-        assert self.go.acquire(timeout=PATIENCE_S)
-        answer = self.answers.pop(item, None)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def finish(self, count: int) -> list:
-        for _ in range(count):
-            self.go.release()
-            assert self.begun.acquire(timeout=PATIENCE_S)
-        return self.seen
 
 
 @pytest.fixture
 def doing():
-    return Doing()
+    return Held()
 
 
 @pytest.fixture
@@ -64,21 +38,21 @@ def test_each_comes_once_in_the_order_in_which_it_was_added(doing, begun):
 def test_what_is_to_be_tried_again_comes_before_all_others(doing, begun):
     backlog = begun()
     backlog.add({"second": "second"})
-    doing.answers["first"] = 0.01
+    doing.answers["first"] = [0.01]
     assert doing.finish(2) == ["first", "first", "second"]
 
 
 def test_a_fault_in_one_does_not_keep_the_others_from_being_done(doing, begun, caplog):
     backlog = begun()
     backlog.add({"second": "second"})
-    doing.answers["first"] = RuntimeError("a fault")
+    doing.answers["first"] = [RuntimeError("a fault")]
     assert doing.finish(1) == ["first", "second"]
     assert "a fault" in caplog.text
 
 
 def test_closing_does_not_wait_for_what_is_to_be_tried_again_later(doing, begun):
     backlog = begun()
-    doing.answers["first"] = 3600.0
+    doing.answers["first"] = [3600.0]
     doing.go.release()
     backlog.close()
     assert not any(thread.is_alive() for thread in backlog.threads)

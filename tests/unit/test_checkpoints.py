@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 import labelrounds.atomic
 import labelrounds.checkpoints
 from labelrounds import folders
-from labelrounds.checkpoints import Checkpoints, read_json, write_json
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.errors import BadInput, Conflict, NotFound, OutOfSpace
+from labelrounds.json_files import read_json, write_json
 from labelrounds.networks import build_network
 
 

@@ -361,6 +361,7 @@ def test_a_gpu_without_the_memory_is_not_tried_in_vain_again(inferer, tmp_path, 
     first, second = inferer(request)[1], inferer(request)[1]
     assert tried == [gpu, CPU] and second["cached"] == "result"
     assert first["note"] == second["note"] == "out of memory on cuda:0: classified on the CPU"
+    assert first["device"] == second["device"] == "cpu"
 
 
 def test_an_occlusion_ends_when_its_client_has_gone(learnt):

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from labelrounds import rounds as rounds_module
-from labelrounds.checkpoints import Checkpoints, write_json
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import Conflict, NotFound, OutOfSpace
+from labelrounds.json_files import write_json
 from labelrounds.leases import LEASE_S
 from labelrounds.networks import build_network
 from labelrounds.rounds import Rounds

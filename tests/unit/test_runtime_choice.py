@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from labelrounds import checkpoints, runtime_choice
+from labelrounds import json_files, runtime_choice
 from labelrounds.errors import Cancelled, Conflict, OutOfSpace
 from labelrounds.networks import build_network
 from labelrounds.runtime_choice import (
@@ -294,4 +294,4 @@ def test_a_full_disk_is_no_failure(tmp_path, measured, monkeypatch, caplog):
     monkeypatch.setattr(runtime_choice, "write_json", full)
     write_measurement(tmp_path, CPU, measured)
     assert "is not kept: no space left" in caplog.text
-    assert checkpoints.read_json(tmp_path / "runtime.json") is None
+    assert json_files.read_json(tmp_path / "runtime.json") is None

@@ -316,6 +316,9 @@ IMAGE = {
         {"image": {**IMAGE, "affine": [[1]]}},
         {"image": {**IMAGE, "source": "/etc/passwd"}},
         {"image": {**IMAGE, "segments": 3}},
+        {"image": {**IMAGE, "shape": [1, 2, 3, 10**40]}},
+        {"image": {**IMAGE, "segments": {"liver": float("inf")}}},
+        {"image": {**IMAGE, "affine": [[10**400] * 4] * 4}},
         {"geometry": {"shape": [1], "affine": np.eye(4).tolist(), "is_flat": False}},
     ],
 )

@@ -50,6 +50,14 @@ def test_what_was_uploaded_is_served_and_the_record_says_by_whom(checkpoints, co
     assert all(torch.equal(value, network.state_dict()[name]) for name, value in tensors.items())
 
 
+def test_weights_in_half_precision_as_they_are_shipped_are_taken_as_they_are(checkpoints, config):
+    half = {key: value.half() if value.is_floating_point() else value for key, value in tensors_of(config).items()}
+    network = build_network(config)
+    checkpoints.load(upload(checkpoints, save(half)), network)
+    found = network.state_dict()
+    assert all(torch.equal(found[key], value.to(found[key].dtype)) for key, value in half.items())
+
+
 def test_an_upload_may_wait_to_be_served(checkpoints, config):
     assert upload(checkpoints, save(tensors_of(config)), serve=False).number == 2
     assert checkpoints.served_number() == 1

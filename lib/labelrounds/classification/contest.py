@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from labelrounds.cases import PreparedCase
-from labelrounds.checkpoints import tensors_of_served
 from labelrounds.classification.cases import ClassLoss, truth_of
 from labelrounds.classification.config import NETWORK, QUICK, ClassifierConfig
 from labelrounds.classification.outputs import logits_of, measured
@@ -25,6 +24,7 @@ from labelrounds.evaluation import Scores, evaluate, mean_dice, mean_of
 from labelrounds.learning import Epoch, Outcome
 from labelrounds.splits import TRAIN, VALIDATION
 from labelrounds.training_plan import TrainingPlan
+from labelrounds.version_files import tensors_of_served
 
 logger = logging.getLogger(__name__)
 

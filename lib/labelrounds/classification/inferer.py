@@ -13,14 +13,14 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from labelrounds.asking import ModelInferer, Request, first_of
+from labelrounds.asking import Answer, ModelInferer, Request, first_of
 from labelrounds.atomic import disk_errors
 from labelrounds.checkpoints import Version
 from labelrounds.classification.cases import prepared
@@ -47,24 +47,25 @@ _MARKUPS_SCHEMA = "https://raw.githubusercontent.com/slicer/slicer/master/Module
 
 
 @dataclass(frozen=True)
-class Classified:
-    """What a version says of an image.
+class Classified(Answer):
+    """How sure a version is of each class.
 
     Attributes:
-        version: that has answered.
         probabilities: of each class, in the order of the model's labels.
         affine: ``(4, 4)``, the image's own, and ``shape``: for what is shown in its middle.
-        note: what is to be said of how it was computed, or nothing.
     """
 
-    version: Version
     probabilities: tuple[float, ...]
     affine: Affine
     shape: tuple[int, int, int]
-    note: str = ""
+
+    @property
+    def size_bytes(self) -> int:
+        """How much memory it takes."""
+        return 8 * len(self.probabilities)
 
 
-class ClassificationInferer(ModelInferer):
+class ClassificationInferer(ModelInferer[Classified]):
     """One served classification model.
 
     Args:
@@ -73,6 +74,7 @@ class ClassificationInferer(ModelInferer):
         memory: what is kept between requests, shared likewise.
     """
 
+    _done = "classified"
     _networks: ReadyClassifiers
 
     def __init__(self, config: ClassifierConfig, engine: Engine, memory: Memory) -> None:
@@ -115,7 +117,7 @@ class ClassificationInferer(ModelInferer):
         wanted = choose_devices(first_of(request.get("device")))
         asked = Request.of(request)
         show, label, method = self._options(request)
-        answer, cached, device = self._answer(asked, wanted)
+        answer, cached = self._answer(asked, wanted)
         file: str | None = None
         params = self._params(answer)
         if label is not None:
@@ -129,14 +131,14 @@ class ClassificationInferer(ModelInferer):
                 file = _empty_segments(answer, asked.extension, list(params["label_names"]))
         seconds = {**asked.seconds, "total": time.perf_counter() - since}
         params["latencies"] = {stage: round(value, 4) for stage, value in seconds.items()}
-        params |= {"device": str(device), "cached": cached, "request_id": request_id()}
+        params |= {"device": str(answer.device), "cached": cached, "request_id": request_id()}
         logger.info(
             "%s %s: %s version %d on %s; cached: %s; %s",
             "background" if asked.background else "request",
             params["request_id"],
             self._model.name,
             answer.version.number,
-            device,
+            answer.device,
             cached,
             ", ".join(f"{stage} {value:.3f} s" for stage, value in params["latencies"].items()),
         )
@@ -172,44 +174,11 @@ class ClassificationInferer(ModelInferer):
             **({"note": answer.note} if answer.note else {}),
         }
 
-    def _answer(self, asked: Request, devices: list[torch.device]) -> tuple[Classified, str, torch.device]:
-        """Answer from one of some devices, or from the CPU where a GPU has not the memory."""
-        try:
-            return self._answer_from(asked, devices)
-        except LacksMemory as error:
-            if error.device == CPU:
-                raise TooLarge(str(error)) from None
-            lacking = error.device
-        torch.cuda.empty_cache()  # for other processes
-        answer, cached, device = self._answer_from(asked, [CPU])
-        moved = replace(answer, note=f"out of memory on {lacking}: classified on the CPU")
-        logger.warning("Model %s: %s", self._model.name, moved.note)
-        # Under what is looked for, so that it is not tried in vain again.
-        self._keep(self._answer_key(asked, lacking, moved.version), moved, _bytes_of(moved))
-        return moved, cached, device
-
-    def _answer_from(self, asked: Request, devices: list[torch.device]) -> tuple[Classified, str, torch.device]:
-        """Answer from what is kept, or make the answer at the device that is free first."""
-        current = self._networks.checkpoints.current()
-        keys = {device: self._answer_key(asked, device, current) for device in devices}
-        for device, key in keys.items():
-            known: Classified | None = self._memory.answers.get(key)
-            if known is not None:
-                return known, "result", device
-        with self._engine.place(
-            dict(keys), asked.content, client=asked.client, background=asked.background, gone=asked.gone
-        ) as turn:
-            # While it waited, another request may have been answered with the same, or another version published.
-            known = self._memory.answers.get(self._answer_key(asked, turn.device, self._networks.checkpoints.current()))
-            answer, cached = (known, "result") if known is not None else self._classified(asked, turn)
-            asked.seconds["wait"] += turn.waited_s
-            return answer, cached, turn.device
-
-    def _classified(self, asked: Request, turn: Place) -> tuple[Classified, str]:
+    def _make(self, asked: Request, place: Place) -> tuple[Classified, str]:
         image, voxels, cached = self._prepared(asked)
         with asked.timed("segment"):
-            answer: Classified = turn.compute(lambda stopped: self._computed(turn.device, image, voxels))
-        self._keep(self._answer_key(asked, turn.device, answer.version), answer, _bytes_of(answer))
+            answer: Classified = place.compute(lambda stopped: self._computed(place.device, image, voxels))
+        self._keep(self._answer_key(asked, place.device, answer.version), answer)
         return answer, cached
 
     def _computed(self, device: torch.device, image: Image, voxels: torch.Tensor) -> Classified:
@@ -222,7 +191,7 @@ class ClassificationInferer(ModelInferer):
             if not is_out_of_memory(error):
                 raise
             raise LacksMemory(device, image.shape, str(error)) from None
-        return Classified(ready.version, tuple(map(float, probabilities)), image.affine, image.shape)
+        return Classified(ready.version, device, "", tuple(map(float, probabilities)), image.affine, image.shape)
 
     def _prepared(self, asked: Request) -> tuple[Image, torch.Tensor, str]:
         """Return an image, as it is and as the model sees it, and what of it was kept in memory."""
@@ -275,10 +244,6 @@ class ClassificationInferer(ModelInferer):
     def _answer_key(self, asked: Request, device: torch.device, version: Version | None) -> Hashable:
         weights = str(version.weights) if version is not None else None
         return asked.content, self._configuration, weights, str(device)
-
-
-def _bytes_of(answer: Classified) -> int:
-    return 8 * len(answer.probabilities)
 
 
 def _empty_segments(answer: Classified, extension: str, names: list[str]) -> str:

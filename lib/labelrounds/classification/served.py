@@ -3,17 +3,16 @@
 On the way of inference, behind ``inferer.py``; any thread may call.
 """
 
-import threading
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from labelrounds.checkpoints import Checkpoints, Version
+from labelrounds.checkpoints import Version
 from labelrounds.classification.calibration import probabilities_of
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.devices import autocast, place
-from labelrounds.errors import Conflict
+from labelrounds.loaded import LoadedNetworks
 from labelrounds.networks import build_network
 
 
@@ -26,33 +25,23 @@ class Ready:
     temperature: float
 
 
-class ReadyClassifiers:
-    """The networks of one model in memory, one a device, always of the version that is served."""
+class ReadyClassifiers(LoadedNetworks[Ready]):
+    """The networks of one classification model in memory."""
 
     def __init__(self, config: ClassifierConfig) -> None:
-        self.checkpoints = Checkpoints(config)
+        super().__init__(config)
         self._config = config
-        self._loading = threading.Lock()
-        self._loaded: dict[str, Ready] = {}
 
-    def get(self, device: torch.device) -> Ready:
-        """Return the served version's network, loading it where it is not in memory yet.
+    def load(self, version: Version, device: torch.device) -> Ready:
+        """Return a version's network, loaded anew.
 
         Raises:
-            Conflict: there is no trained version yet.
+            Conflict, BadInput: its weights are not this model's.
         """
-        with self._loading:
-            version = self.checkpoints.current()
-            if version is None:
-                raise Conflict(f"model {self._config.name} has no trained version yet: label images, then train it")
-            known = self._loaded.get(str(device))
-            if known is None or known.version.weights != version.weights:
-                network = build_network(self._config)
-                self.checkpoints.load(version, network)
-                network = place(network.eval(), device, self._config.dimensions)
-                known = Ready(version, network, float(version.record.get("temperature", 1.0)))
-                self._loaded[str(device)] = known
-            return known
+        network = build_network(self._config)
+        self.checkpoints.load(version, network)
+        network = place(network.eval(), device, self._config.dimensions)
+        return Ready(version, network, float(version.record.get("temperature", 1.0)))
 
 
 @torch.inference_mode()

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from torch import nn
 
 from labelrounds.cases import PreparedCase
-from labelrounds.checkpoints import task_of_served, tensors_of_served
 from labelrounds.classification.calibration import probabilities_of, temperature_of
 from labelrounds.classification.cases import ClassLoss, ImageSampler, class_tensors, truth_of
 from labelrounds.classification.config import QUICK, ClassifierConfig
@@ -25,6 +24,7 @@ from labelrounds.evaluation import OUT_OF_FOLD
 from labelrounds.splits import TEST, TRAIN, VALIDATION
 from labelrounds.store import CLASSES
 from labelrounds.tasks import Task
+from labelrounds.version_files import task_of_served, tensors_of_served
 
 if TYPE_CHECKING:
     from labelrounds.learning import Outcome
