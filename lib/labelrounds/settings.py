@@ -78,6 +78,9 @@ class ServerSettings(BaseSettings):
     readers: int = Field(default=2, ge=0, le=64, description="Files read at a time; with 0, the server reads itself.")
     reader_memory_gb: float = Field(default=8.0, gt=0, description="What reading a file may take, in gigabytes.")
     reader_seconds: float = Field(default=60.0, gt=0, description="How long it may take, besides 1 s for each 5 MB.")
+    measure_runtimes: bool = Field(
+        default=True, description="Compare a new version's runtimes on this machine, and serve it by the quickest."
+    )
     # The DICOMweb server
     pacs_timeout_s: Positive = Field(default=30.0, description="How long it may stay silent before it is given up.")
     pacs_list_s: float = Field(default=60.0, ge=0, description="After how long it is asked again which series it has.")

@@ -25,6 +25,7 @@ from labelrounds.networks.base import lowest_shape
 from labelrounds.outlines import outlined_slices
 from labelrounds.runtime_choice import calibration_windows, excerpts, machine, measure, write_measurement
 from labelrounds.runtimes import Subject, runtimes
+from labelrounds.settings import server_settings
 from labelrounds.splits import TRAIN, VALIDATION
 from labelrounds.store import CLASSES, FINAL, LabelledCase
 
@@ -134,7 +135,8 @@ def _choose_runtime(plan: "TrainingPlan", outcome: "Outcome", config: Any, folde
     """Measure the runtimes of a version that is being written, and return what its record says of them.
 
     Nothing where that fails, or who has stopped the training waits, or the processes of a training share the cores: a
-    server then measures them. One that is forced is only built, for what it keeps beside the version.
+    server then measures them; nor where that is not wanted. One that is forced is only built, for what it keeps beside
+    the version.
     """
     if outcome.stopped or distributed.launched():
         return {}
@@ -145,6 +147,8 @@ def _choose_runtime(plan: "TrainingPlan", outcome: "Outcome", config: Any, folde
         subject = Subject(network, config, device, folder, calibration_windows(training, config))
         if config.inference.runtime != AUTO:
             runtimes.get(config.inference.runtime)(subject)
+            return {}
+        if not server_settings().measure_runtimes:
             return {}
         measured, _ = measure(subject, excerpts(plan.parts[VALIDATION] or training, config))
     except Exception as error:  # whatever it is, what was trained is published

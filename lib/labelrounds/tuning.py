@@ -19,6 +19,7 @@ from labelrounds.engine import DeviceWorker, Engine
 from labelrounds.errors import Cancelled, LabelRoundsError
 from labelrounds.runtime_choice import Task, excerpt, shows_enough
 from labelrounds.served import ServedNetworks
+from labelrounds.settings import server_settings
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class Tuning:
     def add(
         self, networks: ServedNetworks, version: Version, device: torch.device, image: torch.Tensor, label: torch.Tensor
     ) -> None:
-        """Choose a version's runtime, unless that was done or is forced by the configuration.
+        """Choose a version's runtime, unless that was done, is forced or is not wanted.
 
         Args:
             networks: those of the version's model.
@@ -60,6 +61,8 @@ class Tuning:
         """
         key = version.model, str(device), str(version.weights)
         if networks.config.inference.runtime != AUTO or self._seen.get(key[:2]) == key[2]:
+            return
+        if not server_settings().measure_runtimes:
             return
         try:
             shown, labelled = excerpt(image, label, networks.config)

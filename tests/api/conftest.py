@@ -7,6 +7,7 @@ import pytest
 
 from labelrounds.client import Client, running_server
 from labelrounds.phantoms import LABELS, write_studies, write_truth
+from tests.conftest import MEASURE
 
 MODEL = "unet_phantom"
 QUICK_MODEL = "quick_phantom"
@@ -31,11 +32,13 @@ def truths(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory) -> Iterator[Client]:
-    """A server on four phantoms whose routes are tested one by one; nothing is trained on it."""
+    """A server on four phantoms whose routes are tested one by one, and runtimes chosen; nothing is trained on it."""
     folder = tmp_path_factory.mktemp("routes")
     write_studies(folder / "studies", 4)
-    with running_server(folder / "studies", folder / "home", 0, [MODEL]) as client:
-        yield client
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MEASURE, "true")
+        with running_server(folder / "studies", folder / "home", 0, [MODEL]) as client:
+            yield client
 
 
 @pytest.fixture(scope="session")

@@ -39,10 +39,12 @@ def served(tmp_path_factory, truths, quick_configs):
 
 @pytest.fixture
 def trained(served):
-    """The server, on which nothing is trained at the moment, not even what was."""
+    """The server, on which nothing is trained at the moment, not even what was; what a test begins ends with it."""
     client, home = served
     (home / "models" / MODEL / "progress.json").unlink(missing_ok=True)
-    return client, home
+    yield client, home
+    requests.delete(client.address + "/train/", timeout=60)
+    wait_until(lambda: not workers_of(home))
 
 
 def status(client: Client) -> dict:
@@ -156,23 +158,22 @@ def epochs_of(home: Path) -> list[int]:
     return [int(number) for number in re.findall(r"train: epoch (\d+)/", log)] or [0]
 
 
-def test_a_rollback_takes_effect_in_a_running_server(tmp_path, monkeypatch, quick_configs):
-    monkeypatch.setenv("LABELROUNDS_HOME", str(tmp_path / "home"))
+def test_a_rollback_takes_effect_in_a_running_server(trained, monkeypatch, quick_configs):
+    client, home = trained
+    monkeypatch.setenv("LABELROUNDS_HOME", str(home))
     config = load_configs([quick_configs], [MODEL])[MODEL]
-    for _ in range(2):
-        Checkpoints(config).publish(build_network(config), {})
-    write_studies(tmp_path / "studies", 1)
-    with running_server(tmp_path / "studies", tmp_path / "home", 0, [MODEL], quick_configs) as client:
+    Checkpoints(config).publish(build_network(config), {})
+    new = int(versions_of(home)[-1])
 
-        def served() -> int:
-            answer = client.call("POST", f"/infer/{MODEL}?image=phantom_000&output=json", data={"params": "{}"})
-            return answer.json()["version"]
+    def served() -> int:
+        answer = client.call("POST", f"/infer/{MODEL}?image=phantom_000&output=json", data={"params": "{}"})
+        return answer.json()["version"]
 
-        assert served() == 2
-        command = [sys.executable, "-m", "labelrounds", "rollback", "--model", MODEL, "--configs", str(quick_configs)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert f"{MODEL} version 1 is served from now on instead of version 2" in done.stdout, done.stderr
-        assert served() == 1
+    assert served() == new
+    command = [sys.executable, "-m", "labelrounds", "rollback", "--model", MODEL, "--configs", str(quick_configs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert f"{MODEL} version {new - 1} is served from now on instead of version {new}" in done.stdout, done.stderr
+    assert served() == new - 1
 
 
 def status_or_none(client: Client) -> dict | None:

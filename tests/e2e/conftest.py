@@ -58,7 +58,8 @@ def session_server(studies, tmp_path_factory) -> Iterator[LabelServer]:
         patch.setenv("LABELROUNDS_HOME", str(home))
         add_model_without_spleen(configs)
         add_quick_model(configs)
-    server = LabelServer(studies["axial"].image_path.parent, home, configs)
+    models = (MODEL, MODEL_WITHOUT_SPLEEN, QUICK_MODEL)
+    server = LabelServer(studies["axial"].image_path.parent, home, configs, *models)
     server.wait()
     yield server
     server.stop()

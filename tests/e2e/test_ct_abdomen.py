@@ -51,7 +51,7 @@ def server(tmp_path_factory, truth):
     (configs / f"{MODEL}.yaml").write_text(CONFIG)
     for name in ("labelled", "next"):
         shutil.copy(DATA / "ct_thin.nii.gz", studies / f"{name}.nii.gz")
-    server = LabelServer(studies, tmp_path_factory.mktemp("home"), configs)
+    server = LabelServer(studies, tmp_path_factory.mktemp("home"), configs, MODEL)
     server.wait()
     server.submit("labelled", truth, list(ORGANS))
     client = Client(server.url)

@@ -18,7 +18,9 @@ from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig
 from labelrounds.networks import build_network
 from labelrounds.runtimes import runtimes
+from labelrounds.settings import server_settings
 from labelrounds.store import LabelledCase
+from tests.conftest import MEASURE
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +29,15 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "home"
     monkeypatch.setenv("LABELROUNDS_HOME", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _default_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Give each test the settings of a server, without those of the tests' servers."""
+    monkeypatch.delenv(MEASURE, raising=False)
+    server_settings.cache_clear()
+    yield
+    server_settings.cache_clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

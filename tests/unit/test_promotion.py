@@ -195,6 +195,13 @@ def test_a_version_is_published_with_its_quickest_runtime_which_its_record_tells
     assert told["lowest_dice"] >= 0.995 and told["speedup"] == measured.runtimes[measured.chosen].speedup
 
 
+def test_where_runtimes_are_not_to_be_measured_a_version_is_published_without(config, studies, monkeypatch):
+    monkeypatch.setenv("LABELROUNDS_MEASURE_RUNTIMES", "false")
+    monkeypatch.setattr(runtime_choice, "_FEWEST_VOXELS", 1)
+    assert train_model(config, studies, wanted(), never)["published"] == 1
+    assert "runtime" not in Checkpoints(config).current().record
+
+
 def test_a_rollback_while_a_version_is_written_is_not_undone_and_is_what_a_rollback_goes_back_to(
     config, studies, monkeypatch
 ):

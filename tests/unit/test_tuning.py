@@ -12,6 +12,7 @@ from labelrounds.engine import Engine
 from labelrounds.errors import Cancelled, Conflict, TooLarge
 from labelrounds.networks import build_network
 from labelrounds.served import ServedNetworks
+from labelrounds.settings import server_settings
 from labelrounds.tuning import Tuning
 
 CPU = torch.device("cpu")
@@ -85,6 +86,15 @@ def test_neither_an_empty_answer_nor_a_forced_runtime_starts_anything(make_small
     tuning.add(networks, version, CPU, IMAGE, LABEL)  # in turn, after what would have been before it
     networks.wait()
     assert not forced.images and len(networks.images) == 1
+
+
+def test_nothing_is_measured_where_that_is_not_wanted(config, version, tuning, monkeypatch):
+    networks = Networks(config)
+    with monkeypatch.context() as patch:
+        patch.setenv("LABELROUNDS_MEASURE_RUNTIMES", "false")
+        tuning.add(networks, version, CPU, IMAGE, LABEL)
+    server_settings.cache_clear()
+    assert len(next_in_turn(config, tuning).images) == 1 and not networks.images
 
 
 def test_where_an_image_shows_too_little_another_one_is_taken(config, version, tuning):
