@@ -9,6 +9,7 @@ import monai  # noqa: F401 - whole, before labelrounds.host: some tests compare 
 import numpy as np
 import pytest
 import torch
+from tests.conftest import MEASURE
 from training_runs import NAMES, Recorder, labelled
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
@@ -20,7 +21,6 @@ from labelrounds.networks import build_network
 from labelrounds.runtimes import runtimes
 from labelrounds.settings import server_settings
 from labelrounds.store import LabelledCase
-from tests.conftest import MEASURE
 
 
 @pytest.fixture(autouse=True)
