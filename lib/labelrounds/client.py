@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,13 @@ class Client:
 
 @contextmanager
 def running_server(
-    studies: Path | str, home: Path, port: int, models: Sequence[str], configs: Path | None = None, key: str = ""
+    studies: Path | str,
+    home: Path,
+    port: int,
+    models: Sequence[str],
+    configs: Path | None = None,
+    key: str = "",
+    start: Callable[..., Any] = subprocess.Popen,
 ) -> Iterator[Client]:
     """Run a server on loopback, in a process of its own, for as long as the block lasts.
 
@@ -100,6 +106,7 @@ def running_server(
         models: names of the models to serve.
         configs: a folder of models beside the shipped ones.
         key: a user's, where the home folder has a list of users.
+        start: starts the process, as `subprocess.Popen` does.
 
     Raises:
         BadInput: the port is in use.
@@ -111,7 +118,7 @@ def running_server(
     home.mkdir(parents=True, exist_ok=True)
     log_file = home / "server.log"
     with log_file.open("w") as log:
-        process = subprocess.Popen(
+        process = start(
             [*command, "--models", ",".join(models)],
             env={**os.environ, "LABELROUNDS_HOME": str(home)},
             stdout=log,

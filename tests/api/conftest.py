@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.phantoms import LABELS, write_studies, write_truth
 from tests.conftest import MEASURE
+from tests.forked import running_server
 
 MODEL = "unet_phantom"
 QUICK_MODEL = "quick_phantom"

@@ -17,7 +17,7 @@ import torch
 import yaml
 from safetensors.torch import save
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.config import load_configs
 from labelrounds.folders import shipped_configs
 from labelrounds.json_files import read_json
@@ -25,6 +25,7 @@ from labelrounds.networks import build_network
 from labelrounds.phantoms import LABELS
 from labelrounds.privacy.profile import table
 from tests.api.conftest import MODEL
+from tests.forked import running_server
 from tests.identified import CANARY, write_identified
 
 NAME = "small"

@@ -15,8 +15,9 @@ import requests
 from PIL import Image as Picture
 from requests_toolbelt import MultipartDecoder
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.writing import write_label
+from tests.forked import running_server
 
 MODEL = """
 task: classification

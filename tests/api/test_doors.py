@@ -11,9 +11,10 @@ from urllib.parse import quote, urlsplit
 import pytest
 import requests
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.phantoms import write_studies
 from labelrounds.users import ROLES, UserFile
+from tests.forked import running_server
 
 MODEL = "nobodys"  # which nobody has trained: nothing is computed here
 CONFIG = """

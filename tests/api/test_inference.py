@@ -10,17 +10,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import requests
 import torch
 
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.config import load_configs
 from labelrounds.engine import MOST_WAITING
 from labelrounds.networks import build_network
 from labelrounds.phantoms import LABELS, write_studies
+from tests.forked import process_of, running_server
 
 IMAGES = [f"phantom_{number:03}" for number in range(6)]
 QUICK, SLOW, ENDLESS = "quick", "slow", "endless"
@@ -119,11 +119,6 @@ def wait_until(condition, timeout_s: float = 240) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"
         time.sleep(0.05)
-
-
-def server_process(folder: Path) -> psutil.Process:
-    studies = str(folder / "studies")
-    return next(one for one in psutil.process_iter(["cmdline"]) if studies in (one.info["cmdline"] or ()))
 
 
 @contextmanager
@@ -237,7 +232,7 @@ def test_a_new_version_and_another_image_of_the_same_name_are_never_answered_fro
 def check_many_requests(folder: Path, count: int) -> None:
     """Ask again and again, with hardly any memory to keep answers in, and compare the end with the beginning."""
     with server_of(folder, LABELROUNDS_MEMORY_GB="0.001") as server:
-        process, seen, cached = server_process(folder), [], set()
+        process, seen, cached = process_of(server.address), [], set()
         for number in range(count):
             extension = (".nrrd", ".nii.gz", ".seg.nrrd")[number % 3]
             answer = ask(server, QUICK, IMAGES[number // 2 % 6], result_extension=extension)
@@ -267,7 +262,7 @@ def test_a_thousand_requests_leave_no_file_and_take_no_more_memory(tmp_path):
 def test_a_server_that_is_told_to_end_ends_in_good_order_while_it_works_ahead(tmp_path):
     with server_of(tmp_path) as server:
         assert ask(server, SLOW, IMAGES[0]).ok
-        process = server_process(tmp_path)
+        process = process_of(server.address)
         for _ in range(4):
             next_case(server)
     assert not process.is_running()

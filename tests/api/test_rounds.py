@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import requests
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.phantoms import LABELS, write_studies, write_truth
 from tests.api.conftest import MODEL
+from tests.forked import running_server
 
 COUNT = 24
 

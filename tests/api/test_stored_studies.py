@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.phantoms import LABELS, write_studies
 from labelrounds.reading import read_image, read_label
 from labelrounds.writing import write_label
 from tests.dicom_files import write_slice
+from tests.forked import running_server
 
 MODEL, SERIES = "unet_phantom", "1.2.3.77"
 ENTRIES = 100_000

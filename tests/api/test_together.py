@@ -14,10 +14,11 @@ import psutil
 import pytest
 import requests
 
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.json_files import read_json
 from labelrounds.phantoms import LABELS, write_studies, write_truth
 from tests.api.conftest import QUICK_MODEL as MODEL
+from tests.forked import running_server
 
 pytestmark = pytest.mark.timeout(600)  # most of it for processes that start, several at once
 

@@ -13,13 +13,14 @@ import pytest
 import requests
 
 from labelrounds.checkpoints import Checkpoints
-from labelrounds.client import Client, running_server
+from labelrounds.client import Client
 from labelrounds.config import load_configs
 from labelrounds.json_files import read_json
 from labelrounds.networks import build_network
 from labelrounds.phantoms import LABELS, write_studies
 from tests.api.conftest import MODEL as SHIPPED
 from tests.api.conftest import QUICK_MODEL as MODEL
+from tests.forked import process_of, running_server
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +130,7 @@ def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epo
         assert status(client)["id"] == first["id"]
         wait_until(lambda: epoch(home) >= 2)
         before = epoch(home)
-        server = server_pid(studies)
+        server = process_of(client.address).pid
         children = children_of(server)
         assert children
         os.kill(server, signal.SIGKILL)
@@ -179,11 +180,6 @@ def test_a_rollback_takes_effect_in_a_running_server(trained, monkeypatch, quick
 def status_or_none(client: Client) -> dict | None:
     answer = requests.get(client.address + "/train/", timeout=30)
     return answer.json() if answer.ok else None
-
-
-def server_pid(studies: Path) -> int:
-    listed = subprocess.run(["pgrep", "-f", f"labelrounds start --studies {studies}"], capture_output=True, text=True)
-    return int(listed.stdout.split()[0])
 
 
 def workers_of(home: Path) -> list[int]:

@@ -3,18 +3,17 @@
 import json
 import os
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import requests
 from observed import Volume, read_nifti, read_nrrd
 from requests_toolbelt import MultipartDecoder
+from tests.forked import start
 
 from labelrounds.client import free_port
 from labelrounds.users import UserFile
 
-COMMAND = Path(sys.executable).with_name("labelrounds")
 MODEL = "unet_phantom"
 MODEL_WITHOUT_SPLEEN = "unet_spleenless"
 QUICK_MODEL = "unet_quick"
@@ -41,8 +40,8 @@ class LabelServer:
         arguments = ["start", "--studies", studies, "--configs", configs, "--host", "127.0.0.1", "--port", str(port)]
         arguments += ["--models", ",".join(models)] if models else []
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [COMMAND, *arguments],
+            self._process = start(
+                ["labelrounds", *arguments],
                 env={**os.environ, "LABELROUNDS_HOME": str(home)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
