@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from urllib.parse import urlsplit
 
 import nibabel
@@ -110,9 +111,8 @@ def publish(file: Path, home: Path) -> int:
 
     config: ModelConfig = load_config(file)
     torch.manual_seed(0)
-    checkpoints = Checkpoints(config)
-    checkpoints.folder = home / "models" / MODEL
-    return checkpoints.publish(build_network(config), {}).number
+    with patch.dict(os.environ, LABELROUNDS_HOME=str(home)):
+        return Checkpoints(config).publish(build_network(config), {}).number
 
 
 def images() -> Iterator[bytes]:

@@ -31,6 +31,7 @@ def endure(server: TrustedServer, inferences: int, publications: int) -> tuple[l
     """Segment so many images and publish so many versions; return memory in MB and open files on the way."""
     process, image, file = server.process(), load.images(), server.configs / f"{load.MODEL}.yaml"
     memory, files = [], []
+    load.put_load(server.address, load.MODEL, process, 4, 3)  # each reader has read, and taken what it keeps
     for number in range(inferences):
         if number * publications // inferences != (number + 1) * publications // inferences:
             load.publish(file, server.home)
