@@ -113,9 +113,19 @@ class ExtensionUser:
         box = getattr(self._ui, selector)
         return [box.itemText(place) for place in range(box.count)]
 
-    def table(self) -> list[list[str]]:
-        table = self._ui.classTable
-        return [[table.item(row, column).text() for column in range(2)] for row in range(table.rowCount)]
+    def table(self, name: str) -> list[list[str]]:
+        """Return the texts of a table's rows."""
+        table = getattr(self._ui, name)
+        columns = range(table.columnCount)
+        return [[table.item(row, column).text() for column in columns] for row in range(table.rowCount)]
+
+    def choose_row(self, name: str, first: str) -> None:
+        """Choose the row of a table that begins with a text."""
+        getattr(self._ui, name).selectRow([row[0] for row in self.table(name)].index(first))
+
+    def can_click(self, button: str) -> bool:
+        """Tell whether a button is there and enabled."""
+        return not getattr(self._ui, button).isHidden() and getattr(self._ui, button).enabled
 
     def state(self) -> dict:
         return self._widget.state()
@@ -199,7 +209,7 @@ class ExtensionUser:
         slicer.mrmlScene.Clear(0)
 
     def _node(self):
-        return self._widget._segmentation(segments.shown_volume())
+        return self._widget.segmentation_of(segments.shown_volume())
 
     def _points(self, node, key) -> int:
         surface = slicer.vtkPolyData() if hasattr(slicer, "vtkPolyData") else __import__("vtk").vtkPolyData()

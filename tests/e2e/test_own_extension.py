@@ -10,7 +10,6 @@ import torch
 from label_server import MODEL, QUICK_MODEL, LabelServer
 from observed import read_nifti
 from relay import Relay
-from slicer_process import OwnExtensionProcess
 
 from labelrounds import phantoms
 from labelrounds.checkpoints import Checkpoints
@@ -28,23 +27,6 @@ intensity: {kind: window, low: -160, high: 240}
 network: {name: densenet, growth_rate: 4, init_features: 8, block_config: [2, 2]}
 input_size: [32, 32, 32]
 """
-
-
-@pytest.fixture
-def open_extension(tmp_path):
-    """Open Slicer with the extension; what it remembers lies in ``folder``."""
-    opened = []
-
-    def open_(address, folder="slicer", **settings):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        opened.append(
-            OwnExtensionProcess(tmp_path / folder, address, **{"model": MODEL, "client": "slicer-test", **settings})
-        )
-        return opened[-1]
-
-    yield open_
-    for slicer in opened:
-        slicer.close()
 
 
 @pytest.fixture
@@ -427,8 +409,9 @@ def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_exte
     assert "Log in to" in error.text and len(slicer.asked()) == 2
     slicer.answer_with(f"ann/{key}")
     assert slicer.tool("next") == []
+    assert not slicer.can_click("rollbackButton")  # of an annotator
     assert slicer.tool("segment") == []
-    shown = slicer.table()
+    shown = slicer.table("classTable")
     assert {name for name, _ in shown} == {"slim", "stout"}
     assert sum(float(percent.split()[0]) for _, percent in shown) == pytest.approx(100, abs=0.2)
     slicer.choose("classBox", shown[1][0])

@@ -17,7 +17,7 @@ import labelrounds
 EXTENSION = Path(__file__).parents[2] / "apps" / "slicer"
 MODULE = EXTENSION / "LabelRounds"
 SCRIPTS = sorted(MODULE.rglob("*.py"))
-WITHOUT_SLICER = ("background", "case_in_hand", "client", "failures", "http", "translation")
+WITHOUT_SLICER = ("background", "case_in_hand", "client", "failures", "http", "translation", "wording")
 INFO = {"models": {"unet": {}}, "version": "0.1.0"}
 
 
@@ -254,6 +254,32 @@ def test_lease_is_renewed_in_its_second_half(monkeypatch):
     assert hand.should_be_kept()
     hand.kept(3600)
     assert not hand.should_be_kept() and "another 60 min" in hand.lease()
+
+
+@pytest.mark.parametrize(
+    ("status", "progress", "said"),
+    [
+        ("RUNNING", {"epoch": 3, "total_epochs": 40, "eta_s": 150}, "Epoch 3 of 40. About 2 min left."),
+        ("RUNNING", {"stage": "preparing case 2 of 9", "eta_s": 9}, "Epoch 0 of ?. Now preparing case 2 of 9."),
+        (
+            "RUNNING",
+            {"eta_s": 8000, "best_metric": 0.81, "measure": "F1"},
+            "Epoch 0 of ?. About 2.2 h left. Best F1 0.81.",
+        ),
+        ("SUBMITTED", {"status": "waiting", "before_it": 1}, "Waiting for another training."),
+        (
+            "DONE",
+            {"message": "Published version 2.", "best_metric": 0.8},
+            "The training has ended. Published version 2.",
+        ),
+        ("ERROR", {}, "The training failed: no memory"),
+    ],
+)
+def test_training_in_words(status, progress, said):
+    wording = importlib.import_module("LabelRoundsLib.wording")
+    task = {"status": status, "progress": progress, "details": ["submitted", "no memory"]}
+    assert wording.training(task, ran=True).startswith(said)
+    assert (wording.training(task, ran=False) == "") is (status in ("DONE", "ERROR"))
 
 
 def test_cancelled_requests_call_nobody_any_more():

@@ -12,8 +12,7 @@ from urllib.parse import quote, urlencode
 from . import failures
 from .failures import Failed
 from .http import Answer, Call, Form, request
-
-_TRAINING = ("SUBMITTED", "RUNNING")
+from .wording import RUNNING
 
 
 @dataclass
@@ -173,6 +172,14 @@ class Client:
         """Return a model's versions, and which of them is served."""
         return self._json("GET", f"/model/{quote(model, '')}/versions", call=call)
 
+    def roll_back(self, model: str, number: int, call: Call | None = None) -> dict[str, Any]:
+        """Have a version served from now on."""
+        return self._json("POST", f"/model/{quote(model, '')}/rollback", body={"to": number}, call=call)
+
+    def role(self, call: Call | None = None) -> str:
+        """Return what this user may do: ``user``, ``annotator``, ``reviewer`` or ``admin``, each more than the last."""
+        return str(self._json("GET", "/auth/token/valid", timeout_s=30, call=call).get("role", ""))
+
     def _image(self, image: str, folder: Path, call: Call | None) -> Path:
         answer = self._request("GET", "/datastore/image", {"image": image}, call=call)
         told = answer.headers.get("Content-Disposition", "").partition('filename="')[2].partition('"')[0]
@@ -208,4 +215,4 @@ class _FormText(Form):
 
 def is_running(training: Mapping[str, Any] | None) -> bool:
     """Tell whether a training still runs or waits."""
-    return bool(training) and training.get("status") in _TRAINING
+    return bool(training) and training.get("status") in RUNNING

@@ -14,14 +14,16 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from . import dialogs, failures, segments
 from .background import Lookout
 from .case_in_hand import CaseInHand
-from .client import is_running
 from .failures import Failed
+from .http import Call
+from .lights import GREEN, GREY, RED, YELLOW
 from .logic import LabelRoundsLogic
+from .section import Section
 from .settings import Settings, name_to_send
+from .training_section import TrainingSection
 from .translation import _
 
-GREY, GREEN, YELLOW, RED = "#808080", "#2e9e3f", "#d9a400", "#d03030"
-_DELIVER_MS, _TICK_MS, _TRAINING_EVERY_S, _SERVER_EVERY_S = 50, 1000, 2.0, 30.0
+_DELIVER_MS, _TICK_MS, _SERVER_EVERY_S = 50, 1000, 30.0
 
 
 class Panel(ScriptedLoadableModuleWidget):
@@ -32,7 +34,8 @@ class Panel(ScriptedLoadableModuleWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self.logic: LabelRoundsLogic | None = None
-        self._call = self._training = None
+        self._call: Call | None = None
+        self.sections: list[Section] = []
         self._hand: CaseInHand | None = None
         self._light, self._sentence, self._part = GREY, "", 0.0
         self._shortcuts: list[Any] = []
@@ -45,21 +48,24 @@ class Panel(ScriptedLoadableModuleWidget):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = LabelRoundsLogic()
-        self._lookout = Lookout(self.logic.background, self._look_failed)
-        self._settings = Settings()
+        self.lookout = Lookout(self.logic.background, self._look_failed)
+        self.settings = Settings()
         self._editor_node = _editor_node()
         self.ui.editor.setMRMLScene(slicer.mrmlScene)
         self.ui.editor.setMRMLSegmentEditorNode(self._editor_node)
-        self.ui.serverBox.setCurrentText(self._settings.get("server", "http://localhost:8000"))
-        self.ui.segmentNextBox.setChecked(self._settings.get("segment_next") == "yes")
-        for button, slot in self.slots().items():
-            getattr(self.ui, button).connect("clicked()", slot)
+        self.ui.serverBox.setCurrentText(self.settings.get("server", "http://localhost:8000"))
+        self.ui.segmentNextBox.setChecked(self.settings.get("segment_next") == "yes")
+        self.training = TrainingSection(self)
+        self.sections: list[Section] = [self.training]
+        for slots in (self.slots(), *(section.slots() for section in self.sections)):
+            for button, slot in slots.items():
+                getattr(self.ui, button).connect("clicked()", slot)
         self.ui.modelBox.connect("activated(int)", lambda place: self.choose_model(self.ui.modelBox.currentText))
         self.ui.segmentNextBox.connect(
-            "toggled(bool)", lambda checked: self._settings.set("segment_next", "yes" if checked else "no")
+            "toggled(bool)", lambda checked: self.settings.set("segment_next", "yes" if checked else "no")
         )
         self._timers = [self._timer(_DELIVER_MS, self.logic.background.deliver), self._timer(_TICK_MS, self._tick)]
-        self._say(GREY, _("Not connected yet."))
+        self.say(GREY, _("Not connected yet."))
 
     def enter(self) -> None:
         """Bind the shortcuts, and look for the server."""
@@ -88,7 +94,9 @@ class Panel(ScriptedLoadableModuleWidget):
     def choose_model(self, model: str) -> None:
         """Use a model from now on, also after a restart."""
         self.ui.modelBox.setCurrentText(model)
-        self._settings.set("model", model)
+        self.settings.set("model", model)
+        for section in self.sections:
+            section.model_chosen()
         self.refresh()
 
     def refresh(self) -> None:
@@ -109,6 +117,8 @@ class Panel(ScriptedLoadableModuleWidget):
             button.setEnabled(not state["busy"] and self._hand is not None)
         ui.classSection.setVisible(self.logic.classifies(state["model"]))
         ui.submitClassButton.setEnabled(not state["busy"] and ui.classBox.count > 0)
+        for section in self.sections:
+            section.refresh(state["busy"])
         self._show_case()
         if self.toolbar is not None:
             self.toolbar.show(state)
@@ -116,7 +126,7 @@ class Panel(ScriptedLoadableModuleWidget):
     def state(self) -> dict[str, Any]:
         """Return what the panel and the toolbar both show."""
         busy, box = self._call is not None, self.ui.modelBox
-        model, trains = box.currentText, is_running(self._training)
+        model = box.currentText
         segments_it = not self.logic.classifies(model)
         return {
             "colour": self._light,
@@ -130,13 +140,13 @@ class Panel(ScriptedLoadableModuleWidget):
                 "train": not busy,
                 "cancel": busy,
             },
-            "texts": {"train": _("Stop training") if trains else _("Train")},
+            "texts": {"train": _("Stop training") if self.training.runs else _("Train")},
             "busy": busy,
             "maximum": 0 if busy and self._part is None else 100,
             "value": round(100 * (self._part or 0.0)) if busy else 0,
         }
 
-    def _connected(self, then: Callable[[], Any]) -> None:
+    def connected(self, then: Callable[[], Any]) -> None:
         """Do something once the server is known, which may first have to be asked."""
         if self._call is not None:
             return
@@ -148,20 +158,20 @@ class Panel(ScriptedLoadableModuleWidget):
 
     def _connect(self, then: Callable[[], Any], aloud: bool = True) -> None:
         address = self._address()
-        self._settings.set("server", address)
-        self.logic.use_server(address, self._settings.client_id())
+        self.settings.set("server", address)
+        self.logic.use_server(address, self.settings.client_id())
 
         def connected(info: dict[str, Any]) -> None:
             self._show_server(info)
             then()
 
-        self._start(_("Connecting"), self.logic.connect_server, connected, aloud)
+        self.start(_("Connecting"), self.logic.connect_server, connected, aloud)
 
     def _address(self) -> str:
         return self.ui.serverBox.currentText.strip().rstrip("/")
 
     def _show_server(self, info: dict[str, Any]) -> None:
-        chosen = self.ui.modelBox.currentText or self._settings.get("model")
+        chosen = self.ui.modelBox.currentText or self.settings.get("model")
         for box, names in ((self.ui.modelBox, info["models"]), (self.ui.strategyBox, info.get("strategies", {}))):
             kept = box.currentText
             box.clear()
@@ -169,13 +179,15 @@ class Panel(ScriptedLoadableModuleWidget):
             box.setCurrentText(kept)
         self.ui.modelBox.setCurrentText(chosen)
         if not self.ui.modelBox.count:
-            return self._say(YELLOW, _("The server has no trained model yet: submit labels, then train."))
+            return self.say(YELLOW, _("The server has no trained model yet: submit labels, then train."))
         warning = self.logic.version_warning()
-        self._say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
+        self.say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
         self._ask_labelled()
-        self._lookout.ask("training", self.logic.client.training, self._note_training)
+        for section in self.sections:
+            section.connected()
+            section.model_chosen()
 
-    def _start(self, what: str, start: Callable[..., Any], then: Callable[..., Any], aloud: bool = True) -> None:
+    def start(self, what: str, start: Callable[..., Any], then: Callable[..., Any], aloud: bool = True) -> None:
         """Do what the user has asked for, show how far it is, and say what came of it."""
 
         def done(*outcome: Any) -> None:
@@ -185,7 +197,7 @@ class Panel(ScriptedLoadableModuleWidget):
 
         def failed(error: Failed) -> None:
             self._call = None
-            if error.kind == "login" and self._log_in(str(error), lambda: self._start(what, start, then, aloud)):
+            if error.kind == "login" and self._log_in(str(error), lambda: self.start(what, start, then, aloud)):
                 return
             self._say_failed(error, aloud)
 
@@ -201,34 +213,40 @@ class Panel(ScriptedLoadableModuleWidget):
             failed(failures.in_slicer(error))
         self.refresh()
 
+    def request(self, what: str, work: Callable[[Call], Any], then: Callable[[Any], Any]) -> None:
+        """Ask the server for something that needs nothing of the scene; otherwise as `start`."""
+        self.start(what, lambda *ends: self.logic.background.start(work, *ends), then)
+
     def _log_in(self, why: str, then: Callable[[], None]) -> bool:
         """Ask for name and key, log in, and go on; False if the user does not want to."""
-        answer = dialogs.log_in(why, self._settings.get("user"))
+        answer = dialogs.log_in(why, self.settings.get("user"))
         if answer is None:
             return False
-        self._settings.set("user", answer[0])
+        self.settings.set("user", answer[0])
         client = self.logic.client
 
         def start(done: Any, failed: Any, progress: Any) -> Any:
             return self.logic.background.start(lambda call: client.log_in(*answer, call), done, failed, progress)
 
-        self._start(_("Logging in"), start, lambda _none: then())
+        self.start(_("Logging in"), start, lambda _none: then())
         return True
 
     def _say_failed(self, error: Failed, aloud: bool) -> None:
         if error.kind == "cancelled":
-            return self._say(self._light, str(error))
+            return self.say(self._light, str(error))
         lights = {"unreachable": RED, "lost": RED, "login": YELLOW, "busy": YELLOW}
-        self._say(lights.get(error.kind, self._light), str(error))
+        self.say(lights.get(error.kind, self._light), str(error))
         if aloud:
             slicer.util.errorDisplay(str(error), windowTitle="LabelRounds")
 
-    def _say(self, light: str, sentence: str) -> None:
+    def say(self, light: str, sentence: str) -> None:
+        """Show the server's light and a sentence."""
         self._light, self._sentence = light, sentence
         self.refresh()
 
-    def _warn(self, sentence: str) -> None:
-        self._say(self._light, sentence)
+    def warn(self, sentence: str) -> None:
+        """Say why nothing comes of a click."""
+        self.say(self._light, sentence)
         slicer.util.warningDisplay(sentence, windowTitle="LabelRounds")
 
     def _look_failed(self, error: Failed) -> None:
@@ -238,9 +256,9 @@ class Panel(ScriptedLoadableModuleWidget):
     def _tick(self) -> None:
         """Look once a second for what has to be asked again."""
         if self.logic.info:
-            client, lookout = self.logic.client, self._lookout
-            if is_running(self._training) and lookout.is_due("training", _TRAINING_EVERY_S):
-                lookout.ask("training", client.training, self._note_training)
+            client, lookout = self.logic.client, self.lookout
+            for section in self.sections:
+                section.tick()
             if self._call is None and lookout.is_due("server", _SERVER_EVERY_S):
                 lookout.ask("server", client.info, self._found_server)
             self._keep_case(client)
@@ -253,8 +271,8 @@ class Panel(ScriptedLoadableModuleWidget):
         image = hand.case.image
         if not self.logic.is_open(image):
             self._hand = None
-        elif hand.should_be_kept() and self._lookout.is_due("lease", _SERVER_EVERY_S):
-            self._lookout.ask("lease", lambda call: client.keep(image, call), hand.kept)
+        elif hand.should_be_kept() and self.lookout.is_due("lease", _SERVER_EVERY_S):
+            self.lookout.ask("lease", lambda call: client.keep(image, call), hand.kept)
 
     def _found_server(self, info: dict[str, Any]) -> None:
         self.logic.info = info
@@ -272,36 +290,38 @@ class Panel(ScriptedLoadableModuleWidget):
             self.ui.labelledBox.addItems(images)
             self.refresh()
 
-        self._lookout.ask("labelled", self.logic.client.labelled, found)
+        self.lookout.ask("labelled", self.logic.client.labelled, found)
 
-    def _volume(self) -> Any:
+    def shown_image(self) -> Any:
+        """Return the image that the slice views show; None, with a warning, where they show none."""
         volume = segments.shown_volume()
         if volume is None:
-            self._warn(_("No image is shown in the slice views: load one, or click Next case."))
+            self.warn(_("No image is shown in the slice views: load one, or click Next case."))
         return volume
 
-    def _segmentation(self, volume: Any) -> Any:
+    def segmentation_of(self, volume: Any) -> Any:
         """Return the segmentation that is edited, or else the newest one of the image."""
         nodes, edited = segments.segmentations_of(volume), self._editor_node.GetSegmentationNode()
         return edited if edited in nodes else next(reversed(nodes), None)
 
-    def _edit(self, node: Any) -> None:
+    def edit(self, node: Any) -> None:
         """Open a segmentation in the editor."""
         self.ui.editor.setSegmentationNode(node)
         if node is not None:
             self.ui.editor.setSourceVolumeNode(segments.volume_of(node))
 
-    def _may_send(self, volume: Any) -> str:
+    def may_send(self, volume: Any) -> str:
         """Return the name under which an image may be sent to the server; empty if the user doesn't want it."""
         image = self.logic.image_of(volume)
         if image:
             return image
-        name = name_to_send(self._settings, volume, self.logic.client.address)
+        name = name_to_send(self.settings, volume, self.logic.client.address)
         if not name:
-            self._say(self._light, _("Nothing was sent."))
+            self.say(self._light, _("Nothing was sent."))
         return name
 
-    def _sure(self, question: str) -> bool:
+    def sure(self, question: str) -> bool:
+        """Ask whether the user is sure."""
         return bool(slicer.util.confirmOkCancelDisplay(question, windowTitle="LabelRounds"))
 
     def _timer(self, every_ms: int, slot: Callable[[], None]) -> Any:
