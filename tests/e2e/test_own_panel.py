@@ -35,12 +35,8 @@ VERSIONS = [
 
 
 def test_versions_have_their_scores_and_an_older_one_is_served_again(connected, server):
-    server.answers[f"GET /model/{MODEL}/versions"] = {
-        "model": MODEL,
-        "served": 2,
-        "measure": "F1",
-        "versions": VERSIONS,
-    }
+    listed = {"model": MODEL, "served": 2, "measure": "F1", "versions": VERSIONS}
+    server.answers[f"GET /model/{MODEL}/versions"] = listed
     server.answers[f"POST /model/{MODEL}/rollback"] = {"model": MODEL, "served": 1}
     slicer = connected()
     assert slicer.table("versionTable") == [
