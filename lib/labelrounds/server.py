@@ -47,6 +47,7 @@ from labelrounds.model_routes import models
 from labelrounds.ohif import viewer
 from labelrounds.privacy.identity import check_folder_or_file, check_notes, check_upload
 from labelrounds.redaction import hide_secrets
+from labelrounds.reviews import REVIEW
 from labelrounds.rounds_routes import rounds
 from labelrounds.sandbox import sandbox_of
 from labelrounds.session_routes import session_image, sessions
@@ -62,7 +63,7 @@ _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification mode
 _NOT_SERVED = {("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
-_OWN_NOTES |= {"restored_by", "series"}
+_OWN_NOTES |= {"restored_by", "series", REVIEW}
 _HOST_SECRETS = ("DATASTORE_PASSWORD", "DATASTORE_API_KEY", "DICOMWEB_PASSWORD")
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 
@@ -176,7 +177,8 @@ def submit_label(
     check_notes(details, "params")
     # Whose label it is says the login, never the client.
     details["user"] = who.username
-    details.pop("restored_by", None)
+    for key in ("restored_by", REVIEW):
+        details.pop(key, None)
     app = app_instance()
     store, kind = app.datastore(), tag or FINAL
     with received(label, also=(".json",)) as path:

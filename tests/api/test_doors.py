@@ -96,6 +96,7 @@ LEAST = {
     ("POST", "/rounds/lease"): "annotator",
     ("POST", "/rounds/aside"): "annotator",
     ("DELETE", "/rounds/aside"): "annotator",
+    ("POST", "/rounds/review"): "reviewer",
     ("GET", "/datastore/"): "user",
     ("PUT", "/datastore/"): "annotator",
     ("DELETE", "/datastore/"): "admin",

@@ -123,6 +123,23 @@ class ExtensionUser:
         """Choose the row of a table that begins with a text."""
         getattr(self._ui, name).selectRow([row[0] for row in self.table(name)].index(first))
 
+    def unfold(self, section: str) -> list[Message]:
+        """Open a section of the panel, and wait until it shows what there is."""
+        return self._do(lambda: setattr(getattr(self._ui, section), "collapsed", False))
+
+    def queue(self) -> list[tuple[str, bool]]:
+        """Return the text of each case that comes next, and whether it has a picture."""
+        items = [self._ui.queueList.item(row) for row in range(self._ui.queueList.count)]
+        return [(item.text(), not item.icon().isNull()) for item in items]
+
+    def plots(self) -> list[dict[str, tuple]]:
+        """Return the series of each chart in the scene, by name, as pairs of x and y."""
+        found = []
+        for chart in slicer.util.getNodesByClass("vtkMRMLPlotChartNode"):
+            all_series = [chart.GetNthPlotSeriesNode(number) for number in range(chart.GetNumberOfPlotSeriesNodes())]
+            found.append({series.GetName(): _pairs(series) for series in all_series})
+        return found
+
     def can_click(self, button: str) -> bool:
         """Tell whether a button is there and enabled."""
         return not getattr(self._ui, button).isHidden() and getattr(self._ui, button).enabled
@@ -267,3 +284,9 @@ class ExtensionUser:
             dialog.done(0)
             raise AssertionError(f"no button {answer!r}")
         buttons[0].click()
+
+
+def _pairs(series) -> tuple:
+    table = series.GetTableNode().GetTable()
+    columns = [table.GetColumnByName(name) for name in (series.GetXColumnName(), series.GetYColumnName())]
+    return tuple(tuple(column.GetValue(row) for column in columns) for row in range(table.GetNumberOfRows()))

@@ -27,6 +27,7 @@ class ScriptedServer:
             "GET /info/": INFO,
             "GET /auth/token/valid": {"username": "ann", "role": "admin"},
             "GET /datastore/": {"objects": {}},
+            "GET /rounds/": {},
             **{
                 f"GET /model/{model}/versions": {"model": model, "served": None, "versions": []}
                 for model in INFO["models"]

@@ -282,6 +282,25 @@ def test_submitted_case_opens_again_with_its_label(slicer, server, studies, labe
     assert len(slicer.asked()) == 1  # a submitted label is somebody's work
 
 
+def test_case_that_was_sent_back_comes_first_with_its_label_and_what_is_to_be_corrected(
+    slicer, server, studies, label_all_but
+):
+    study = studies["axial"]
+    label_all_but()
+    review = {"image": study.name, "verdict": "sent_back", "reason": "the spleen is cut"}
+    requests.post(f"{server.url}/rounds/review", json=review, timeout=60).raise_for_status()
+    assert slicer.tool("next") == []
+    assert slicer.image_id() == study.name
+    assert slicer.text("caseLabel").startswith("sent back by admin: the spleen is cut")
+    assert np.array_equal(
+        voxels(only(slicer.segmentations()), "spleen", study.image), study.truth == 1 + NAMES.index("spleen")
+    )
+    slicer.fill_box("spleen", CORNER, SIZE)
+    assert slicer.tool("submit") == []
+    slicer.unfold("reviewSection")
+    assert [row[3] for row in slicer.table("labelTable") if row[0] == study.name] == [""]
+
+
 def test_slow_answer_is_cancelled_and_slicer_never_stands_still(open_extension, relay):
     slicer = open_extension(relay.url)
     slicer.tool("next")

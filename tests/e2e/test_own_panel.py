@@ -3,6 +3,11 @@
 import pytest
 from scripted_server import MODEL, ScriptedServer
 
+# A grey picture of one pixel.
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+
 
 @pytest.fixture
 def server():
@@ -84,3 +89,64 @@ def test_training_is_shown_with_its_time_left_and_each_labels_score(connected, s
     server.answers["GET /train/"] = {"status": "DONE", "progress": ended, "details": []}
     slicer.wait_for_text("trainLabel", "The training has ended. Published version 3.")
     assert slicer.toolbar()["texts"]["train"] == "Train"
+
+
+def rounds(*images, **more):
+    labels = [{"image": image, "user": "ann", "client": "", "time": 0, "review": {}} for image in images]
+    return {"labels": labels, "stop": {"sentence": "Go on."}, **more}
+
+
+def test_next_cases_are_shown_with_pictures_and_their_reasons_once_somebody_looks(connected, server):
+    queued = [{"rank": 1, "id": "a", "reason": "unlike the others", "thumbnail": PICTURE}]
+    queued.append({"rank": 2, "id": "b", "reason": "unsure", "thumbnail": None})
+    server.answers["GET /rounds/"] = rounds(queue=queued)
+    slicer = connected()
+    assert "GET /rounds/" not in [asked for asked, _, _ in server.asked]
+    slicer.unfold("queueSection")
+    assert slicer.queue() == [("1. a\nunlike the others", True), ("2. b\nunsure", False)]
+    (query,) = [query for asked, query, _ in server.asked if asked == "GET /rounds/"]
+    assert (query["model"], query["strategy"], query["thumbnails"]) == ([MODEL], ["auto"], ["true"])
+
+
+def test_reviewer_sees_suspects_first_and_approves_or_sends_back_with_a_reason(connected, server):
+    suspects = [{"image": "b", "reason": "Dice 0.10"}]
+    server.answers["GET /rounds/"] = rounds("a", "b", suspects=suspects)
+    server.answers["GET /datastore/"] = {"objects": {name: {"labels": {"final": {}}} for name in "ab"}}
+    server.answers["POST /rounds/review"] = {}
+    slicer = connected()
+    slicer.unfold("reviewSection")
+    assert slicer.table("labelTable") == [["b", "ann", "", "Look again: Dice 0.10"], ["a", "ann", "", ""]]
+    assert slicer.text("adviceLabel") == "Go on." and not slicer.can_click("approveButton")
+    slicer.choose_row("labelTable", "b")
+    assert slicer.text("labelledBox") == "b"
+    (warning,) = slicer.click("sendBackButton")
+    assert "Say what is to be corrected" in warning.text and server.bodies("POST /rounds/review") == []
+    slicer.type("reviewEdit", "no spleen")
+    assert slicer.click("sendBackButton") == []
+    slicer.choose_row("labelTable", "a")
+    assert slicer.click("approveButton") == []
+    sent = [(body["image"], body["verdict"], body["reason"]) for body in server.bodies("POST /rounds/review")]
+    assert sent == [("b", "sent_back", "no spleen"), ("a", "approved", "")]
+
+
+def test_annotator_sees_who_labelled_what_but_reviews_nothing(connected, server):
+    server.answers["GET /auth/token/valid"] = {"username": "ann", "role": "annotator"}
+    server.answers["GET /rounds/"] = rounds("a")
+    slicer = connected()
+    slicer.unfold("reviewSection")
+    slicer.choose_row("labelTable", "a")
+    assert not slicer.can_click("approveButton") and not slicer.can_click("curveButton")
+
+
+def test_budget_curve_is_a_plot_in_place_of_the_last_one(connected, server):
+    points = [
+        {"labels": 5, "score": 0.6, "low": 0.5, "high": 0.7},
+        {"labels": 9, "score": 0.8, "low": 0.7, "high": 0.9},
+    ]
+    server.answers["GET /rounds/"] = rounds(curve={"measure": "Dice", "points": points})
+    slicer = connected()
+    slicer.unfold("reviewSection")
+    slicer.click("curveButton")
+    slicer.click("curveButton")
+    (plot,) = slicer.plots()
+    assert plot["Dice"] == ((5.0, 0.6), (9.0, 0.8)) and len(plot) == 3

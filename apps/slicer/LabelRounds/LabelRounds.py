@@ -12,8 +12,7 @@ import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule
 
 from LabelRoundsLib import dialogs, segments
-from LabelRoundsLib.case_in_hand import CaseInHand
-from LabelRoundsLib.client import Case, Prediction
+from LabelRoundsLib.client import Prediction
 from LabelRoundsLib.lights import GREEN
 from LabelRoundsLib.logic import LabelRoundsLogic
 from LabelRoundsLib.panel import Panel
@@ -23,8 +22,6 @@ from LabelRoundsLib.toolbar import Toolbar
 from LabelRoundsLib.translation import _
 
 __all__ = ["LabelRounds", "LabelRoundsLogic", "LabelRoundsTest", "LabelRoundsWidget"]
-
-_DEFER_H = 24.0
 
 
 class LabelRounds(ScriptedLoadableModule):
@@ -57,12 +54,8 @@ class LabelRoundsWidget(Panel):
             "segmentButton": self.on_segment,
             "undoButton": self.on_undo,
             "cancelButton": self.on_cancel,
-            "nextButton": self.on_next,
             "submitButton": self.on_submit,
             "submitClassButton": self.on_submit_class,
-            "reopenButton": self.on_reopen,
-            "deferButton": self.on_defer,
-            "skipButton": self.on_skip,
         }
 
     def shortcuts(self) -> dict[str, Any]:
@@ -87,7 +80,7 @@ class LabelRoundsWidget(Panel):
 
     def on_next(self) -> None:
         """Open the next case."""
-        self.connected(self._next)
+        self.cases.on_next()
 
     def on_submit(self) -> None:
         """Submit the segmentation of the image that is shown."""
@@ -115,19 +108,6 @@ class LabelRoundsWidget(Panel):
             return
         self.edit(self.logic.undo())
         self.say(GREEN, _("The last prediction was taken back."))
-
-    def on_reopen(self) -> None:
-        """Open a submitted case again."""
-        image = self.ui.labelledBox.currentText
-        self.connected(lambda: self.start(_("Opening"), lambda *ends: self.logic.reopen(image, *ends), self._reopened))
-
-    def on_defer(self) -> None:
-        """Hand the case out to nobody for a day."""
-        self._put_aside(_DEFER_H)
-
-    def on_skip(self) -> None:
-        """Hand the case out no more."""
-        self._put_aside(None)
 
     # What follows from it.
 
@@ -179,26 +159,6 @@ class LabelRoundsWidget(Panel):
         likeliest = next(iter(classes.items()), ("?", 0.0))
         self.say(GREEN, _("{name}, {percent:.0f} %").format(name=likeliest[0], percent=100 * likeliest[1]))
 
-    def _next(self) -> None:
-        strategy, model = self.ui.strategyBox.currentText or "auto", self._model_of_rounds()
-        self.start(
-            _("Fetching the next case"), lambda *ends: self.logic.next_case(strategy, model, *ends), self._opened
-        )
-
-    def _opened(self, case: Case | str, volume: Any) -> None:
-        if volume is None:
-            self._hand = None
-            return self.say(GREEN, case or _("There is no case left to label."))
-        self._hand = CaseInHand(case)
-        self.say(GREEN, _("{image}: {reason}.").format(image=case.image, reason=case.told.get("reason", "")))
-        if self.ui.segmentNextBox.checked:
-            self._segment()
-
-    def _reopened(self, case: Case, volume: Any, node: Any) -> None:
-        self._hand = None
-        self.edit(node)
-        self.say(GREEN, _("{image} is open with its submitted label.").format(image=case.image))
-
     def _submit(self) -> None:
         volume = self.shown_image()
         if volume is None:
@@ -222,26 +182,13 @@ class LabelRoundsWidget(Panel):
             )
 
     def _submitted(self, image: str, answer: dict[str, Any]) -> None:
-        if self._hand is not None and self._hand.case.image == image:
-            self._hand = None
         ignored = ", ".join(answer.get("unknown_labels") or [])
         more = _(" No model knows {names}, which will not be learnt.").format(names=ignored) if ignored else ""
         self.say(GREEN, _("{image} is submitted.").format(image=image) + more)
-        self._ask_labelled()
+        self.cases.submitted(image)
+        self.rounds.look()
 
-    def _put_aside(self, hours: float | None) -> None:
-        if self._hand is None:
-            return
-        image, reason, client = self._hand.case.image, self.ui.reasonEdit.text, self.logic.client
-
-        def over(_none: Any) -> None:
-            self._hand = None
-            self.ui.reasonEdit.setText("")
-            self.say(GREEN, _("{image} is put aside.").format(image=image))
-
-        self.request(_("Putting aside"), lambda call: client.put_aside(image, reason, hours, call), over)
-
-    def _model_of_rounds(self) -> str:
+    def model_of_rounds(self) -> str:
         """Return for which model a case is asked; a server of both kinds of models hands out cases to segment."""
         model = self.ui.modelBox.currentText
         return "" if self.logic.classifies(model) else model

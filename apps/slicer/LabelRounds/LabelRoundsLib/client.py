@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -40,7 +40,7 @@ class Case:
         image: its id on the server.
         file: where the image lies here.
         told: what the server says of it: ``reason``, ``score``, ``rank``, ``queue``, ``strategy``, ``lease_s``.
-        label: the submitted label map, and the names of its values 1, 2, ...; of a case that is opened again.
+        label: the submitted label map, and the names of its values 1, 2, ...; of a case opened again or sent back.
     """
 
     image: str
@@ -78,13 +78,19 @@ class Client:
         self.token = answer["access_token"]
 
     def next_case(self, strategy: str, model: str, folder: Path, call: Call | None = None) -> Case | str:
-        """Fetch the case that is most worth labelling; where there is none, return why."""
+        """Fetch the case that is most worth labelling; where there is none, return why.
+
+        Of a case that a reviewer has sent back the label comes with it.
+        """
         asked = {"client_id": self.client_id, **({"model": model} if model else {})}
         answer = self._request("POST", f"/activelearning/{quote(strategy, '')}", body=asked, call=call)
         told = answer.json()
         if not told:
             return answer.headers.get("X-LabelRounds-Message", "")
-        return Case(told["id"], self._image(told["id"], folder, call), told)
+        image = str(told["id"])
+        if told.get("review") and self._has_label(image, call):
+            return replace(self.reopen(image, folder, call), told=told)
+        return Case(image, self._image(image, folder, call), told)
 
     def labelled(self, call: Call | None = None) -> list[str]:
         """Return the ids of the images that have a submitted label map."""
@@ -180,12 +186,32 @@ class Client:
         """Return what this user may do: ``user``, ``annotator``, ``reviewer`` or ``admin``, each more than the last."""
         return str(self._json("GET", "/auth/token/valid", timeout_s=30, call=call).get("role", ""))
 
+    def rounds(self, strategy: str, model: str, count: int, call: Call | None = None) -> dict[str, Any]:
+        """Return how the rounds stand: the next cases with pictures, who has labelled what, suspects, the curve."""
+        query = {"strategy": strategy, "count": count, "thumbnails": "true", **({"model": model} if model else {})}
+        return self._json("GET", "/rounds/", query, call=call)
+
+    def review(self, image: str, verdict: str, reason: str, call: Call | None = None) -> None:
+        """Note a reviewer's word on a label: ``approved`` or ``sent_back``, which needs a reason."""
+        body = {"image": image, "verdict": verdict, "reason": reason, "client_id": self.client_id}
+        self._request("POST", "/rounds/review", body=body, call=call)
+
     def _image(self, image: str, folder: Path, call: Call | None) -> Path:
         answer = self._request("GET", "/datastore/image", {"image": image}, call=call)
         told = answer.headers.get("Content-Disposition", "").partition('filename="')[2].partition('"')[0]
         file = folder / (Path(told).name or "image.nii.gz")
         file.write_bytes(answer.body)
         return file
+
+    def _has_label(self, image: str, call: Call | None) -> bool:
+        """Tell whether an image has a label map; of a class alone there is none to open."""
+        try:
+            self._request("GET", "/datastore/label/info", {"label": image, "tag": "final"}, call=call)
+        except Failed as failed:
+            if failed.status == 404:
+                return False
+            raise
+        return True
 
     def _submit(self, image: str, label: Path, told: dict[str, Any], call: Call | None) -> dict[str, Any]:
         form = Form({"params": json.dumps({**told, "client_id": self.client_id})}, {"label": (label, label.name)})

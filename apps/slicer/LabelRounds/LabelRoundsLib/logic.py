@@ -124,7 +124,10 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             if isinstance(case, str):
                 return done(case, None)
             self.remove_submitted()
-            done(case, self._load(case))
+            volume = self._load(case)
+            if case.label is not None:
+                self._put_label(case, volume)
+            done(case, volume)
 
         return self._start(
             lambda call: client.next_case(strategy, model, folder, call), loaded, failed, progress, folder
@@ -136,10 +139,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
         def loaded(case: Case) -> None:
             volume = self._load(case)
-            node = segments.new_segmentation(volume)
-            segments.put_labels(node, volume, case.label, {name: at for at, name in enumerate(case.names, 1)})
-            segments.show(node)
-            done(case, volume, node)
+            done(case, volume, self._put_label(case, volume))
 
         return self._start(lambda call: client.reopen(image, folder, call), loaded, failed, progress, folder)
 
@@ -211,6 +211,13 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             slicer.mrmlScene.RemoveNode(volume.GetStorageNode())
         slicer.util.setSliceViewerLayers(background=volume, foreground=None, label=None, fit=True)
         return volume
+
+    def _put_label(self, case: Case, volume):
+        """Put a case's submitted label into a segmentation of its own."""
+        node = segments.new_segmentation(volume)
+        segments.put_labels(node, volume, case.label, {name: at for at, name in enumerate(case.names, 1)})
+        segments.show(node)
+        return node
 
     def _note_image(self, volume, image: str) -> None:
         volume.SetAttribute(IMAGE, image)

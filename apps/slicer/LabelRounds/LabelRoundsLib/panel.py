@@ -13,11 +13,12 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 
 from . import dialogs, failures, segments
 from .background import Lookout
-from .case_in_hand import CaseInHand
+from .case_section import CaseSection
 from .failures import Failed
 from .http import Call
 from .lights import GREEN, GREY, RED, YELLOW
 from .logic import LabelRoundsLogic
+from .rounds_section import RoundsSection
 from .section import Section
 from .settings import Settings, name_to_send
 from .training_section import TrainingSection
@@ -36,7 +37,7 @@ class Panel(ScriptedLoadableModuleWidget):
         self.logic: LabelRoundsLogic | None = None
         self._call: Call | None = None
         self.sections: list[Section] = []
-        self._hand: CaseInHand | None = None
+        self.role = ""
         self._light, self._sentence, self._part = GREY, "", 0.0
         self._shortcuts: list[Any] = []
 
@@ -55,8 +56,8 @@ class Panel(ScriptedLoadableModuleWidget):
         self.ui.editor.setMRMLSegmentEditorNode(self._editor_node)
         self.ui.serverBox.setCurrentText(self.settings.get("server", "http://localhost:8000"))
         self.ui.segmentNextBox.setChecked(self.settings.get("segment_next") == "yes")
-        self.training = TrainingSection(self)
-        self.sections: list[Section] = [self.training]
+        self.cases, self.rounds, self.training = CaseSection(self), RoundsSection(self), TrainingSection(self)
+        self.sections = [self.cases, self.rounds, self.training]
         for slots in (self.slots(), *(section.slots() for section in self.sections)):
             for button, slot in slots.items():
                 getattr(self.ui, button).connect("clicked()", slot)
@@ -112,14 +113,10 @@ class Panel(ScriptedLoadableModuleWidget):
         ui.trainButton.setText(state["texts"]["train"])
         ui.connectButton.setEnabled(not state["busy"])
         ui.undoButton.setEnabled(not state["busy"] and self.logic.can_undo())
-        ui.reopenButton.setEnabled(not state["busy"] and ui.labelledBox.count > 0)
-        for button in (ui.skipButton, ui.deferButton):
-            button.setEnabled(not state["busy"] and self._hand is not None)
         ui.classSection.setVisible(self.logic.classifies(state["model"]))
         ui.submitClassButton.setEnabled(not state["busy"] and ui.classBox.count > 0)
         for section in self.sections:
             section.refresh(state["busy"])
-        self._show_case()
         if self.toolbar is not None:
             self.toolbar.show(state)
 
@@ -182,7 +179,7 @@ class Panel(ScriptedLoadableModuleWidget):
             return self.say(YELLOW, _("The server has no trained model yet: submit labels, then train."))
         warning = self.logic.version_warning()
         self.say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
-        self._ask_labelled()
+        self.lookout.ask("role", self.logic.client.role, self._note_role)
         for section in self.sections:
             section.connected()
             section.model_chosen()
@@ -224,11 +221,7 @@ class Panel(ScriptedLoadableModuleWidget):
             return False
         self.settings.set("user", answer[0])
         client = self.logic.client
-
-        def start(done: Any, failed: Any, progress: Any) -> Any:
-            return self.logic.background.start(lambda call: client.log_in(*answer, call), done, failed, progress)
-
-        self.start(_("Logging in"), start, lambda _none: then())
+        self.request(_("Logging in"), lambda call: client.log_in(*answer, call), lambda _none: then())
         return True
 
     def _say_failed(self, error: Failed, aloud: bool) -> None:
@@ -261,36 +254,15 @@ class Panel(ScriptedLoadableModuleWidget):
                 section.tick()
             if self._call is None and lookout.is_due("server", _SERVER_EVERY_S):
                 lookout.ask("server", client.info, self._found_server)
-            self._keep_case(client)
-        self._show_case()
-
-    def _keep_case(self, client: Any) -> None:
-        hand = self._hand
-        if hand is None:
-            return
-        image = hand.case.image
-        if not self.logic.is_open(image):
-            self._hand = None
-        elif hand.should_be_kept() and self.lookout.is_due("lease", _SERVER_EVERY_S):
-            self.lookout.ask("lease", lambda call: client.keep(image, call), hand.kept)
 
     def _found_server(self, info: dict[str, Any]) -> None:
         self.logic.info = info
         if self._light == RED:
             self._show_server(info)
 
-    def _show_case(self) -> None:
-        hand = self._hand
-        self.ui.caseLabel.setText("" if hand is None else hand.reason())
-        self.ui.leaseLabel.setText("" if hand is None else hand.lease())
-
-    def _ask_labelled(self) -> None:
-        def found(images: list[str]) -> None:
-            self.ui.labelledBox.clear()
-            self.ui.labelledBox.addItems(images)
-            self.refresh()
-
-        self.lookout.ask("labelled", self.logic.client.labelled, found)
+    def _note_role(self, role: str) -> None:
+        self.role = role
+        self.refresh()
 
     def shown_image(self) -> Any:
         """Return the image that the slice views show; None, with a warning, where they show none."""

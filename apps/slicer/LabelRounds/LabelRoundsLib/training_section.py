@@ -20,7 +20,6 @@ class TrainingSection(Section):
         super().__init__(panel)
         self._task: dict[str, Any] | None = None
         self._served: int | None = None
-        self._may_roll_back = False
         self.ui.versionTable.connect("itemSelectionChanged()", lambda: self.refresh(panel.state()["busy"]))
 
     @property
@@ -41,9 +40,8 @@ class TrainingSection(Section):
         self.panel.connected(self._roll_back)
 
     def connected(self) -> None:
-        """Look whether a training runs, and who this user is."""
+        """Look whether a training runs."""
         self._ask()
-        self.panel.lookout.ask("role", self.panel.logic.client.role, self._note_role)
 
     def tick(self) -> None:
         """Look how far a running training is."""
@@ -60,8 +58,9 @@ class TrainingSection(Section):
         """Enable what can be clicked now."""
         chosen = chosen_in(self.ui.versionTable)
         other = chosen.isdigit() and int(chosen) != self._served
-        self.ui.rollbackButton.setVisible(self._may_roll_back)
-        self.ui.rollbackButton.setEnabled(not busy and self._may_roll_back and other)
+        may = self.panel.role == "admin"
+        self.ui.rollbackButton.setVisible(may)
+        self.ui.rollbackButton.setEnabled(not busy and may and other)
 
     def _ask(self) -> None:
         self.panel.lookout.ask("training", self.panel.logic.client.training, self._note)
@@ -95,10 +94,6 @@ class TrainingSection(Section):
             fill(self.ui.trainTable, [_("Label"), told["measure"]], rows)
         if ran and not self.runs:
             self._ask_versions()
-        self.panel.refresh()
-
-    def _note_role(self, role: str) -> None:
-        self._may_roll_back = role == "admin"
         self.panel.refresh()
 
     def _show_versions(self, told: dict[str, Any]) -> None:
