@@ -98,9 +98,10 @@ class SegmentationInferer(ModelInferer):
 
         Args:
             request: ``image``; optional ``device`` (``cuda``: any GPU; else the best there is, of several alike the one
-                that is free first) and ``result_extension``; from the server ``client_id``, who asks,
-                ``gone``, which tells whether the client has gone, ``uploaded``, where the path is of this request
-                alone, and ``background``, where nobody waits for the answer.
+                that is free first), ``result_extension``, and ``uncertainty``, true for a map of how unsure the model
+                is, in percent (`labelrounds.uncertainty`), in place of the label map; from the server ``client_id``,
+                who asks, ``gone``, which tells whether the client has gone, ``uploaded``, where the path is of this
+                request alone, and ``background``, where nobody waits for the answer.
 
         Returns:
             the written file, and what the client reads: ``label_names`` (name to voxel value), ``version``,
@@ -134,7 +135,7 @@ class SegmentationInferer(ModelInferer):
             ", ".join(f"{stage} {value:.3f} s" for stage, value in latencies.items()),
         )
         return file, {
-            "label_names": self._model.label_values,
+            "label_names": {} if asked.unsure else self._model.label_values,
             "version": answer.version.number,
             "runtime": answer.runtime,
             "device": str(answer.device),
@@ -199,7 +200,8 @@ class SegmentationInferer(ModelInferer):
         if source is None:
             with asked.timed("read"):
                 source = read_image(asked.image, channels=self._model.channels)
-        computed = place.compute(partial(self._computing.compute, place.device, source, key, asked.timed))
+        compute = partial(self._computing.compute, place.device, source, key, asked.timed, unsure=asked.unsure)
+        computed = place.compute(compute)
         try:
             with asked.timed("restore"):
                 label = self._computing.finish(computed)
@@ -223,7 +225,7 @@ class SegmentationInferer(ModelInferer):
         weights = None
         if version is not None and version.weights.is_file():  # where there are none, loading them says so
             runtime, weights = runtime or self._networks.runtime(version, device), identity_of(version.weights)
-        return asked.content, self._configuration, weights, runtime, str(device), asked.extension
+        return asked.content, self._configuration, weights, runtime, str(device), asked.extension, asked.unsure
 
 
 def _encoded(label: np.ndarray, affine: Affine, extension: str, labels: Sequence[str]) -> bytes:

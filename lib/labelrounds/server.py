@@ -59,6 +59,7 @@ from labelrounds.tracing import TracingMiddleware, note
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
 _INFER_PARAMS |= {"restore_label_idx"}  # of OHIF: false, and so it is
+_INFER_PARAMS |= {"uncertainty"}  # of segmentation models
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
 _NOT_SERVED = {("DELETE", "/model/{model}"), ("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.

@@ -168,6 +168,12 @@ class ExtensionUser:
         volume = segments.shown_volume()
         return None if volume is None else _image(volume)
 
+    def overlay(self) -> Volume | None:
+        """Return the map that the slice views show over the image."""
+        view = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0]
+        node = slicer.mrmlScene.GetNodeByID(view.GetForegroundVolumeID() or "")
+        return None if node is None else _image(node)
+
     def volumes(self) -> int:
         """Return how many images and label maps the scene has."""
         return len(slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"))

@@ -10,6 +10,7 @@ import torch
 from label_server import MODEL, QUICK_MODEL, LabelServer
 from observed import read_nifti
 from relay import Relay
+from scipy import ndimage
 
 from labelrounds import phantoms
 from labelrounds.checkpoints import Checkpoints
@@ -118,6 +119,19 @@ def test_segments_are_coloured_and_shown_in_slices_and_in_3d(slicer, open_any):
     assert len({colour for colour, _, _ in looks.values()}) >= 4  # the kidneys share theirs
     assert all(in_slices for _, in_slices, _ in looks.values())
     assert all(points > 100 for _, _, points in looks.values())
+
+
+def test_uncertainty_lies_over_the_image_and_is_taken_away_again(slicer, open_study):
+    study = open_study("oblique")
+    assert slicer.click("unsureButton") == []
+    unsure, segments = slicer.overlay().on_grid_of(study.image), only(slicer.segmentations())
+    liver = voxels(segments, "liver", study.image)
+    shell = ndimage.binary_dilation(liver) & ~ndimage.binary_erosion(liver)
+    assert unsure.min() >= 0 and unsure.max() <= 100
+    assert unsure[shell].mean() > 2 * unsure[ndimage.binary_erosion(liver, iterations=2)].mean()
+    assert slicer.image_id() == study.name and slicer.volumes() == 2
+    slicer.click("clearButton")
+    assert slicer.overlay() is None and slicer.volumes() == 1
 
 
 def test_toolbar_shows_what_the_panel_shows_and_needs_no_panel(slicer, server, studies):
@@ -433,6 +447,9 @@ def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_exte
     shown = slicer.table("classTable")
     assert {name for name, _ in shown} == {"slim", "stout"}
     assert sum(float(percent.split()[0]) for _, percent in shown) == pytest.approx(100, abs=0.2)
+    assert slicer.click("explainButton") == []
+    found = slicer.overlay().on_grid_of(slicer.image())
+    assert 0.5 < found.max() <= 1 and found.min() >= 0
     slicer.choose("classBox", shown[1][0])
     assert slicer.click("submitClassButton") == []
     saved = server.studies / "labels" / "classes" / f"{slicer.image_id()}.json"

@@ -117,10 +117,7 @@ class Client:
     ) -> Prediction:
         """Segment or classify an image of the server's, or a file, which is sent under a name that says nothing."""
         options = {"client_id": self.client_id, **({} if classify else {"result_extension": ".nrrd"})}
-        files = {} if file is None else {"file": (file, "image" + "".join(file.suffixes))}
-        query = {"output": "json" if classify else "all", **({"image": image} if image else {})}
-        form = Form({"params": json.dumps(options)}, files)
-        answer = self._request("POST", f"/infer/{quote(model, '')}", query, form, call=call)
+        answer = self._infer(model, "json" if classify else "all", options, image, file, call)
         if classify:
             told = answer.json()
             classes = {entry["label"]: entry["score"] for entry in told["prediction"]}
@@ -129,6 +126,22 @@ class Client:
         told, path = json.loads(parts["params"]), folder / "prediction.nrrd"
         path.write_bytes(parts["image"])
         return Prediction(path, told["label_names"], {}, told.get("version"))
+
+    def overlay(
+        self,
+        model: str,
+        folder: Path,
+        options: Mapping[str, Any],
+        image: str = "",
+        file: Path | None = None,
+        call: Call | None = None,
+    ) -> Path:
+        """Fetch a map over an image: ``uncertainty``, or ``explain``, what a class was found by; else as `predict`."""
+        sent = {"client_id": self.client_id, "result_extension": ".nrrd", **options}
+        answer = self._infer(model, "image", sent, image, file, call)
+        path = folder / "map.nrrd"
+        path.write_bytes(answer.body)
+        return path
 
     def add_image(self, image: str, file: Path, call: Call | None = None) -> str:
         """Upload an image under a name; return the id that the server gave it."""
@@ -195,6 +208,14 @@ class Client:
         """Note a reviewer's word on a label: ``approved`` or ``sent_back``, which needs a reason."""
         body = {"image": image, "verdict": verdict, "reason": reason, "client_id": self.client_id}
         self._request("POST", "/rounds/review", body=body, call=call)
+
+    def _infer(
+        self, model: str, output: str, options: Mapping[str, Any], image: str, file: Path | None, call: Call | None
+    ) -> Answer:
+        files = {} if file is None else {"file": (file, "image" + "".join(file.suffixes))}
+        query = {"output": output, **({"image": image} if image else {})}
+        form = Form({"params": json.dumps(options)}, files)
+        return self._request("POST", f"/infer/{quote(model, '')}", query, form, call=call)
 
     def _image(self, image: str, folder: Path, call: Call | None) -> Path:
         answer = self._request("GET", "/datastore/image", {"image": image}, call=call)

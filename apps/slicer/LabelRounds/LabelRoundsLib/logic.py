@@ -15,7 +15,7 @@ from typing import Any, Callable
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from . import VERSION, segments
+from . import VERSION, overlays, segments
 from .background import Background
 from .client import Case, Client, Prediction
 from .failures import Failed
@@ -83,6 +83,26 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             return client.predict(model, folder, image, sent, classify, call)
 
         return self._start(work, done, failed, progress, folder)
+
+    def overlay(
+        self, volume, model: str, options: dict[str, Any], name: str, done: Done, failed: OnFailed, progress: Progress
+    ) -> Call:
+        """Show a map over an image, sending the image if the server doesn't have it.
+
+        ``done`` gets the map, or None where the image was closed meanwhile. The options are `Client.overlay`'s.
+        """
+        client, image, folder = self.client, self.image_of(volume), self._folder()
+        file = None if image else self._written(volume, folder)
+
+        def work(call: Call) -> Path:
+            sent = None if file is None else _compressed(file)
+            return client.overlay(model, folder, options, image, sent, call)
+
+        def fetched(found: Path) -> None:
+            is_there = slicer.mrmlScene.GetNodeByID(volume.GetID() or "") is volume
+            done(overlays.show(volume, found, name) if is_there else None)
+
+        return self._start(work, fetched, failed, progress, folder)
 
     def put_prediction(self, volume, node, prediction: Prediction, keep: list[str]):
         """Put a prediction's labels into a segmentation, or into a new one for None; one step of `undo`."""
@@ -194,6 +214,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         for volume in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
             nodes = segments.segmentations_of(volume) if volume.GetAttribute(IMAGE) else []
             if nodes and all(map(segments.is_submitted, nodes)):
+                overlays.remove(volume)
                 for node in [*nodes, volume]:
                     slicer.mrmlScene.RemoveNode(node)
 

@@ -18,6 +18,7 @@ from .failures import Failed
 from .http import Call
 from .lights import GREEN, GREY, RED, YELLOW
 from .logic import LabelRoundsLogic
+from .overlay_section import OverlaySection
 from .rounds_section import RoundsSection
 from .section import Section
 from .settings import Settings, name_to_send
@@ -57,7 +58,7 @@ class Panel(ScriptedLoadableModuleWidget):
         self.ui.serverBox.setCurrentText(self.settings.get("server", "http://localhost:8000"))
         self.ui.segmentNextBox.setChecked(self.settings.get("segment_next") == "yes")
         self.cases, self.rounds, self.training = CaseSection(self), RoundsSection(self), TrainingSection(self)
-        self.sections = [self.cases, self.rounds, self.training]
+        self.sections = [self.cases, self.rounds, self.training, OverlaySection(self)]
         for slots in (self.slots(), *(section.slots() for section in self.sections)):
             for button, slot in slots.items():
                 getattr(self.ui, button).connect("clicked()", slot)
