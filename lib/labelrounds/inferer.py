@@ -85,8 +85,12 @@ class SegmentationInferer(ModelInferer):
         self._computing.warm_up(device, stopped)
 
     def info(self) -> dict[str, Any]:
-        """Return what a client shows; beside what the host defines, the ``runtime`` on the best device."""
-        described: dict[str, Any] = super().info()
+        """Return what a client shows; beside what the host defines, the ``runtime`` on the best device.
+
+        Of the labels, ``codes`` says what some of them are (SNOMED CT), ``colours`` how red, green and blue they are.
+        """
+        card = self._model.model_dump(mode="json", include={"codes", "colours"})
+        described: dict[str, Any] = {**super().info(), **card}
         try:
             return {**described, "runtime": self._networks.summary(choose_device())}
         except LabelRoundsError as error:  # told to who asks for a segmentation

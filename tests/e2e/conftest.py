@@ -78,7 +78,7 @@ def add_quick_model(configs: Path) -> None:
     content = yaml.safe_load(SHIPPED.read_text())
     content["training"] |= {"iterations_per_epoch": 6, "batch_size": 1}
     file = configs / f"{QUICK_MODEL}.yaml"
-    file.write_text(yaml.safe_dump(content | {"patch_size": [32, 32, 32]}))
+    file.write_text(yaml.safe_dump(content | {"patch_size": [32, 32, 32], "colours": {"liver": [255, 0, 51]}}))
     Checkpoints(load_config(file)).publish(shipped_network(), {})
 
 

@@ -13,6 +13,7 @@ import application
 import ctk
 import qt
 import slicer
+import vtk
 from LabelRounds import LabelRounds, LabelRoundsTest, LabelRoundsWidget
 from LabelRoundsLib import segments
 from observed import Message, Volume
@@ -202,6 +203,18 @@ class ExtensionUser:
             )
             for name, key in segments.segment_ids(node).items()
         }
+
+    def terms(self) -> dict[str, str]:
+        """Return what Slicer's terminologies read of each segment's term: modifier and type."""
+        found, logic = {}, slicer.vtkSlicerTerminologiesModuleLogic()
+        segmentation = self._node().GetSegmentation()
+        for name, key in segments.segment_ids(self._node()).items():
+            text, entry = vtk.reference(""), slicer.vtkSlicerTerminologyEntry()
+            segmentation.GetSegment(key).GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), text)
+            assert logic.DeserializeTerminologyEntry(str(text), entry), str(text)
+            meanings = entry.GetTypeModifierObject().GetCodeMeaning(), entry.GetTypeObject().GetCodeMeaning()
+            found[name] = " ".join(filter(None, meanings))
+        return found
 
     def drawn_by_hand(self) -> list[str]:
         return segments.drawn_by_hand(self._node())

@@ -119,6 +119,11 @@ def test_segments_are_coloured_and_shown_in_slices_and_in_3d(slicer, open_any):
     assert len({colour for colour, _, _ in looks.values()}) >= 4  # the kidneys share theirs
     assert all(in_slices for _, in_slices, _ in looks.values())
     assert all(points > 100 for _, _, points in looks.values())
+    terms = slicer.terms()
+    assert (terms["liver"], terms["left_kidney"]) == ("Liver", "Left Kidney")
+    slicer.choose("modelBox", QUICK_MODEL)
+    slicer.tool("segment")
+    assert slicer.looks()["liver"][0] == pytest.approx((1, 0, 0.2))
 
 
 def test_uncertainty_lies_over_the_image_and_is_taken_away_again(slicer, open_study):

@@ -137,9 +137,7 @@ class LabelRoundsWidget(Panel):
             keep, node = (drawn if choice == 0 else []), (None if choice == 2 else node)
         self.edit(self.logic.put_prediction(volume, node, prediction, keep))
         found = _("{model}, version {version}, has segmented {image}.")
-        self.say(
-            GREEN, found.format(model=self.ui.modelBox.currentText, version=prediction.version, image=volume.GetName())
-        )
+        self.say(GREEN, found.format(model=prediction.model, version=prediction.version, image=volume.GetName()))
 
     def _ask_about_edits(self, drawn: list[str]) -> int | None:
         text = _("These segments were changed by hand: {names}. What shall become of the new prediction?")

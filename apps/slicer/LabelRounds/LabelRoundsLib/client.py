@@ -24,12 +24,14 @@ class Prediction:
         names: voxel value by label, in the server's order.
         classes: probability by class, the likeliest first; of a model that classifies.
         version: of the model.
+        model: that was asked.
     """
 
     file: Path | None
     names: dict[str, int]
     classes: dict[str, float] = field(default_factory=dict)
     version: int | None = None
+    model: str = ""
 
 
 @dataclass
@@ -121,11 +123,11 @@ class Client:
         if classify:
             told = answer.json()
             classes = {entry["label"]: entry["score"] for entry in told["prediction"]}
-            return Prediction(None, {}, classes, told.get("version"))
+            return Prediction(None, {}, classes, told.get("version"), model)
         parts = answer.parts()
         told, path = json.loads(parts["params"]), folder / "prediction.nrrd"
         path.write_bytes(parts["image"])
-        return Prediction(path, told["label_names"], {}, told.get("version"))
+        return Prediction(path, told["label_names"], {}, told.get("version"), model)
 
     def overlay(
         self,

@@ -15,7 +15,7 @@ from typing import Any, Callable
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from . import VERSION, overlays, segments
+from . import VERSION, looks, overlays, segments
 from .background import Background
 from .client import Case, Client, Prediction
 from .failures import Failed
@@ -109,7 +109,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         new = node is None
         node = segments.new_segmentation(volume) if new else node
         self._before = None if new else self._state(node)
-        put = segments.put_labels(node, volume, prediction.file, prediction.names, keep)
+        put = segments.put_labels(node, volume, prediction.file, prediction.names, keep, self._looks(prediction.model))
         segments.note_predicted(node, put)
         if new:
             self._before = node.GetID(), None, ""
@@ -236,9 +236,13 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def _put_label(self, case: Case, volume):
         """Put a case's submitted label into a segmentation of its own."""
         node = segments.new_segmentation(volume)
-        segments.put_labels(node, volume, case.label, {name: at for at, name in enumerate(case.names, 1)})
+        values = {name: at for at, name in enumerate(case.names, 1)}
+        segments.put_labels(node, volume, case.label, values, known=self._looks())
         segments.show(node)
         return node
+
+    def _looks(self, model: str = "") -> dict[str, dict[str, Any]]:
+        return looks.of(self.info.get("models", {}), model)
 
     def _note_image(self, volume, image: str) -> None:
         volume.SetAttribute(IMAGE, image)
