@@ -141,6 +141,22 @@ class ExtensionUser:
             found.append({series.GetName(): _pairs(series) for series in all_series})
         return found
 
+    def settings_page(self):
+        return slicer.app.settingsDialog().pages["LabelRounds"]
+
+    def tick(self, option: str, on: bool) -> None:
+        """Tick an option of the settings page, or untick it."""
+        getattr(self.settings_page(), option).setChecked(on)
+
+    def is_ticked(self, box: str) -> bool:
+        return getattr(self._ui, box).checked
+
+    def icon_colours(self) -> set[str]:
+        """Return the colours of the toolbar's icons where they are opaque."""
+        images = [action.icon.pixmap(64, 64).toImage() for action in self._toolbar.actions.values()]
+        pixels = [image.pixelColor(x, y) for image in images for x in range(0, 64, 2) for y in range(0, 64, 2)]
+        return {pixel.name() for pixel in pixels if pixel.alpha() == 255}
+
     def can_click(self, button: str) -> bool:
         """Tell whether a button is there and enabled."""
         return not getattr(self._ui, button).isHidden() and getattr(self._ui, button).enabled

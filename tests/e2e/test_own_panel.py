@@ -150,3 +150,18 @@ def test_budget_curve_is_a_plot_in_place_of_the_last_one(connected, server):
     slicer.click("curveButton")
     (plot,) = slicer.plots()
     assert plot["Dice"] == ((5.0, 0.6), (9.0, 0.8)) and len(plot) == 3
+
+
+def test_settings_page_and_panel_show_the_same_and_icons_take_the_texts_colour(open_extension, server):
+    slicer = open_extension(server.url)
+    slicer.tick("segment_next", True)
+    assert slicer.is_ticked("segmentNextBox")
+    assert len(slicer.icon_colours()) > 3
+    slicer.tick("plain_icons", True)
+    assert len(slicer.icon_colours()) == 1
+    slicer.click("connectButton")  # while which Qt writes them down
+    slicer.close()
+    again = open_extension(server.url)
+    assert again.is_ticked("segmentNextBox") and len(again.icon_colours()) == 1
+    again.tick("plain_icons", False)
+    assert len(again.icon_colours()) > 3

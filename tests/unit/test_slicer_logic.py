@@ -302,7 +302,7 @@ def test_scripts_are_python_3_9_and_import_what_slicer_has_alone(script):
     roots = {name.partition(".")[0] for name in names}
     allowed = {"LabelRoundsLib"} | ({"slicer"} if script.stem == "translation" else set())
     if script.stem not in WITHOUT_SLICER:
-        allowed |= {"qt", "slicer", "vtk", "numpy"}
+        allowed |= {"qt", "ctk", "slicer", "vtk", "numpy"}
     assert roots - set(sys.stdlib_module_names) <= allowed
     if script.stem == "logic":
         assert "qt" not in roots

@@ -18,6 +18,7 @@ from LabelRoundsLib.logic import LabelRoundsLogic
 from LabelRoundsLib.panel import Panel
 from LabelRoundsLib.section import fill
 from LabelRoundsLib.selftest import LabelRoundsTest
+from LabelRoundsLib.settings_page import SettingsPage
 from LabelRoundsLib.toolbar import Toolbar
 from LabelRoundsLib.translation import _
 
@@ -41,6 +42,8 @@ class LabelRounds(ScriptedLoadableModule):
     def _add_toolbar(self) -> None:
         panel = slicer.util.getModuleWidget("LabelRounds")
         panel.toolbar = Toolbar(slicer.util.mainWindow(), panel)
+        panel.page = SettingsPage(panel)
+        slicer.app.settingsDialog().addPanel("LabelRounds", panel.page)
         panel.refresh()
 
 

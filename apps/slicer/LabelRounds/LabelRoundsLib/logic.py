@@ -85,7 +85,15 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         return self._start(work, done, failed, progress, folder)
 
     def overlay(
-        self, volume, model: str, options: dict[str, Any], name: str, done: Done, failed: OnFailed, progress: Progress
+        self,
+        volume,
+        model: str,
+        options: dict[str, Any],
+        name: str,
+        opacity: float,
+        done: Done,
+        failed: OnFailed,
+        progress: Progress,
     ) -> Call:
         """Show a map over an image, sending the image if the server doesn't have it.
 
@@ -100,7 +108,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
         def fetched(found: Path) -> None:
             is_there = slicer.mrmlScene.GetNodeByID(volume.GetID() or "") is volume
-            done(overlays.show(volume, found, name) if is_there else None)
+            done(overlays.show(volume, found, name, opacity) if is_there else None)
 
         return self._start(work, fetched, failed, progress, folder)
 

@@ -43,10 +43,11 @@ class OverlaySection(Section):
         if volume is None or not self.panel.may_send(volume):
             return
         model, logic = self.ui.modelBox.currentText, self.panel.logic
+        opacity = int(self.panel.settings.get("opacity", "50")) / 100
         closed = _("The image was closed in the meantime; its map is dropped.")
         self.panel.start(
             _("Computing a map"),
-            lambda *ends: logic.overlay(volume, model, options, name, *ends),
+            lambda *ends: logic.overlay(volume, model, options, name, opacity, *ends),
             lambda node: self.panel.say(GREEN, closed if node is None else said),
         )
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import slicer
 
 OVER = "LabelRounds.over"
-_OPACITY = 0.5
 _COLOURS = ("vtkMRMLColorTableNodeFileInferno.txt", "vtkMRMLColorTableNodeRainbow")
 
 
@@ -17,13 +16,14 @@ def of(volume) -> list:
     return [node for node in nodes if node.GetNodeReferenceID(OVER) == volume.GetID()]
 
 
-def show(volume, file: Path, name: str):
+def show(volume, file: Path, name: str, opacity: float):
     """Show a map over its image, in place of an earlier one; what is near 0 stays clear.
 
     Args:
         volume: the image.
         file: the map, on the image's grid; from 0 up, by whatever it is measured.
         name: what it shows.
+        opacity: 0 to 1.
     """
     remove(volume)
     node = slicer.util.loadVolume(str(file), {"show": False})
@@ -41,7 +41,7 @@ def show(volume, file: Path, name: str):
     display.SetWindowLevelMinMax(0.0, highest)
     display.SetThreshold(0.1 * highest, highest)
     display.ApplyThresholdOn()
-    slicer.util.setSliceViewerLayers(foreground=node, foregroundOpacity=_OPACITY)
+    slicer.util.setSliceViewerLayers(foreground=node, foregroundOpacity=opacity)
     return node
 
 

@@ -32,6 +32,7 @@ class Panel(ScriptedLoadableModuleWidget):
     """The panel; see above."""
 
     toolbar: Any = None
+    page: Any = None
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
@@ -56,16 +57,14 @@ class Panel(ScriptedLoadableModuleWidget):
         self.ui.editor.setMRMLScene(slicer.mrmlScene)
         self.ui.editor.setMRMLSegmentEditorNode(self._editor_node)
         self.ui.serverBox.setCurrentText(self.settings.get("server", "http://localhost:8000"))
-        self.ui.segmentNextBox.setChecked(self.settings.get("segment_next") == "yes")
+        self.ui.segmentNextBox.setChecked(self.settings.is_on("segment_next"))
         self.cases, self.rounds, self.training = CaseSection(self), RoundsSection(self), TrainingSection(self)
         self.sections = [self.cases, self.rounds, self.training, OverlaySection(self)]
         for slots in (self.slots(), *(section.slots() for section in self.sections)):
             for button, slot in slots.items():
                 getattr(self.ui, button).connect("clicked()", slot)
         self.ui.modelBox.connect("activated(int)", lambda place: self.choose_model(self.ui.modelBox.currentText))
-        self.ui.segmentNextBox.connect(
-            "toggled(bool)", lambda checked: self.settings.set("segment_next", "yes" if checked else "no")
-        )
+        self.ui.segmentNextBox.connect("toggled(bool)", lambda on: self.settings.turn("segment_next", on))
         self._timers = [self._timer(_DELIVER_MS, self.logic.background.deliver), self._timer(_TICK_MS, self._tick)]
         self.say(GREY, _("Not connected yet."))
 

@@ -29,6 +29,14 @@ class Settings:
         """Keep something."""
         self._kept.setValue(f"LabelRounds/{key}", value)
 
+    def is_on(self, key: str) -> bool:
+        """Tell whether an option is on; at first none is."""
+        return self.get(key) == "yes"
+
+    def turn(self, key: str, on: bool) -> None:
+        """Turn an option on or off."""
+        self.set(key, "yes" if on else "no")
+
     def client_id(self) -> str:
         """Return by what servers know whose case it is; made up at the first start, and the same one ever after."""
         known = self.get("client") or f"slicer-{uuid.uuid4().hex[:8]}"

@@ -42,11 +42,23 @@ class Toolbar:
             "train": self._action("train", _("Train"), _("Train the model with all labels submitted so far")),
             "cancel": self._action("cancel", _("Cancel"), _("Cancel what the server is doing for you")),
         }
+        self.tint(panel.settings.is_on("plain_icons"))
         self.progress = qt.QProgressBar()
         self.progress.setMaximumWidth(120)
         self._shown = self.bar.addWidget(self.progress)
         self._shown.setVisible(False)
         window.addToolBar(self.bar)
+
+    def tint(self, plain: bool) -> None:
+        """Show the icons in the colour of the text, which stands out in any theme, or in their own."""
+        for name, action in self.actions.items():
+            picture = qt.QPixmap(str(_ICONS / f"{name}.png"))
+            if plain:
+                painter = qt.QPainter(picture)
+                painter.setCompositionMode(qt.QPainter.CompositionMode_SourceIn)
+                painter.fillRect(picture.rect(), self.bar.palette.color(qt.QPalette.WindowText))
+                painter.end()
+            action.setIcon(qt.QIcon(picture))
 
     def show(self, state: dict[str, Any]) -> None:
         """Show a state of the panel; see ``LabelRoundsWidget.state``."""
@@ -65,7 +77,7 @@ class Toolbar:
         self.progress.setValue(state["value"])
 
     def _action(self, name: str, text: str, tip: str) -> Any:
-        action = qt.QAction(qt.QIcon(str(_ICONS / f"{name}.png")), text, self.bar)
+        action = qt.QAction(text, self.bar)
         action.setToolTip(tip)
         action.connect("triggered()", lambda: getattr(self._panel, f"on_{name}")())
         self.bar.addAction(action)
