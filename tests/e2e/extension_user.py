@@ -26,8 +26,9 @@ class ExtensionUser:
     def __init__(self, folder: Path, server: str, settings: dict):
         self._uncaught: list[str] = []
         sys.excepthook = lambda *error: self._uncaught.append("".join(traceback.format_exception(*error)))
-        settings = {"server": server, **settings}
-        panel = application.start(folder, {f"LabelRounds/{key}": value for key, value in settings.items()})
+        slicers = {key: settings.pop(key) for key in ("language", "Internationalization/Enabled") if key in settings}
+        own = {f"LabelRounds/{key}": value for key, value in {"server": server, **settings}.items()}
+        panel = application.start(folder, {**slicers, **own})
         self._module = LabelRounds(panel)
         self._widget = LabelRoundsWidget(panel)
         self._widget.setup()

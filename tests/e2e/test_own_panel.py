@@ -165,3 +165,12 @@ def test_settings_page_and_panel_show_the_same_and_icons_take_the_texts_colour(o
     assert again.is_ticked("segmentNextBox") and len(again.icon_colours()) == 1
     again.tick("plain_icons", False)
     assert len(again.icon_colours()) > 3
+
+
+def test_panel_speaks_slicers_language(open_extension, nobody_there):
+    german = {"language": "de_DE", "Internationalization/Enabled": "true"}
+    slicer = open_extension(nobody_there, **german)
+    assert slicer.text("statusLabel") == "Noch nicht verbunden." and slicer.text("segmentButton") == "Segmentieren"
+    assert slicer.toolbar()["texts"]["next"] == "N\u00e4chster Fall"
+    (error,) = slicer.click("connectButton")
+    assert error.text.startswith(f"Unter {nobody_there} antwortet kein Server")

@@ -300,7 +300,7 @@ def test_scripts_are_python_3_9_and_import_what_slicer_has_alone(script):
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
     roots = {name.partition(".")[0] for name in names}
-    allowed = {"LabelRoundsLib"} | ({"slicer"} if script.stem == "translation" else set())
+    allowed = {"LabelRoundsLib"} | ({"slicer", "qt"} if script.stem == "translation" else set())
     if script.stem not in WITHOUT_SLICER:
         allowed |= {"qt", "ctk", "slicer", "vtk", "numpy"}
     assert roots - set(sys.stdlib_module_names) <= allowed
@@ -311,7 +311,7 @@ def test_scripts_are_python_3_9_and_import_what_slicer_has_alone(script):
 def test_build_lists_every_file_and_the_version_is_the_servers():
     listed = (MODULE / "CMakeLists.txt").read_text().replace("${MODULE_NAME}", "LabelRounds")
     files = [path.relative_to(MODULE).as_posix() for path in [*SCRIPTS, *MODULE.glob("Resources/*/*")]]
-    assert sorted(re.findall(r"\S+\.(?:py|png|ui)\b", listed.split("slicerMacro")[0])) == sorted(files)
+    assert sorted(re.findall(r"\S+\.(?:py|png|ui|ts|qm)\b", listed.split("slicerMacro")[0])) == sorted(files)
     assert labelrounds.__version__ == importlib.import_module("LabelRoundsLib").VERSION
     entry = json.loads((EXTENSION / "LabelRounds.json").read_text())
     assert f'set(EXTENSION_CATEGORY "{entry["category"]}")' in (EXTENSION / "CMakeLists.txt").read_text()

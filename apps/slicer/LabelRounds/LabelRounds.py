@@ -11,7 +11,7 @@ from typing import Any
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule
 
-from LabelRoundsLib import dialogs, segments
+from LabelRoundsLib import dialogs, segments, translation
 from LabelRoundsLib.client import Prediction
 from LabelRoundsLib.lights import GREEN
 from LabelRoundsLib.logic import LabelRoundsLogic
@@ -30,8 +30,9 @@ class LabelRounds(ScriptedLoadableModule):
 
     def __init__(self, parent: Any) -> None:
         super().__init__(parent)
+        translation.install()
         parent.title = "LabelRounds"
-        parent.categories = [_("Active Learning")]
+        parent.categories = ["Active Learning"]
         parent.dependencies = ["Segmentations"]
         parent.contributors = ["LabelRounds"]
         parent.helpText = _("Segment, correct, submit and retrain on a LabelRounds server, round after round.")
