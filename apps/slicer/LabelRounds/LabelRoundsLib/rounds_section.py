@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import qt
@@ -26,6 +28,7 @@ class RoundsSection(Section):
         self._state: dict[str, Any] = {}
         for section in (self.ui.queueSection, self.ui.reviewSection):
             section.connect("contentsCollapsed(bool)", lambda collapsed: self.look())
+        self.ui.strategyBox.connect("activated(int)", lambda place: self.look())
         self.ui.labelTable.connect("itemSelectionChanged()", self._label_is_chosen)
 
     def slots(self) -> dict[str, Any]:
@@ -62,9 +65,15 @@ class RoundsSection(Section):
         logic = self.panel.logic
         if not logic.info or (self.ui.queueSection.collapsed and self.ui.reviewSection.collapsed):
             return
-        strategy, model = self.ui.strategyBox.currentText or "auto", self.panel.model_of_rounds()
+        strategy, model = wanted = self._wanted()
         client = logic.client
-        self.panel.lookout.ask("rounds", lambda call: client.rounds(strategy, model, _QUEUED, call), self._show)
+
+        def show(state: dict[str, Any]) -> None:
+            self._show(state)
+            if wanted != self._wanted():  # another model or strategy was chosen meanwhile
+                self.look()
+
+        self.panel.lookout.ask("rounds", lambda call: client.rounds(strategy, model, _QUEUED, call), show)
 
     def on_curve(self) -> None:
         """Plot the score of each version against its labels."""
@@ -83,6 +92,9 @@ class RoundsSection(Section):
             self.look()
 
         self.panel.request(_("Reviewing"), lambda call: client.review(image, verdict, reason, call), done)
+
+    def _wanted(self) -> tuple[str, str]:
+        return self.ui.strategyBox.currentText or "auto", self.panel.model_of_rounds()
 
     def _points(self) -> list[dict[str, Any]]:
         return list((self._state.get("curve") or {}).get("points") or [])
@@ -142,6 +154,8 @@ def _picture(address: str) -> Any:
         png = base64.b64decode(content, validate=True)
     except binascii.Error:
         return None
-    picture = qt.QPixmap()
-    picture.loadFromData(qt.QByteArray(png))
+    with tempfile.TemporaryDirectory() as folder:  # Qt reads bytes from Python up to the first zero alone
+        file = Path(folder) / "picture.png"
+        file.write_bytes(png)
+        picture = qt.QPixmap(str(file))
     return None if picture.isNull() else picture

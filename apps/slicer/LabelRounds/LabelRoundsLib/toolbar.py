@@ -54,7 +54,8 @@ class Toolbar:
         for name, action in self.actions.items():
             picture = qt.QPixmap(str(_ICONS / f"{name}.png"))
             if plain:
-                painter = qt.QPainter(picture)
+                painter = qt.QPainter()
+                painter.begin(picture)
                 painter.setCompositionMode(qt.QPainter.CompositionMode_SourceIn)
                 painter.fillRect(picture.rect(), self.bar.palette.color(qt.QPalette.WindowText))
                 painter.end()
