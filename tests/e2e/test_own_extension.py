@@ -317,7 +317,7 @@ def test_case_that_was_sent_back_comes_first_with_its_label_and_what_is_to_be_co
     slicer.fill_box("spleen", CORNER, SIZE)
     assert slicer.tool("submit") == []
     slicer.unfold("reviewSection")
-    assert [row[3] for row in slicer.table("labelTable") if row[0] == study.name] == [""]
+    assert [row[2] for row in slicer.table("labelTable") if row[0] == study.name] == [""]
 
 
 def test_slow_answer_is_cancelled_and_slicer_never_stands_still(open_extension, relay):

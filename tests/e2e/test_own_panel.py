@@ -115,7 +115,7 @@ def test_reviewer_sees_suspects_first_and_approves_or_sends_back_with_a_reason(c
     server.answers["POST /rounds/review"] = {}
     slicer = connected()
     slicer.unfold("reviewSection")
-    assert slicer.table("labelTable") == [["b", "ann", "", "Look again: Dice 0.10"], ["a", "ann", "", ""]]
+    assert slicer.table("labelTable") == [["b", "ann", "Look again: Dice 0.10", ""], ["a", "ann", "", ""]]
     assert slicer.text("adviceLabel") == "Go on." and not slicer.can_click("approveButton")
     slicer.choose_row("labelTable", "b")
     assert slicer.text("labelledBox") == "b"

@@ -108,12 +108,12 @@ class RoundsSection(Section):
             [
                 each["image"],
                 " ".join(filter(None, (each["user"], each["client"] and f"({each['client']})"))),
-                wording.moment(each["time"]),
                 _review(each.get("review") or {}, suspects.get(each["image"], "")),
+                wording.moment(each["time"]),
             ]
             for each in labels
         ]
-        fill(self.ui.labelTable, [_("Case"), _("Labelled by"), _("When"), _("Review")], rows)
+        fill(self.ui.labelTable, [_("Case"), _("Labelled by"), _("Review"), _("When")], rows)
         self.ui.adviceLabel.setText(str((state.get("stop") or {}).get("sentence", "")))
         self.panel.refresh()
 
