@@ -35,6 +35,7 @@ __all__ = [
     "own_checks",
     "parse_body",
     "parse_object",
+    "role_of",
     "user_with",
 ]
 
@@ -46,6 +47,11 @@ def user_with(name: str, role: str, email: str | None = None, full_name: str | N
     """Return a user with a role and all those below it, by the names that the host's routes ask for."""
     roles = [HOST_ROLES[one] for one in ROLES[: ROLES.index(role) + 1]]
     return User(username=name, email=email, name=full_name, roles=roles)
+
+
+def role_of(who: User) -> str:
+    """Return the highest role that a user has; nothing for one without any."""
+    return next((role for role in reversed(ROLES) if HOST_ROLES[role] in who.roles), "")
 
 
 class Needs:

@@ -44,6 +44,7 @@ class Request:
         client: who asks.
         background: nobody waits for the answer.
         gone: tells whether the client has gone.
+        unsure: whether the map of the model's uncertainty is wanted, of a model that segments.
         seconds: how long each of `STAGES` has taken.
     """
 
@@ -53,6 +54,7 @@ class Request:
     client: str
     background: bool
     gone: Callable[[], bool]
+    unsure: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @classmethod
@@ -63,7 +65,11 @@ class Request:
             BadInput: an extension that is not written.
             NotFound: no such file.
         """
-        extension = _extension(request.get("result_extension"))
+        extension, unsure = _extension(request.get("result_extension")), request.get("uncertainty") or False
+        if not isinstance(unsure, bool):
+            raise BadInput(f"uncertainty {str(unsure)[:100]!r} is neither true nor false")
+        if unsure and extension == ".seg.nrrd":
+            raise BadInput("uncertainty: a map has no segments; ask for .nrrd, .nii.gz or .nii")
         image = Path(request["image"])
         return cls(
             image=image,
@@ -72,6 +78,7 @@ class Request:
             client=str(request.get("client_id", ""))[:200],
             background=bool(request.get("background")),
             gone=request.get("gone", lambda: False),
+            unsure=unsure,
         )
 
     @contextmanager

@@ -30,8 +30,9 @@ from labelrounds.memory_cache import Memory
 from labelrounds.reading import Image
 from labelrounds.served import ServedNetworks
 from labelrounds.sliding import Run, Stopped
-from labelrounds.transforms import Grid, clean, prepare, restore
+from labelrounds.transforms import Grid, clean, prepare, restore, restore_values
 from labelrounds.tuning import Tuning
+from labelrounds.uncertainty import uncertainty
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ class Computed:
         grid: between the two.
         affine: ``(4, 4)``, the image's own.
         note: what is to be said of how it was computed, or nothing.
+        unsure: whether ``label`` is the map of the model's uncertainty, on the image's own grid.
     """
 
     version: Version
@@ -75,6 +77,7 @@ class Computed:
     grid: Grid
     affine: Affine
     note: str
+    unsure: bool = False
 
 
 class LacksMemory(Exception):
@@ -126,7 +129,13 @@ class Computing:
         self._tuning = tuning
 
     def compute(
-        self, device: torch.device, source: Image | PreparedImage, key: Hashable, timed: Timed, stopped: Stopped
+        self,
+        device: torch.device,
+        source: Image | PreparedImage,
+        key: Hashable,
+        timed: Timed,
+        stopped: Stopped,
+        unsure: bool = False,
     ) -> Computed:
         """Compute an image in the first way that the device has the memory for; called in the device's thread.
 
@@ -136,6 +145,7 @@ class Computing:
             key: what the prepared image is kept by.
             timed: takes the time of a stage: ``load``, ``prepare``, ``segment`` or ``restore``.
             stopped: asked before each batch of windows whether to give up.
+            unsure: whether the map of the model's uncertainty is wanted in place of the label map.
 
         Raises:
             LacksMemory: there is no such way.
@@ -147,7 +157,7 @@ class Computing:
         reason = ""
         for way in self._ways(device, key):
             try:
-                computed = self._compute(way, device, source, grid, key, timed, stopped)
+                computed = self._compute(way, device, source, grid, key, timed, stopped, unsure)
                 if way.note:
                     logger.warning("Model %s: %s", self._model.name, way.note)
                 return computed
@@ -177,7 +187,7 @@ class Computing:
 
     def finish(self, computed: Computed) -> np.ndarray:
         """Return the label map ``(X, Y, Z)`` uint8 on the image's own grid; called in the request's thread."""
-        if not self._model.cleaning:
+        if computed.unsure or not self._model.cleaning:
             return computed.label
         return restore(
             torch.from_numpy(clean(computed.label, self._model)), computed.grid, self._model.inference.restore
@@ -203,6 +213,7 @@ class Computing:
         key: Hashable,
         timed: Timed,
         stopped: Stopped,
+        unsure: bool,
     ) -> Computed:
         with timed("load"):
             network = self._networks.get(device)
@@ -215,16 +226,18 @@ class Computing:
         if way.on_host:
             run, voxels = _on(device, network), prepared.voxels.cpu()
         with timed("segment"):
-            label = predict(run, voxels, self._model, stopped, way.most_at_once)
+            label = (uncertainty if unsure else predict)(run, voxels, self._model, stopped, way.most_at_once)
             complete(label.device)
         with timed("restore"):
-            if not self._model.cleaning:
+            if unsure:
+                restored = restore_values(label, grid)
+            elif not self._model.cleaning:
                 restored = restore(label, grid, self._model.inference.restore)
             else:
                 restored = to_host(label).numpy()
-        if self._tuning is not None and not way.note:
+        if self._tuning is not None and not way.note and not unsure:
             self._tuning.add(self._networks, network.version, device, voxels, label)
-        return Computed(network.version, network.runtime, restored, grid, prepared.affine, way.note)
+        return Computed(network.version, network.runtime, restored, grid, prepared.affine, way.note, unsure)
 
     def _prepared(self, image: Image, grid: Grid, device: torch.device, key: Hashable, timed: Timed) -> PreparedImage:
         """Return an image prepared on a device, where it is kept."""

@@ -19,6 +19,7 @@ from labelrounds.errors import BadInput
 from labelrounds.networks import networks
 from labelrounds.runtimes import runtimes
 from labelrounds.sections import (
+    Byte,
     CommonConfig,
     Count,
     LabelCode,
@@ -105,6 +106,7 @@ class ModelConfig(CommonConfig):
     training: TrainingConfig = TrainingConfig()
     cleaning: dict[str, LabelCleaning] = Field(default={})
     codes: dict[str, LabelCode] = Field(default={})
+    colours: dict[str, tuple[Byte, Byte, Byte]] = Field(default={})
 
     @property
     def dimensions(self) -> int:
@@ -136,7 +138,7 @@ class ModelConfig(CommonConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
-        for key, named in (("cleaning", self.cleaning), ("codes", self.codes)):
+        for key, named in (("cleaning", self.cleaning), ("codes", self.codes), ("colours", self.colours)):
             unknown = sorted(set(named) - set(self.labels))
             if unknown:
                 raise ValueError(f"{key}: names {', '.join(unknown)}, not among labels {', '.join(self.labels)}")

@@ -85,8 +85,12 @@ class SegmentationInferer(ModelInferer[WrittenLabel]):
         self._computing.warm_up(device, stopped)
 
     def info(self) -> dict[str, Any]:
-        """Return what a client shows; beside what the host defines, the ``runtime`` on the best device."""
-        described: dict[str, Any] = super().info()
+        """Return what a client shows; beside what the host defines, the ``runtime`` on the best device.
+
+        Of the labels, ``codes`` says what some of them are (SNOMED CT), ``colours`` how red, green and blue they are.
+        """
+        card = self._model.model_dump(mode="json", include={"codes", "colours"})
+        described: dict[str, Any] = {**super().info(), **card}
         try:
             return {**described, "runtime": self._networks.summary(choose_device())}
         except LabelRoundsError as error:  # told to who asks for a segmentation
@@ -98,9 +102,10 @@ class SegmentationInferer(ModelInferer[WrittenLabel]):
 
         Args:
             request: ``image``; optional ``device`` (``cuda``: any GPU; else the best there is, of several alike the one
-                that is free first) and ``result_extension``; from the server ``client_id``, who asks,
-                ``gone``, which tells whether the client has gone, ``uploaded``, where the path is of this request
-                alone, and ``background``, where nobody waits for the answer.
+                that is free first), ``result_extension``, and ``uncertainty``, true for a map of how unsure the model
+                is, in percent (`labelrounds.uncertainty`), in place of the label map; from the server ``client_id``,
+                who asks, ``gone``, which tells whether the client has gone, ``uploaded``, where the path is of this
+                request alone, and ``background``, where nobody waits for the answer.
 
         Returns:
             the written file, and what the client reads: ``label_names`` (name to voxel value), ``version``,
@@ -134,7 +139,7 @@ class SegmentationInferer(ModelInferer[WrittenLabel]):
             ", ".join(f"{stage} {value:.3f} s" for stage, value in latencies.items()),
         )
         return file, {
-            "label_names": self._model.label_values,
+            "label_names": {} if asked.unsure else self._model.label_values,
             "version": answer.version.number,
             "runtime": answer.runtime,
             "device": str(answer.device),
@@ -155,7 +160,8 @@ class SegmentationInferer(ModelInferer[WrittenLabel]):
         if source is None:
             with asked.timed("read"):
                 source = read_image(asked.image, channels=self._model.channels)
-        computed = place.compute(partial(self._computing.compute, place.device, source, key, asked.timed))
+        compute = partial(self._computing.compute, place.device, source, key, asked.timed, unsure=asked.unsure)
+        computed = place.compute(compute)
         try:
             with asked.timed("restore"):
                 label = self._computing.finish(computed)
@@ -179,7 +185,7 @@ class SegmentationInferer(ModelInferer[WrittenLabel]):
         weights = None
         if version is not None and version.weights.is_file():  # where there are none, loading them says so
             runtime, weights = runtime or self._networks.runtime(version, device), identity_of(version.weights)
-        return asked.content, self._configuration, weights, runtime, str(device), asked.extension
+        return asked.content, self._configuration, weights, runtime, str(device), asked.extension, asked.unsure
 
 
 def _encoded(label: np.ndarray, affine: Affine, extension: str, labels: Sequence[str]) -> bytes:

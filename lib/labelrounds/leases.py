@@ -23,6 +23,7 @@ from labelrounds.database import Database
 from labelrounds.errors import Conflict, NotFound
 from labelrounds.lease_clock import Clock, machine_clock, passed, tick
 from labelrounds.ledger import Ledger
+from labelrounds.reviews import SENT_BACK
 from labelrounds.strategies.base import Choice
 
 SCHEMA = (
@@ -210,6 +211,13 @@ class Leases:
             if not connection.execute("DELETE FROM aside WHERE image = ?", (image,)).rowcount:
                 raise NotFound(f"image {image!r} is not put aside")
             self.ledger.write(connection, "returned", image, client=client)
+
+    def reviewed(self, image: str, client: str, verdict: str, reason: str) -> None:
+        """Note a reviewer's word on a label; a case whose label is sent back is in nobody's hands any more."""
+        with self._database.writing() as connection:
+            if verdict == SENT_BACK:
+                connection.execute("DELETE FROM leases WHERE image = ?", (image,))
+            self.ledger.write(connection, verdict, image, client=client, reason=reason)
 
     def submitted(self, image: str, client: str, label: str, model: str, version: int | None) -> int | None:
         """Note a label; whoever has the case in hand has it no more.

@@ -1,9 +1,9 @@
 """The ledger of the rounds: who was handed which case, when and why, and what came of it.
 
 It is only ever added to, by whoever changes something and within the same transaction (`labelrounds.leases`). Its
-events are ``handed_out``, ``submitted``, ``skipped``, ``deferred``, ``returned``, ``expired``, ``unreadable`` and
-``agreement``. Times are of the wall clock, in unix seconds, for people; what must be right whatever that clock does
-goes by the numbers of the entries, and by `labelrounds.lease_clock`.
+events are ``handed_out``, ``submitted``, ``skipped``, ``deferred``, ``returned``, ``approved``, ``sent_back``,
+``expired``, ``unreadable`` and ``agreement``. Times are of the wall clock, in unix seconds, for people; what must be
+right whatever that clock does goes by the numbers of the entries, and by `labelrounds.lease_clock`.
 """
 
 import json

@@ -1,7 +1,8 @@
-"""Which cases are handed out, and what is said, when those to learn from are all labelled or in hand.
+"""Which cases are handed out, and what is said, before a strategy is asked and after it has none left.
 
-Then come, in this order, the cases of patients by whom the model is measured, those that the client has in hand
-already, and those that were put off. What another client has in hand is never handed out a second time.
+What a reviewer has sent back comes first. When the cases to learn from are all labelled or in hand, there come, in
+this order, the cases of patients by whom the model is measured, those that the client has in hand already, and those
+that were put off. What another client has in hand is never handed out a second time.
 """
 
 from dataclasses import replace
@@ -17,8 +18,9 @@ _HELD_BACK = "of a patient by whom the model is measured; no case to learn from 
 
 def order_of(strategy: CaseStrategy, gathered: Gathered, asking: Asking, count: int) -> tuple[list[Choice], Asking]:
     """Return the next few cases, and the request for them."""
-    if gathered.pool.candidates or asking.second:
-        return strategy.order(gathered.pool, count), asking
+    queue = queue_of(strategy, gathered, count, asking.second)
+    if queue or asking.second:
+        return queue, asking
     if gathered.held_back:
         held_back = shuffled(gathered.held_back, gathered.pool.seed)
         return [Choice(image, _HELD_BACK) for image in held_back[:count]], asking
@@ -30,6 +32,14 @@ def order_of(strategy: CaseStrategy, gathered: Gathered, asking: Asking, count: 
         Choice(one.image, f"put off before ({one.reason or 'no reason given'}), and no other case is left")
         for one in sorted(deferred, key=lambda one: one.left_s or 0.0)
     ], asking
+
+
+def queue_of(strategy: CaseStrategy, gathered: Gathered, count: int, second: bool = False) -> list[Choice]:
+    """Return the next few cases, those first that were sent back; for second opinions those of the strategy alone."""
+    if second:
+        return strategy.order(gathered.pool, count)
+    back = [Choice(image, why) for image, why in gathered.sent_back.items()]
+    return [*back, *(strategy.order(gathered.pool, count) if gathered.pool.candidates else [])][:count]
 
 
 def nothing_left(gathered: Gathered, asking: Asking) -> str:

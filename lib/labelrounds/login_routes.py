@@ -11,7 +11,7 @@ import labelrounds.host
 from fastapi import APIRouter, Form, Request
 from pydantic import SecretStr
 
-from labelrounds.access import Caller
+from labelrounds.access import Caller, role_of
 from labelrounds.addresses import address_of
 from labelrounds.errors import NotFound
 from labelrounds.login import Login
@@ -53,6 +53,6 @@ async def log_in(
 
 @auth.get("/token/valid", summary="Tell whose token this is")
 async def whose_token(who: Caller) -> dict[str, Any]:
-    """Return who has logged in."""
+    """Return who has logged in, and the highest ``role``, which includes those below it."""
     told: dict[str, Any] = who.model_dump()
-    return told
+    return {**told, "role": role_of(who)}

@@ -20,6 +20,7 @@ from labelrounds.access import Admin, Caller, parse_body
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.errors import NotFound
 from labelrounds.history import checksum
+from labelrounds.tasks import task_of
 from labelrounds.uploads import publish_upload
 
 __all__ = ["labelrounds", "models"]
@@ -56,13 +57,19 @@ def download(_: Admin, model: str) -> FileResponse:
 
 @models.get("/{model}/versions", summary="See a model's versions")
 def see_versions(_: Caller, model: str) -> dict[str, Any]:
-    """Return the versions, and the number of the one that is served; nothing of the cases that they learnt from."""
+    """Return the versions with their scores, and the number of the one that is served; nothing of single cases."""
     checkpoints = _checkpoints(model)
+    task = task_of(checkpoints.config)
     listed = [
-        {"version": version.number, **{key: version.record[key] for key in _SHOWN if key in version.record}}
+        {
+            "version": version.number,
+            **{key: version.record[key] for key in _SHOWN if key in version.record},
+            "by_label": version.record.get(task.key) or {},
+        }
         for version in checkpoints.versions()
     ]
-    return {"model": model, "served": checkpoints.served_number(), "versions": listed}
+    served = checkpoints.served_number()
+    return {"model": model, "served": served, "measure": task.measure, "versions": listed}
 
 
 @models.put("/{model}", summary="Upload weights as a new version")

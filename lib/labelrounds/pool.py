@@ -21,6 +21,7 @@ from labelrounds.errors import LabelRoundsError
 from labelrounds.leases import Aside, Lease, Leases, Standing
 from labelrounds.memory_cache import identity_of
 from labelrounds.policies import learnt_from
+from labelrounds.reviews import sent_back
 from labelrounds.scores import Known, ScoreStore
 from labelrounds.splits import TEST, TRAIN, by_name_alone, part_to_be, read_parts
 from labelrounds.store import CLASSES, StudyStore, patient_in
@@ -34,6 +35,7 @@ class Gathered:
     Attributes:
         pool: for a strategy.
         standing: by which it was gathered.
+        sent_back: by id of a free case, why its label is to be corrected; it counts as one without a label.
         held_back: ids of free cases of patients by whom the model is or will be measured.
         unlabelled: ids of the cases without a label.
         files: by id, where the images lie that are at hand.
@@ -42,6 +44,7 @@ class Gathered:
 
     pool: Pool
     standing: Standing
+    sent_back: Mapping[str, str]
     held_back: Sequence[str]
     unlabelled: Set[str]
     files: Mapping[str, Path]
@@ -103,8 +106,9 @@ class PoolSource:
         """
         # What is in hand first: whoever submits a label in between saves it before the case leaves their hands.
         standing = self._with_files(self._leases.standing())
-        labelled = self._store.get_labeled_images()
-        unlabelled = self._store.get_unlabeled_images()
+        back = sent_back(self._store.entries, self._tag)
+        labelled = [image for image in self._store.get_labeled_images() if image not in back]
+        unlabelled = [*self._store.get_unlabeled_images(), *back]
         waiting = {*unlabelled} - {*labelled}
         files = self._store.files_at_hand()
         parts = self._parts(labelled, [*labelled, *unlabelled], files)
@@ -113,7 +117,7 @@ class PoolSource:
         out = {*standing.leases, *standing.aside, *standing.unreadable}
         free = waiting - out
         pool = Pool(
-            candidates=sorted(image for image in free if image not in held_back),
+            candidates=sorted(free - held_back - back.keys()),
             labelled=self._in_order(labelled),
             taken=sorted(image for image in standing.leases if image in waiting),
             scores=known.scores,
@@ -128,7 +132,8 @@ class PoolSource:
         return Gathered(
             pool=pool,
             standing=standing,
-            held_back=sorted(image for image in free if image in held_back),
+            sent_back={image: why for image, why in back.items() if image in free},
+            held_back=sorted(free & held_back - back.keys()),
             unlabelled=waiting,
             files=files,
             known=known,

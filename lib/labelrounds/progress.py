@@ -56,7 +56,7 @@ class Watch:
 
     ``epoch`` and ``total_epochs`` count over all trainings of the run, cross-validation included, so that a client's
     bar runs once from empty to full; ``eta_s`` is the time for what is left of them. ``history`` holds epoch and mean
-    validation Dice of the training whose result is published.
+    validation Dice of the training whose result is published; ``measure_key`` names the figure that holds each label's.
     """
 
     def __init__(self, checkpoints: Checkpoints, resumable: bool, task: Task) -> None:
@@ -72,6 +72,7 @@ class Watch:
     def begin(self, labelled: int, epochs: int) -> None:
         """Say that a run has begun, with a first guess of its length; the last run's end is shown no longer."""
         shown = {"epoch": 0, "total_epochs": epochs, "best_metric": 0.0} | self.progress.content
+        shown |= {"measure": self._task.measure, "measure_key": self._task.key}
         self.progress.write(**shown, status="preparing", stage="preparing", started=self._started, labelled=labelled)
 
     def stage(self, what: str) -> None:

@@ -27,6 +27,7 @@ from labelrounds.errors import LabelRoundsError
 from labelrounds.policies import learnt_from
 from labelrounds.pool import Gathered
 from labelrounds.pool_means import note_pool_mean, pool_means
+from labelrounds.reviews import review_of
 from labelrounds.store import StudyStore, patient_in
 from labelrounds.strategies.base import Choice
 from labelrounds.suspects import (
@@ -43,7 +44,7 @@ from labelrounds.thumbnails import thumbnail
 logger = logging.getLogger(__name__)
 
 LEDGER_TAIL = 50
-_MOST_NAMED = 100
+_MOST_NAMED, _MOST_LABELS = 100, 500
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def state_of(parts: Parts) -> dict[str, Any]:
     """
     config, gathered = parts.config, parts.gathered
     versions = _versions(config)
-    suspects = _suspects(parts, versions)
+    infos = _label_infos(parts)
+    suspects = [each for each in _suspects(parts, versions) if not review_of(infos.get(each.image, {}))]
     picks = _picks(parts.ledger, config.name)
     points = budget_curve(versions)
     measure = task_of(config).measure
@@ -110,6 +112,7 @@ def state_of(parts: Parts) -> dict[str, Any]:
         "aside": [vars(one) for one in gathered.standing.aside.values()],
         "unreadable": [{"image": image, "reason": reason} for image, reason in sorted(gathered.unreadable.items())],
         "ledger": [dict(entry) for entry in parts.ledger[-LEDGER_TAIL:]],
+        "labels": _labels(parts),
         "suspects": [vars(suspect) for suspect in suspects[:_MOST_NAMED]],
         "duplicates": _duplicates(parts),
         "agreement": annotators_agree(parts.ledger, parts.store.history, label_tag_of(config)),
@@ -216,6 +219,21 @@ def _label_infos(parts: Parts) -> dict[str, Mapping[str, Any]]:
     """Return what is known of the label of each labelled image."""
     tag = label_tag_of(parts.config)
     return {image: entry.labels[tag].info for image, entry in parts.store.entries.items() if tag in entry.labels}
+
+
+def _labels(parts: Parts) -> list[dict[str, Any]]:
+    """Return who has labelled what, when, and a reviewer's word on it, the newest first."""
+    found: list[dict[str, Any]] = [
+        {
+            "image": image,
+            "user": str(info.get("user") or ""),
+            "client": str(info.get("client_id") or ""),
+            "time": float(info.get("ts") or 0),
+            "review": review_of(info),
+        }
+        for image, info in _label_infos(parts).items()
+    ]
+    return sorted(found, key=lambda each: (-each["time"], each["image"]))[:_MOST_LABELS]
 
 
 def _suspects(parts: Parts, versions: Sequence[Version]) -> list[Suspect]:

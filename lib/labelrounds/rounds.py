@@ -16,6 +16,7 @@ Crash
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,12 +38,13 @@ from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
 from labelrounds.jobs import job_queue
 from labelrounds.leases import Asking, Leases
-from labelrounds.leftovers import nothing_left, order_of
+from labelrounds.leftovers import nothing_left, order_of, queue_of
 from labelrounds.owing import Owing
 from labelrounds.pool import Gathered, PoolSource
 from labelrounds.pool_means import note_pool_mean
 from labelrounds.pool_scoring import PoolScoring
 from labelrounds.readable import Readable
+from labelrounds.reviews import REVIEW, is_sent_back, review_of
 from labelrounds.round_state import Parts, state_of
 from labelrounds.store import CLASSES
 from labelrounds.strategies import strategies
@@ -274,6 +276,26 @@ class Rounds:
         """Hand a case out again; raises `NotFound` where there is no such image, or it is not put aside."""
         self.opened().leases.put_back(image, client)
 
+    def review(self, image: str, verdict: str, reason: str, user: str, client: str) -> dict[str, Any]:
+        """Note a reviewer's word on an image's label, and return it.
+
+        Args:
+            image: whose label it is about.
+            verdict: ``approved`` or ``sent_back``.
+            reason: what is to be corrected.
+            user: who says so.
+            client: by which.
+
+        Raises:
+            NotFound: no such image, or it has no label.
+            OutOfSpace: it can't be written down.
+        """
+        store = self._app.datastore()
+        word = {"verdict": verdict, "by": user, "reason": reason, "time": time.time()}
+        store.update_label_info(image, store.rounds_tag, {REVIEW: word})
+        self.opened().leases.reviewed(image, client, verdict, reason)
+        return word
+
     def state(
         self,
         strategy: str | None = None,
@@ -305,7 +327,7 @@ class Rounds:
                 database=opened.database,
                 gathered=gathered,
                 strategy=name,
-                choices=chooser.order(gathered.pool, count) if gathered.pool.candidates else [],
+                choices=queue_of(chooser, gathered, count, second=name == SECOND),
                 ledger=opened.leases.ledger.entries(),
                 progress=of.scoring.progress(),
                 cold={} if gathered.known.scores else of.source.cold.known(gathered.files)[0],
@@ -366,10 +388,17 @@ class Rounds:
             "model": asking.model,
             "monitor": choice.monitor,
             "prediction_ready": self._app.is_ready(path),
-            "queue": max(0, len(gathered.pool.candidates) - 1),
+            "queue": max(0, len(gathered.pool.candidates) + len(gathered.sent_back) - 1),
             "lease_s": self.opened().leases.seconds,
             **({"stale": _stale(gathered)} if gathered.known.stale else {}),
+            **self._sent_back(choice.image_id),
         }
+
+    def _sent_back(self, image: str) -> dict[str, Any]:
+        """Return the reviewer's word on a case whose label is to be corrected."""
+        store = self._app.datastore()
+        found = store.entries[image].labels.get(store.rounds_tag) if image in store.entries else None
+        return {REVIEW: review_of(found.info)} if found is not None and is_sent_back(found.info) else {}
 
     def _check_image(self, image: str) -> None:
         store = self._app.datastore()

@@ -1,4 +1,4 @@
-"""The routes of the rounds: asking for a case, keeping it, putting it aside, and seeing how things stand.
+"""The routes of the rounds: asking for a case, keeping it, putting it aside, reviewing it, seeing how things stand.
 
 Plain functions, so that they run in a thread each. Every body is checked whole, an unknown key being a mistake.
 """
@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, ConfigDict, Field
 
-from labelrounds.access import Annotator, Caller, client_of, parse_body
+from labelrounds.access import Annotator, Caller, Reviewer, client_of, parse_body
 from labelrounds.errors import BadInput
 from labelrounds.names import check_id
 from labelrounds.tracing import note
@@ -52,6 +52,16 @@ class PutAside(BaseModel):
     kind: Literal["skip", "defer"]
     reason: Annotated[str, Field(max_length=500)] = ""
     hours: Annotated[float, Field(gt=0, le=_LONGEST_H, allow_inf_nan=False)] | None = None
+    client_id: Name | None = None
+
+
+class Reviewed(BaseModel):
+    """A word on a label."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    image: Name
+    verdict: Literal["approved", "sent_back"]
+    reason: Annotated[str, Field(max_length=500)] = ""
     client_id: Name | None = None
 
 
@@ -101,6 +111,16 @@ def put_aside(http: Request, who: Annotator, body: Sent = None) -> dict[str, Any
     client = client_of(http, who, body or {})
     app_instance().rounds.put_aside(check_id(aside.image), client, aside.kind, aside.reason, aside.hours)
     return {"image": aside.image, "kind": aside.kind}
+
+
+@rounds.post("/rounds/review", summary="Approve a label or send it back")
+def review(http: Request, who: Reviewer, body: Sent = None) -> dict[str, Any]:
+    """Note a word on a case's label; what is sent back is not learnt from, and handed out again before all others."""
+    said = parse_body(Reviewed, body or {})
+    note(image=said.image)
+    client = client_of(http, who, body or {})
+    word = app_instance().rounds.review(check_id(said.image), said.verdict, said.reason, who.username, client)
+    return {"image": said.image, "review": word}
 
 
 @rounds.delete("/rounds/aside", summary="Put a case back")

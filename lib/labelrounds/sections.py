@@ -15,6 +15,7 @@ MirrorAxis = Literal["left_right", "posterior_anterior", "inferior_superior"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
+Byte = Annotated[int, Field(ge=0, le=255)]
 
 
 class Section(BaseModel):

@@ -45,6 +45,7 @@ from labelrounds.model_routes import models
 from labelrounds.ohif import viewer
 from labelrounds.privacy.identity import check_notes
 from labelrounds.redaction import hide_secrets
+from labelrounds.reviews import REVIEW
 from labelrounds.rounds_routes import rounds
 from labelrounds.sandbox import sandbox_of
 from labelrounds.sent_files import received
@@ -57,11 +58,12 @@ from labelrounds.tracing import TracingMiddleware, note
 
 _INFER_PARAMS = {"device", "result_extension", "result_dtype", "result_compress", "client_id"}
 _INFER_PARAMS |= {"restore_label_idx"}  # of OHIF: false, and so it is
+_INFER_PARAMS |= {"uncertainty"}  # of segmentation models
 _INFER_PARAMS |= {"show", "explain", "explain_method"}  # of classification models
 _NOT_SERVED = {("PUT", "/datastore/updatelabelinfo")}
 # What the server itself notes of an image or a label, and goes by.
 _OWN_NOTES = {"id", "path", "name", "ts", "sha256", "strategy", "labels", "label_info", "unknown_labels", "classes"}
-_OWN_NOTES |= {"restored_by", "series"}
+_OWN_NOTES |= {"restored_by", "series", REVIEW}
 _HOST_SECRETS = ("DATASTORE_PASSWORD", "DATASTORE_API_KEY", "DICOMWEB_PASSWORD")
 _CHECKSUM = re.compile(r"(?:SHA256:)?([0-9a-fA-F]{64})")
 
@@ -174,7 +176,8 @@ def submit_label(
     check_notes(details, "params")
     # Whose label it is says the login, never the client.
     details["user"] = who.username
-    details.pop("restored_by", None)
+    for key in ("restored_by", REVIEW):
+        details.pop(key, None)
     app = app_instance()
     store, kind = app.datastore(), tag or FINAL
     with received(label, also=(".json",)) as path:

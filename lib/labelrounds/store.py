@@ -31,6 +31,7 @@ from labelrounds.errors import BadInput, Conflict
 from labelrounds.index import CLASSES, FINAL
 from labelrounds.label_versions import LabelVersions
 from labelrounds.labels import by_position
+from labelrounds.reviews import is_sent_back
 from labelrounds.stored_images import patient_in
 
 __all__ = ["CLASSES", "EXTENSIONS", "FINAL", "LabelledCase", "StudyStore", "patient_in"]
@@ -107,12 +108,15 @@ class StudyStore(LabelVersions):
             observer.join()
 
     def training_items(self, label_tag: str = FINAL) -> list[LabelledCase]:
-        """Return the cases with a human's label of a tag, sorted by id; those whose files have gone are left out."""
+        """Return the cases with a human's label of a tag, sorted by id.
+
+        Those whose label was sent back or whose files have gone are left out.
+        """
         cases = []
         model = self._datastore
         for image_id in sorted(model.objects):
             found = model.objects[image_id]
-            if label_tag not in found.labels:
+            if label_tag not in found.labels or is_sent_back(found.labels[label_tag].info):
                 continue
             image = self._path(image_id, "", found.image.ext)
             label = self._version_or_current(image_id, label_tag, found.labels[label_tag])

@@ -14,6 +14,7 @@ from labelrounds.history import checksum, link_or_copy
 from labelrounds.index import FINAL, DataModel, ImageLabelModel
 from labelrounds.labels import Meaning, check_label, check_prediction
 from labelrounds.names import check_tag
+from labelrounds.reviews import is_sent_back
 from labelrounds.stored_images import noted_info, plain_info
 from labelrounds.stored_series import StoredSeries
 
@@ -134,6 +135,8 @@ class StoredLabels(StoredSeries):
         """Tell whether an image has just this label already, whole, from the same user and with the same meaning."""
         old = self._object(image_id).labels.get(tag)
         if old is None or old.ext != entry.ext or "sha256" not in old.info:
+            return False
+        if is_sent_back(old.info):  # who submits it again stands by it
             return False
         if any(old.info.get(key) != value for key, value in entry.info.items() if key != "ts"):
             return False

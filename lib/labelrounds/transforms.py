@@ -136,6 +136,14 @@ def restore(label: torch.Tensor, grid: Grid, method: Restoring = "nearest") -> n
     return to_host((_interpolated if linear else _picked)(turned, places)).numpy().T
 
 
+def restore_values(values: torch.Tensor, grid: Grid) -> np.ndarray:
+    """Return values ``(X, Y, Z)`` of the network's grid on the image's own grid, rounded to uint8, by interpolation."""
+    fine = values[None].float()
+    if grid.shape != grid.oriented_shape:
+        fine = _trilinear(fine, grid.oriented_shape)
+    return np.asfortranarray(grid.backward(to_host(fine[0].round().to(torch.uint8)).numpy()))
+
+
 def normalise(tensor: torch.Tensor, config: ModelConfig) -> torch.Tensor:
     """Scale intensities as the model's configuration says, each channel ``(C, X, Y, Z)`` for itself."""
     intensity = config.intensity

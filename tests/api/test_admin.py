@@ -171,6 +171,7 @@ def test_each_of_many_answers_is_one_versions(versions):
 def test_versions_are_listed_fetched_and_removed(versions):
     listed = versions.client.call("GET", f"/model/{NAME}/versions").json()
     assert listed["versions"][0]["uploaded_by"] and "cases" not in listed["versions"][0]
+    assert listed["measure"] == "Dice" and listed["versions"][0]["by_label"] == {}
     info = versions.client.call("GET", f"/model/info/{NAME}").json()
     fetched = versions.client.call("GET", f"/model/{NAME}")
     assert info["checksum"].startswith("SHA256:") and info["version"] == listed["served"]

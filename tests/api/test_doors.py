@@ -97,6 +97,7 @@ LEAST = {
     ("POST", "/rounds/lease"): "annotator",
     ("POST", "/rounds/aside"): "annotator",
     ("DELETE", "/rounds/aside"): "annotator",
+    ("POST", "/rounds/review"): "reviewer",
     ("GET", "/datastore/"): "user",
     ("PUT", "/datastore/"): "annotator",
     ("DELETE", "/datastore/"): "admin",
@@ -187,7 +188,8 @@ def test_a_round_works_with_a_login_as_slicer_asks_for_it(closed, truths):
     token = closed.ask("POST", "/auth/token", data=form).json()
     header = {"headers": {"Authorization": f"{token['token_type']} {token['access_token']}"}}
     assert closed.keys["annotator"] not in str(token)
-    assert closed.ask("GET", "/auth/token/valid", **header).json()["username"] == "the-annotator"
+    told = closed.ask("GET", "/auth/token/valid", **header).json()
+    assert (told["username"], told["role"]) == ("the-annotator", "annotator")
     image = closed.ask("POST", "/activelearning/random", json={}, **header).json()["id"]
 
     (other,) = {"phantom_000", "phantom_001"} - {image}

@@ -132,6 +132,12 @@ def test_who_sends_no_name_and_who_sends_null_is_the_same_client(server):
     give_back(server, image, "")
 
 
+def test_a_review_is_checked_and_needs_a_label(server):
+    body = {"image": "nobody", "verdict": "approved"}
+    assert ask(server, "POST", "/rounds/review", json=body).status_code == 404
+    assert ask(server, "POST", "/rounds/review", json={**body, "verdict": "good"}).status_code == 400
+
+
 def test_a_case_that_is_put_aside_is_seen_with_its_reason_and_comes_back(server):
     image = next_case(server, "aside").json()["id"]
     body = {"image": image, "kind": "defer", "reason": "ask a colleague", "hours": 2, "client_id": "aside"}

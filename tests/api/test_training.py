@@ -74,6 +74,7 @@ def test_a_training_publishes_a_version_or_says_why_not(trained):
     assert task["status"] in ("SUBMITTED", "RUNNING")
     wait_until(lambda: status(client)["progress"].get("epoch", 0) >= 1)
     running = client.call("GET", "/train/?check_if_running=true").json()["progress"]
+    assert (running["measure"], running["measure_key"]) == ("Dice", "dice")
     assert running["total_epochs"] >= 2 and running["loss"] > 0 and running["eta_s"] > 0
     assert running["stage"] == "training" or running["stage"].startswith("leave-one-out fold ")
     stats = list(client.follow_training(MODEL))[-1]

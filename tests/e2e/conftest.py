@@ -11,7 +11,7 @@ import torch
 import yaml
 from label_server import MODEL, MODEL_WITHOUT_SPLEEN, QUICK_MODEL, LabelServer
 from observed import Volume, read_nifti
-from slicer_process import SlicerProcess
+from slicer_process import OwnExtensionProcess, SlicerProcess
 
 from labelrounds import folders, phantoms
 from labelrounds.checkpoints import Checkpoints
@@ -79,7 +79,7 @@ def add_quick_model(configs: Path) -> None:
     content = yaml.safe_load(SHIPPED.read_text())
     content["training"] |= {"iterations_per_epoch": 6, "batch_size": 1}
     file = configs / f"{QUICK_MODEL}.yaml"
-    file.write_text(yaml.safe_dump(content | {"patch_size": [32, 32, 32]}))
+    file.write_text(yaml.safe_dump(content | {"patch_size": [32, 32, 32], "colours": {"liver": [255, 0, 51]}}))
     Checkpoints(load_config(file)).publish(shipped_network(), {})
 
 
@@ -127,6 +127,23 @@ def open_slicer(tmp_path) -> Iterator[Callable[..., SlicerProcess]]:
         folder.mkdir()
         # The settings page's own default, which the module knows only once that page was opened.
         opened.append(SlicerProcess(folder, server, **{"autoRunSegmentationOnNextSample": False, **settings}))
+        return opened[-1]
+
+    yield open_
+    for slicer in opened:
+        slicer.close()
+
+
+@pytest.fixture
+def open_extension(tmp_path):
+    """Open Slicer with the extension; what it remembers lies in ``folder``."""
+    opened = []
+
+    def open_(address, folder="slicer", **settings):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        opened.append(
+            OwnExtensionProcess(tmp_path / folder, address, **{"model": MODEL, "client": "slicer-test", **settings})
+        )
         return opened[-1]
 
     yield open_

@@ -13,6 +13,7 @@ import application
 import ctk
 import qt
 import slicer
+import vtk
 from LabelRounds import LabelRounds, LabelRoundsTest, LabelRoundsWidget
 from LabelRoundsLib import segments
 from observed import Message, Volume
@@ -25,8 +26,9 @@ class ExtensionUser:
     def __init__(self, folder: Path, server: str, settings: dict):
         self._uncaught: list[str] = []
         sys.excepthook = lambda *error: self._uncaught.append("".join(traceback.format_exception(*error)))
-        settings = {"server": server, **settings}
-        panel = application.start(folder, {f"LabelRounds/{key}": value for key, value in settings.items()})
+        slicers = {key: settings.pop(key) for key in ("language", "Internationalization/Enabled") if key in settings}
+        own = {f"LabelRounds/{key}": value for key, value in {"server": server, **settings}.items()}
+        panel = application.start(folder, {**slicers, **own})
         self._module = LabelRounds(panel)
         self._widget = LabelRoundsWidget(panel)
         self._widget.setup()
@@ -113,9 +115,52 @@ class ExtensionUser:
         box = getattr(self._ui, selector)
         return [box.itemText(place) for place in range(box.count)]
 
-    def table(self) -> list[list[str]]:
-        table = self._ui.classTable
-        return [[table.item(row, column).text() for column in range(2)] for row in range(table.rowCount)]
+    def table(self, name: str) -> list[list[str]]:
+        """Return the texts of a table's rows."""
+        table = getattr(self._ui, name)
+        columns = range(table.columnCount)
+        return [[table.item(row, column).text() for column in columns] for row in range(table.rowCount)]
+
+    def choose_row(self, name: str, first: str) -> None:
+        """Choose the row of a table that begins with a text."""
+        getattr(self._ui, name).selectRow([row[0] for row in self.table(name)].index(first))
+
+    def unfold(self, section: str) -> list[Message]:
+        """Open a section of the panel, and wait until it shows what there is."""
+        return self._do(lambda: setattr(getattr(self._ui, section), "collapsed", False))
+
+    def queue(self) -> list[tuple[str, bool]]:
+        """Return the text of each case that comes next, and whether it has a picture."""
+        items = [self._ui.queueList.item(row) for row in range(self._ui.queueList.count)]
+        return [(item.text(), not item.icon().isNull()) for item in items]
+
+    def plots(self) -> list[dict[str, tuple]]:
+        """Return the series of each chart in the scene, by name, as pairs of x and y."""
+        found = []
+        for chart in slicer.util.getNodesByClass("vtkMRMLPlotChartNode"):
+            all_series = [chart.GetNthPlotSeriesNode(number) for number in range(chart.GetNumberOfPlotSeriesNodes())]
+            found.append({series.GetName(): _pairs(series) for series in all_series})
+        return found
+
+    def settings_page(self):
+        return slicer.app.settingsDialog().pages["LabelRounds"]
+
+    def tick(self, option: str, on: bool) -> None:
+        """Tick an option of the settings page, or untick it."""
+        getattr(self.settings_page(), option).setChecked(on)
+
+    def is_ticked(self, box: str) -> bool:
+        return getattr(self._ui, box).checked
+
+    def icon_colours(self) -> set[str]:
+        """Return the colours of the toolbar's icons where they are opaque."""
+        images = [action.icon.pixmap(64, 64).toImage() for action in self._toolbar.actions.values()]
+        pixels = [image.pixelColor(x, y) for image in images for x in range(0, 64, 2) for y in range(0, 64, 2)]
+        return {pixel.name() for pixel in pixels if pixel.alpha() == 255}
+
+    def can_click(self, button: str) -> bool:
+        """Tell whether a button is there and enabled."""
+        return not getattr(self._ui, button).isHidden() and getattr(self._ui, button).enabled
 
     def state(self) -> dict:
         return self._widget.state()
@@ -140,6 +185,12 @@ class ExtensionUser:
         """Return the image that the slice views show."""
         volume = segments.shown_volume()
         return None if volume is None else _image(volume)
+
+    def overlay(self) -> Volume | None:
+        """Return the map that the slice views show over the image."""
+        view = slicer.util.getNodesByClass("vtkMRMLSliceCompositeNode")[0]
+        node = slicer.mrmlScene.GetNodeByID(view.GetForegroundVolumeID() or "")
+        return None if node is None else _image(node)
 
     def volumes(self) -> int:
         """Return how many images and label maps the scene has."""
@@ -170,6 +221,18 @@ class ExtensionUser:
             for name, key in segments.segment_ids(node).items()
         }
 
+    def terms(self) -> dict[str, str]:
+        """Return what Slicer's terminologies read of each segment's term: modifier and type."""
+        found, logic = {}, slicer.vtkSlicerTerminologiesModuleLogic()
+        segmentation = self._node().GetSegmentation()
+        for name, key in segments.segment_ids(self._node()).items():
+            text, entry = vtk.reference(""), slicer.vtkSlicerTerminologyEntry()
+            segmentation.GetSegment(key).GetTag(slicer.vtkSegment.GetTerminologyEntryTagName(), text)
+            assert logic.DeserializeTerminologyEntry(str(text), entry), str(text)
+            meanings = entry.GetTypeModifierObject().GetCodeMeaning(), entry.GetTypeObject().GetCodeMeaning()
+            found[name] = " ".join(filter(None, meanings))
+        return found
+
     def drawn_by_hand(self) -> list[str]:
         return segments.drawn_by_hand(self._node())
 
@@ -199,7 +262,7 @@ class ExtensionUser:
         slicer.mrmlScene.Clear(0)
 
     def _node(self):
-        return self._widget._segmentation(segments.shown_volume())
+        return self._widget.segmentation_of(segments.shown_volume())
 
     def _points(self, node, key) -> int:
         surface = slicer.vtkPolyData() if hasattr(slicer, "vtkPolyData") else __import__("vtk").vtkPolyData()
@@ -257,3 +320,9 @@ class ExtensionUser:
             dialog.done(0)
             raise AssertionError(f"no button {answer!r}")
         buttons[0].click()
+
+
+def _pairs(series) -> tuple:
+    table = series.GetTableNode().GetTable()
+    columns = [table.GetColumnByName(name) for name in (series.GetXColumnName(), series.GetYColumnName())]
+    return tuple(tuple(column.GetValue(row) for column in columns) for row in range(table.GetNumberOfRows()))

@@ -10,7 +10,7 @@ import torch
 from label_server import MODEL, QUICK_MODEL, LabelServer
 from observed import read_nifti
 from relay import Relay
-from slicer_process import OwnExtensionProcess
+from scipy import ndimage
 
 from labelrounds import phantoms
 from labelrounds.checkpoints import Checkpoints
@@ -28,23 +28,6 @@ intensity: {kind: window, low: -160, high: 240}
 network: {name: densenet, growth_rate: 4, init_features: 8, block_config: [2, 2]}
 input_size: [32, 32, 32]
 """
-
-
-@pytest.fixture
-def open_extension(tmp_path):
-    """Open Slicer with the extension; what it remembers lies in ``folder``."""
-    opened = []
-
-    def open_(address, folder="slicer", **settings):
-        (tmp_path / folder).mkdir(exist_ok=True)
-        opened.append(
-            OwnExtensionProcess(tmp_path / folder, address, **{"model": MODEL, "client": "slicer-test", **settings})
-        )
-        return opened[-1]
-
-    yield open_
-    for slicer in opened:
-        slicer.close()
 
 
 @pytest.fixture
@@ -136,6 +119,24 @@ def test_segments_are_coloured_and_shown_in_slices_and_in_3d(slicer, open_any):
     assert len({colour for colour, _, _ in looks.values()}) >= 4  # the kidneys share theirs
     assert all(in_slices for _, in_slices, _ in looks.values())
     assert all(points > 100 for _, _, points in looks.values())
+    terms = slicer.terms()
+    assert (terms["liver"], terms["left_kidney"]) == ("Liver", "Left Kidney")
+    slicer.choose("modelBox", QUICK_MODEL)
+    slicer.tool("segment")
+    assert slicer.looks()["liver"][0] == pytest.approx((1, 0, 0.2))
+
+
+def test_uncertainty_lies_over_the_image_and_is_taken_away_again(slicer, open_study):
+    study = open_study("oblique")
+    assert slicer.click("unsureButton") == []
+    unsure, segments = slicer.overlay().on_grid_of(study.image), only(slicer.segmentations())
+    liver = voxels(segments, "liver", study.image)
+    shell = ndimage.binary_dilation(liver) & ~ndimage.binary_erosion(liver)
+    assert unsure.min() >= 0 and unsure.max() <= 100
+    assert unsure[shell].mean() > 2 * unsure[ndimage.binary_erosion(liver, iterations=2)].mean()
+    assert slicer.image_id() == study.name and slicer.volumes() == 2
+    slicer.click("clearButton")
+    assert slicer.overlay() is None and slicer.volumes() == 1
 
 
 def test_toolbar_shows_what_the_panel_shows_and_needs_no_panel(slicer, server, studies):
@@ -300,6 +301,25 @@ def test_submitted_case_opens_again_with_its_label(slicer, server, studies, labe
     assert len(slicer.asked()) == 1  # a submitted label is somebody's work
 
 
+def test_case_that_was_sent_back_comes_first_with_its_label_and_what_is_to_be_corrected(
+    slicer, server, studies, label_all_but
+):
+    study = studies["axial"]
+    label_all_but()
+    review = {"image": study.name, "verdict": "sent_back", "reason": "the spleen is cut"}
+    requests.post(f"{server.url}/rounds/review", json=review, timeout=60).raise_for_status()
+    assert slicer.tool("next") == []
+    assert slicer.image_id() == study.name
+    assert slicer.text("caseLabel").startswith("sent back by admin: the spleen is cut")
+    assert np.array_equal(
+        voxels(only(slicer.segmentations()), "spleen", study.image), study.truth == 1 + NAMES.index("spleen")
+    )
+    slicer.fill_box("spleen", CORNER, SIZE)
+    assert slicer.tool("submit") == []
+    slicer.unfold("reviewSection")
+    assert [row[2] for row in slicer.table("labelTable") if row[0] == study.name] == [""]
+
+
 def test_slow_answer_is_cancelled_and_slicer_never_stands_still(open_extension, relay):
     slicer = open_extension(relay.url)
     slicer.tool("next")
@@ -382,8 +402,8 @@ def test_closing_the_scene_leaves_a_usable_module(slicer, open_any):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_any):
-    open_any()
+def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_study):
+    open_study("axial")
     slicer.choose("modelBox", QUICK_MODEL)
     assert slicer.tool("train") == []
     slicer.wait_for_text("trainLabel", "Epoch")
@@ -427,10 +447,14 @@ def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_exte
     assert "Log in to" in error.text and len(slicer.asked()) == 2
     slicer.answer_with(f"ann/{key}")
     assert slicer.tool("next") == []
+    assert not slicer.can_click("rollbackButton")  # of an annotator
     assert slicer.tool("segment") == []
-    shown = slicer.table()
+    shown = slicer.table("classTable")
     assert {name for name, _ in shown} == {"slim", "stout"}
     assert sum(float(percent.split()[0]) for _, percent in shown) == pytest.approx(100, abs=0.2)
+    assert slicer.click("explainButton") == []
+    found = slicer.overlay().on_grid_of(slicer.image())
+    assert 0.5 < found.max() <= 1 and found.min() >= 0
     slicer.choose("classBox", shown[1][0])
     assert slicer.click("submitClassButton") == []
     saved = server.studies / "labels" / "classes" / f"{slicer.image_id()}.json"

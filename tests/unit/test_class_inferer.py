@@ -104,6 +104,8 @@ def test_what_cannot_be_answered_says_why(inferer, tmp_path):
     path = str(picture(tmp_path, "one", 1, True))
     with pytest.raises(BadInput, match="explain 'tumour' is neither true nor one of none, blob"):
         inferer({"image": path, "explain": "tumour"})
+    with pytest.raises(BadInput, match="uncertainty is of models that segment"):
+        inferer({"image": path, "uncertainty": True})
     with pytest.raises(BadInput, match="explain_method 'magic' is not one of gradcam, occlusion"):
         inferer({"image": path, "explain": True, "explain_method": "magic"})
     with pytest.raises(BadInput, match="show 'film' is not one of segments, markups"):

@@ -19,6 +19,7 @@ from labelrounds.asking import STAGES
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
 from labelrounds.errors import BadInput, Cancelled, Conflict, LabelRoundsError, NotFound, TooLarge
+from labelrounds.inference import probabilities
 from labelrounds.inferer import SegmentationInferer
 from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.networks import build_network
@@ -118,6 +119,25 @@ def test_a_device_that_is_not_there_is_refused(made, image, serve, device):
 def test_a_list_of_devices_means_its_first(made, image, serve):
     serve()
     assert made(image, device=["cpu", "cuda:99"])[1]["version"] == 1
+
+
+def test_uncertainty_is_the_entropy_in_percent_on_the_images_own_grid(made, serve, config, tmp_path):
+    version, voxels = serve(), np.random.default_rng(0).normal(size=(18, 20, 17)).astype(np.float32)
+    turned = np.eye(4)[[1, 0, 2, 3]] * [[-1], [1], [1], [1]]  # the first axis runs from right to left, and second
+    file, params = made(save(voxels, tmp_path / "turned.nii.gz", turned), uncertainty=True, result_extension=".nii.gz")
+    network = build_network(config).eval()
+    Checkpoints(config).load(version, network)
+    upright = torch.from_numpy(np.ascontiguousarray(voxels.transpose(1, 0, 2)[::-1])).clamp(-1, 1)[None]
+    chances = probabilities(network, upright, config).numpy()
+    entropy = -(chances * np.log(chances)).sum(0) / np.log(3) * 100
+    found = nib.load(file)
+    assert np.array_equal(found.affine, turned) and params["label_names"] == {} and params["version"] == 1
+    # Rounded, and in bfloat16 where the processor has it.
+    assert np.abs(np.asanyarray(found.dataobj) - entropy[::-1].transpose(1, 0, 2)).max() < 1
+    assert made(tmp_path / "turned.nii.gz")[1]["cached"] == "image"  # a label map is another answer
+    for wrong, why in ({"uncertainty": "yes"}, "neither"), ({"result_extension": ".seg.nrrd"}, "no segments"):
+        with pytest.raises(BadInput, match=why):
+            made(tmp_path / "turned.nii.gz", **{"uncertainty": True, **wrong})
 
 
 @pytest.mark.parametrize("extension", [".exe", "nrrd", "../x.nrrd", 7, [".nrrd"]], ids=str)

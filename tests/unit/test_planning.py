@@ -303,7 +303,7 @@ def test_the_file_is_complete_explained_and_loads(studies):
     build_network(config)
     assert config.label_values == {"near": 1, "far": 2}
     content = yaml.safe_load(file.read_text())
-    assert set(content) == set(ModelConfig.model_fields) - {"name", "codes"}
+    assert set(content) == set(ModelConfig.model_fields) - {"name", "codes", "colours"}
     assert set(content["training"]) == set(TrainingConfig.model_fields)
     lines = file.read_text().splitlines()
     for before, line in itertools.pairwise(lines):

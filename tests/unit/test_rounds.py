@@ -251,6 +251,34 @@ def test_a_deferred_case_comes_back_when_nothing_else_is_left(playground):
     assert chosen["id"] == first and "ask the cardiologist" in chosen["reason"]
 
 
+def test_a_label_that_is_sent_back_is_handed_out_first_and_not_learnt_from_until_it_is_submitted_again(playground):
+    rounds, store = playground.open("a", "b", "c"), playground.app.store
+    playground.label("b")
+    rounds.review("b", "sent_back", "the spleen is missing", "rita", "here rita")
+    assert store.training_items() == [] and rounds.state(count=1)["queue"][0]["id"] == "b"
+    chosen, _ = rounds.choose({"client_id": "bob", "strategy": "random"})
+    assert (chosen["id"], chosen["reason"]) == ("b", "sent back by rita: the spleen is missing")
+    assert chosen["review"]["verdict"] == "sent_back" and chosen["queue"] == 2
+    assert playground.ask("ann") in ("a", "c")
+    playground.label("b", "bob")  # as it was: a second one stands by it
+    assert [case.image_id for case in store.training_items()] == ["b"]
+    (label,) = rounds.state()["labels"]
+    assert (label["image"], label["review"]) == ("b", {})
+    assert ("sent_back", "b") in playground.events()
+
+
+def test_an_approved_label_is_shown_with_who_said_so_and_needs_a_label(playground):
+    rounds = playground.open("a", "b")
+    playground.label("b")
+    rounds.review("b", "approved", "", "rita", "here rita")
+    (label,) = rounds.state()["labels"]
+    assert (label["review"]["verdict"], label["review"]["by"]) == ("approved", "rita") and label["time"] > 0
+    assert [case.image_id for case in playground.app.store.training_items()] == ["b"]
+    assert playground.ask() == "a"
+    with pytest.raises(NotFound, match="'a' has no label"):
+        rounds.review("a", "approved", "", "rita", "here rita")
+
+
 def test_an_unreadable_image_is_skipped_and_reported_until_its_file_is_another(playground):
     """Reliability 29."""
     playground.open("a", "b")

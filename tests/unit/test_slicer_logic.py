@@ -17,7 +17,7 @@ import labelrounds
 EXTENSION = Path(__file__).parents[2] / "apps" / "slicer"
 MODULE = EXTENSION / "LabelRounds"
 SCRIPTS = sorted(MODULE.rglob("*.py"))
-WITHOUT_SLICER = ("background", "client", "failures", "http", "translation")
+WITHOUT_SLICER = ("background", "case_in_hand", "client", "failures", "http", "translation", "wording")
 INFO = {"models": {"unet": {}}, "version": "0.1.0"}
 
 
@@ -101,7 +101,6 @@ def test_refusal_is_a_sentence_in_the_servers_words(serve, client_of, failed, st
     with pytest.raises(failed) as told:
         client_of(address).info()
     assert told.value.kind == kind and str(told.value).endswith(sentence)
-    assert told.value.retry_after_s == int(headers.get("Retry_After", 0))
 
 
 def test_refusal_without_problem_details_says_that_no_reason_was_given(serve, client_of, failed):
@@ -211,6 +210,78 @@ def test_background_hands_over_in_the_thread_that_asks(failed):
     assert said == [("progress", "0.5", here), ("failed", "This failed in Slicer: disk full", here)]
 
 
+def test_questions_in_passing_are_asked_one_of_a_kind_at_a_time(failed):
+    module = importlib.import_module("LabelRoundsLib.background")
+    background, found, asked, released = module.Background(), [], [], threading.Event()
+    lookout = module.Lookout(background, found.append)
+
+    def refuse(call):
+        raise failed("lost", "gone")
+
+    def answer(call):
+        asked.append(call)
+        released.wait(10)
+        return "training"
+
+    def deliver():
+        released.set()
+        deadline = time.monotonic() + 10
+        while background.busy and time.monotonic() < deadline:
+            background.deliver()
+
+    assert lookout.is_due("training", 60)
+    lookout.ask("training", answer, found.append)
+    lookout.ask("training", answer, found.append)
+    assert not lookout.is_due("training", 60) and lookout.is_due("server", 60)
+    deliver()
+    assert found == ["training"] and len(asked) == 1
+    lookout.ask("training", refuse, found.append)
+    deliver()
+    lookout.ask("training", answer, found.append)
+    deliver()
+    assert [str(each) for each in found] == ["training", "gone", "training"]
+
+
+def test_lease_is_renewed_in_its_second_half(monkeypatch):
+    module, now = importlib.import_module("LabelRoundsLib.case_in_hand"), [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    told = {"reason": "It is blurred.", "score": 0.5, "strategy": "auto", "rank": 2, "queue": 3, "lease_s": 3600}
+    hand = module.CaseInHand(module.Case("a", Path("a.nii"), told))
+    assert hand.reason() == "It is blurred. Score 0.5 by auto, rank 2. 3 more wait."
+    now[0] += 1799
+    assert not hand.should_be_kept() and "another 30 min" in hand.lease()
+    now[0] += 1
+    assert hand.should_be_kept()
+    hand.kept(3600)
+    assert not hand.should_be_kept() and "another 60 min" in hand.lease()
+
+
+@pytest.mark.parametrize(
+    ("status", "progress", "said"),
+    [
+        ("RUNNING", {"epoch": 3, "total_epochs": 40, "eta_s": 150}, "Epoch 3 of 40. About 2 min left."),
+        ("RUNNING", {"stage": "preparing case 2 of 9", "eta_s": 9}, "Epoch 0 of ?. Now preparing case 2 of 9."),
+        (
+            "RUNNING",
+            {"eta_s": 8000, "best_metric": 0.81, "measure": "F1"},
+            "Epoch 0 of ?. About 2.2 h left. Best F1 0.81.",
+        ),
+        ("SUBMITTED", {"status": "waiting", "before_it": 1}, "Waiting for another training."),
+        (
+            "DONE",
+            {"message": "Published version 2.", "best_metric": 0.8},
+            "The training has ended. Published version 2.",
+        ),
+        ("ERROR", {}, "The training failed: no memory"),
+    ],
+)
+def test_training_in_words(status, progress, said):
+    wording = importlib.import_module("LabelRoundsLib.wording")
+    task = {"status": status, "progress": progress, "details": ["submitted", "no memory"]}
+    assert wording.training(task, ran=True).startswith(said)
+    assert (wording.training(task, ran=False) == "") is (status in ("DONE", "ERROR"))
+
+
 def test_cancelled_requests_call_nobody_any_more():
     background, said = importlib.import_module("LabelRoundsLib.background").Background(), []
     released = threading.Event()
@@ -229,9 +300,9 @@ def test_scripts_are_python_3_9_and_import_what_slicer_has_alone(script):
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and not node.level}
     roots = {name.partition(".")[0] for name in names}
-    allowed = {"LabelRoundsLib"} | ({"slicer"} if script.stem == "translation" else set())
+    allowed = {"LabelRoundsLib"} | ({"slicer", "qt"} if script.stem == "translation" else set())
     if script.stem not in WITHOUT_SLICER:
-        allowed |= {"qt", "slicer", "vtk", "numpy"}
+        allowed |= {"qt", "ctk", "slicer", "vtk", "numpy"}
     assert roots - set(sys.stdlib_module_names) <= allowed
     if script.stem == "logic":
         assert "qt" not in roots
@@ -240,7 +311,7 @@ def test_scripts_are_python_3_9_and_import_what_slicer_has_alone(script):
 def test_build_lists_every_file_and_the_version_is_the_servers():
     listed = (MODULE / "CMakeLists.txt").read_text().replace("${MODULE_NAME}", "LabelRounds")
     files = [path.relative_to(MODULE).as_posix() for path in [*SCRIPTS, *MODULE.glob("Resources/*/*")]]
-    assert sorted(re.findall(r"\S+\.(?:py|png|ui)\b", listed.split("slicerMacro")[0])) == sorted(files)
+    assert sorted(re.findall(r"\S+\.(?:py|png|ui|ts|qm)\b", listed.split("slicerMacro")[0])) == sorted(files)
     assert labelrounds.__version__ == importlib.import_module("LabelRoundsLib").VERSION
     entry = json.loads((EXTENSION / "LabelRounds.json").read_text())
     assert f'set(EXTENSION_CATEGORY "{entry["category"]}")' in (EXTENSION / "CMakeLists.txt").read_text()

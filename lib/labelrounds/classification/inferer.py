@@ -150,6 +150,8 @@ class ClassificationInferer(ModelInferer[Classified]):
         Raises:
             BadInput: a value that is not allowed.
         """
+        if request.get("uncertainty"):
+            raise BadInput("uncertainty is of models that segment; 'explain' shows what a class was found by")
         show = first_of(request.get("show")) or SEGMENTS
         if show not in (SEGMENTS, MARKUPS):
             raise BadInput(f"show {show!r} is not one of {SEGMENTS}, {MARKUPS}")

@@ -22,10 +22,14 @@ class SlicerApplication:
         self._io = CoreIOManager(self._core)
         self.modules = Modules(self._core)
         self._started = []
+        self._settings_dialog = SettingsDialog()
 
     @property
     def scene(self):
         return self._core.scene
+
+    def settingsDialog(self):
+        return self._settings_dialog
 
     def coreIOManager(self):
         return self._io
@@ -61,6 +65,16 @@ class SlicerApplication:
 
     def testingEnabled(self):
         return False
+
+
+class SettingsDialog:
+    """The application's settings, which have a page for each module that wants one."""
+
+    def __init__(self):
+        self.pages = {}
+
+    def addPanel(self, label, page):
+        self.pages[label] = page
 
 
 class CoreIOManager:

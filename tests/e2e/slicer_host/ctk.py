@@ -25,7 +25,14 @@ class ctkMessageBox:
 
 
 class ctkCollapsibleButton(qt.QWidget):
-    collapsed = False
+    contentsCollapsed = qt.Signal(bool)
+    _collapsed = False
+
+    def _set_collapsed(self, collapsed):
+        self._collapsed = collapsed
+        self.contentsCollapsed.emit(collapsed)
+
+    collapsed = qt.Property(bool, lambda self: self._collapsed, _set_collapsed)
 
 
 class ctkComboBox(qt.QComboBox):

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from . import failures
-from .http import Answer, Call, Failed, Form, request
-
-_TRAINING = ("SUBMITTED", "RUNNING")
+from .failures import Failed
+from .http import Answer, Call, Form, request
+from .wording import RUNNING
 
 
 @dataclass
@@ -24,12 +24,14 @@ class Prediction:
         names: voxel value by label, in the server's order.
         classes: probability by class, the likeliest first; of a model that classifies.
         version: of the model.
+        model: that was asked.
     """
 
     file: Path | None
     names: dict[str, int]
     classes: dict[str, float] = field(default_factory=dict)
     version: int | None = None
+    model: str = ""
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Case:
         image: its id on the server.
         file: where the image lies here.
         told: what the server says of it: ``reason``, ``score``, ``rank``, ``queue``, ``strategy``, ``lease_s``.
-        label: the submitted label map, and the names of its values 1, 2, ...; of a case that is opened again.
+        label: the submitted label map, and the names of its values 1, 2, ...; of a case opened again or sent back.
     """
 
     image: str
@@ -74,17 +76,23 @@ class Client:
         """Log in, for as long as this object lives; the key is kept nowhere."""
         form = {"username": name, "password": key, "grant_type": "password"}
         self.token = ""
-        body = _FormText(form)
-        self.token = self._json("POST", "/auth/token", body=body, timeout_s=60, call=call)["access_token"]
+        answer = self._json("POST", "/auth/token", body=_FormText(form), timeout_s=60, call=call)
+        self.token = answer["access_token"]
 
     def next_case(self, strategy: str, model: str, folder: Path, call: Call | None = None) -> Case | str:
-        """Fetch the case that is most worth labelling; where there is none, return why."""
+        """Fetch the case that is most worth labelling; where there is none, return why.
+
+        Of a case that a reviewer has sent back the label comes with it.
+        """
         asked = {"client_id": self.client_id, **({"model": model} if model else {})}
         answer = self._request("POST", f"/activelearning/{quote(strategy, '')}", body=asked, call=call)
         told = answer.json()
         if not told:
             return answer.headers.get("X-LabelRounds-Message", "")
-        return Case(told["id"], self._image(told["id"], folder, call), told)
+        image = str(told["id"])
+        if told.get("review") and self._has_label(image, call):
+            return replace(self.reopen(image, folder, call), told=told)
+        return Case(image, self._image(image, folder, call), told)
 
     def labelled(self, call: Call | None = None) -> list[str]:
         """Return the ids of the images that have a submitted label map."""
@@ -111,18 +119,31 @@ class Client:
     ) -> Prediction:
         """Segment or classify an image of the server's, or a file, which is sent under a name that says nothing."""
         options = {"client_id": self.client_id, **({} if classify else {"result_extension": ".nrrd"})}
-        files = {} if file is None else {"file": (file, "image" + "".join(file.suffixes))}
-        query = {"output": "json" if classify else "all", **({"image": image} if image else {})}
-        form = Form({"params": json.dumps(options)}, files)
-        answer = self._request("POST", f"/infer/{quote(model, '')}", query, form, call=call)
+        answer = self._infer(model, "json" if classify else "all", options, image, file, call)
         if classify:
             told = answer.json()
             classes = {entry["label"]: entry["score"] for entry in told["prediction"]}
-            return Prediction(None, {}, classes, told.get("version"))
+            return Prediction(None, {}, classes, told.get("version"), model)
         parts = answer.parts()
         told, path = json.loads(parts["params"]), folder / "prediction.nrrd"
         path.write_bytes(parts["image"])
-        return Prediction(path, told["label_names"], {}, told.get("version"))
+        return Prediction(path, told["label_names"], {}, told.get("version"), model)
+
+    def overlay(
+        self,
+        model: str,
+        folder: Path,
+        options: Mapping[str, Any],
+        image: str = "",
+        file: Path | None = None,
+        call: Call | None = None,
+    ) -> Path:
+        """Fetch a map over an image: ``uncertainty``, or ``explain``, what a class was found by; else as `predict`."""
+        sent = {"client_id": self.client_id, "result_extension": ".nrrd", **options}
+        answer = self._infer(model, "image", sent, image, file, call)
+        path = folder / "map.nrrd"
+        path.write_bytes(answer.body)
+        return path
 
     def add_image(self, image: str, file: Path, call: Call | None = None) -> str:
         """Upload an image under a name; return the id that the server gave it."""
@@ -172,12 +193,48 @@ class Client:
         """Return a model's versions, and which of them is served."""
         return self._json("GET", f"/model/{quote(model, '')}/versions", call=call)
 
+    def roll_back(self, model: str, number: int, call: Call | None = None) -> dict[str, Any]:
+        """Have a version served from now on."""
+        return self._json("POST", f"/model/{quote(model, '')}/rollback", body={"to": number}, call=call)
+
+    def role(self, call: Call | None = None) -> str:
+        """Return what this user may do: ``user``, ``annotator``, ``reviewer`` or ``admin``, each more than the last."""
+        return str(self._json("GET", "/auth/token/valid", timeout_s=30, call=call).get("role", ""))
+
+    def rounds(self, strategy: str, model: str, count: int, call: Call | None = None) -> dict[str, Any]:
+        """Return how the rounds stand: the next cases with pictures, who has labelled what, suspects, the curve."""
+        query = {"strategy": strategy, "count": count, "thumbnails": "true", **({"model": model} if model else {})}
+        return self._json("GET", "/rounds/", query, call=call)
+
+    def review(self, image: str, verdict: str, reason: str, call: Call | None = None) -> None:
+        """Note a reviewer's word on a label: ``approved`` or ``sent_back``, which needs a reason."""
+        body = {"image": image, "verdict": verdict, "reason": reason, "client_id": self.client_id}
+        self._request("POST", "/rounds/review", body=body, call=call)
+
+    def _infer(
+        self, model: str, output: str, options: Mapping[str, Any], image: str, file: Path | None, call: Call | None
+    ) -> Answer:
+        files = {} if file is None else {"file": (file, "image" + "".join(file.suffixes))}
+        query = {"output": output, **({"image": image} if image else {})}
+        form = Form({"params": json.dumps(options)}, files)
+        return self._request("POST", f"/infer/{quote(model, '')}", query, form, call=call)
+
     def _image(self, image: str, folder: Path, call: Call | None) -> Path:
         answer = self._request("GET", "/datastore/image", {"image": image}, call=call)
         told = answer.headers.get("Content-Disposition", "").partition('filename="')[2].partition('"')[0]
         file = folder / (Path(told).name or "image.nii.gz")
         file.write_bytes(answer.body)
         return file
+
+    def _has_label(self, image: str, call: Call | None) -> bool:
+        """Tell whether an image has a label map; of a class alone there is none to open."""
+        try:
+            self._request("GET", "/datastore/label/info", {"label": image, "tag": "final"}, call=call)
+        except Failed as failed:
+            if failed.status == 404:
+                return False
+            raise
+        return True
 
     def _submit(self, image: str, label: Path, told: dict[str, Any], call: Call | None) -> dict[str, Any]:
         form = Form({"params": json.dumps({**told, "client_id": self.client_id})}, {"label": (label, label.name)})
@@ -207,4 +264,4 @@ class _FormText(Form):
 
 def is_running(training: Mapping[str, Any] | None) -> bool:
     """Tell whether a training still runs or waits."""
-    return bool(training) and training.get("status") in _TRAINING
+    return bool(training) and training.get("status") in RUNNING

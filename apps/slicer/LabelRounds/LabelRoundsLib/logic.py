@@ -15,7 +15,7 @@ from typing import Any, Callable
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from . import VERSION, segments
+from . import VERSION, looks, overlays, segments
 from .background import Background
 from .client import Case, Client, Prediction
 from .failures import Failed
@@ -84,12 +84,40 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
         return self._start(work, done, failed, progress, folder)
 
+    def overlay(
+        self,
+        volume,
+        model: str,
+        options: dict[str, Any],
+        name: str,
+        opacity: float,
+        done: Done,
+        failed: OnFailed,
+        progress: Progress,
+    ) -> Call:
+        """Show a map over an image, sending the image if the server doesn't have it.
+
+        ``done`` gets the map, or None where the image was closed meanwhile. The options are `Client.overlay`'s.
+        """
+        client, image, folder = self.client, self.image_of(volume), self._folder()
+        file = None if image else self._written(volume, folder)
+
+        def work(call: Call) -> Path:
+            sent = None if file is None else _compressed(file)
+            return client.overlay(model, folder, options, image, sent, call)
+
+        def fetched(found: Path) -> None:
+            is_there = slicer.mrmlScene.GetNodeByID(volume.GetID() or "") is volume
+            done(overlays.show(volume, found, name, opacity) if is_there else None)
+
+        return self._start(work, fetched, failed, progress, folder)
+
     def put_prediction(self, volume, node, prediction: Prediction, keep: list[str]):
         """Put a prediction's labels into a segmentation, or into a new one for None; one step of `undo`."""
         new = node is None
         node = segments.new_segmentation(volume) if new else node
         self._before = None if new else self._state(node)
-        put = segments.put_labels(node, volume, prediction.file, prediction.names, keep)
+        put = segments.put_labels(node, volume, prediction.file, prediction.names, keep, self._looks(prediction.model))
         segments.note_predicted(node, put)
         if new:
             self._before = node.GetID(), None, ""
@@ -124,7 +152,10 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             if isinstance(case, str):
                 return done(case, None)
             self.remove_submitted()
-            done(case, self._load(case))
+            volume = self._load(case)
+            if case.label is not None:
+                self._put_label(case, volume)
+            done(case, volume)
 
         return self._start(
             lambda call: client.next_case(strategy, model, folder, call), loaded, failed, progress, folder
@@ -136,10 +167,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
         def loaded(case: Case) -> None:
             volume = self._load(case)
-            node = segments.new_segmentation(volume)
-            segments.put_labels(node, volume, case.label, {name: at for at, name in enumerate(case.names, 1)})
-            segments.show(node)
-            done(case, volume, node)
+            done(case, volume, self._put_label(case, volume))
 
         return self._start(lambda call: client.reopen(image, folder, call), loaded, failed, progress, folder)
 
@@ -179,7 +207,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             return known, send(known, call)
 
         def submitted(outcome: tuple[str, dict[str, Any]]) -> None:
-            self._is_image(volume, outcome[0])
+            self._note_image(volume, outcome[0])
             done(*outcome)
 
         return self._start(work, submitted, failed, progress, folder)
@@ -194,6 +222,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         for volume in slicer.util.getNodesByClass("vtkMRMLScalarVolumeNode"):
             nodes = segments.segmentations_of(volume) if volume.GetAttribute(IMAGE) else []
             if nodes and all(map(segments.is_submitted, nodes)):
+                overlays.remove(volume)
                 for node in [*nodes, volume]:
                     slicer.mrmlScene.RemoveNode(node)
 
@@ -206,13 +235,24 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         """Show a case's image."""
         volume = slicer.util.loadVolume(str(case.file))
         volume.SetName(case.image)
-        self._is_image(volume, case.image)
+        self._note_image(volume, case.image)
         if volume.GetStorageNode() is not None:  # of a temporary file, which will be gone
             slicer.mrmlScene.RemoveNode(volume.GetStorageNode())
         slicer.util.setSliceViewerLayers(background=volume, foreground=None, label=None, fit=True)
         return volume
 
-    def _is_image(self, volume, image: str) -> None:
+    def _put_label(self, case: Case, volume):
+        """Put a case's submitted label into a segmentation of its own."""
+        node = segments.new_segmentation(volume)
+        values = {name: at for at, name in enumerate(case.names, 1)}
+        segments.put_labels(node, volume, case.label, values, known=self._looks())
+        segments.show(node)
+        return node
+
+    def _looks(self, model: str = "") -> dict[str, dict[str, Any]]:
+        return looks.of(self.info.get("models", {}), model)
+
+    def _note_image(self, volume, image: str) -> None:
         volume.SetAttribute(IMAGE, image)
         volume.SetAttribute(SERVER, self.client.address)
 

@@ -5,37 +5,42 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Callable
 
 import qt
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 
-from . import dialogs, segments
-from .client import is_running
+from . import dialogs, failures, segments
+from .background import Lookout
+from .case_section import CaseSection
 from .failures import Failed
+from .http import Call
+from .lights import GREEN, GREY, RED, YELLOW
 from .logic import LabelRoundsLogic
+from .overlay_section import OverlaySection
+from .rounds_section import RoundsSection
+from .section import Section
 from .settings import Settings, name_to_send
+from .training_section import TrainingSection
 from .translation import _
 
-GREY, GREEN, YELLOW, RED = "#808080", "#2e9e3f", "#d9a400", "#d03030"
-_DELIVER_MS, _TICK_MS, _TRAINING_EVERY_S, _SERVER_EVERY_S = 50, 1000, 2.0, 30.0
+_DELIVER_MS, _TICK_MS, _SERVER_EVERY_S = 50, 1000, 30.0
 
 
 class Panel(ScriptedLoadableModuleWidget):
     """The panel; see above."""
 
     toolbar: Any = None
+    page: Any = None
 
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self.logic: LabelRoundsLogic | None = None
-        self._call = self._case = self._training = None
+        self._call: Call | None = None
+        self.sections: list[Section] = []
+        self.role = ""
         self._light, self._sentence, self._part = GREY, "", 0.0
-        self._lease_s = self._lease_ends = 0.0
-        self._looked: dict[str, float] = {}
-        self._looking: set[str] = set()
         self._shortcuts: list[Any] = []
 
     def setup(self) -> None:
@@ -46,20 +51,22 @@ class Panel(ScriptedLoadableModuleWidget):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = LabelRoundsLogic()
-        self._settings = Settings()
+        self.lookout = Lookout(self.logic.background, self._look_failed)
+        self.settings = Settings()
         self._editor_node = _editor_node()
         self.ui.editor.setMRMLScene(slicer.mrmlScene)
         self.ui.editor.setMRMLSegmentEditorNode(self._editor_node)
-        self.ui.serverBox.setCurrentText(self._settings.get("server", "http://localhost:8000"))
-        self.ui.segmentNextBox.setChecked(self._settings.get("segment_next") == "yes")
-        for button, slot in self.slots().items():
-            getattr(self.ui, button).connect("clicked()", slot)
+        self.ui.serverBox.setCurrentText(self.settings.get("server", "http://localhost:8000"))
+        self.ui.segmentNextBox.setChecked(self.settings.is_on("segment_next"))
+        self.cases, self.rounds, self.training = CaseSection(self), RoundsSection(self), TrainingSection(self)
+        self.sections = [self.cases, self.rounds, self.training, OverlaySection(self)]
+        for slots in (self.slots(), *(section.slots() for section in self.sections)):
+            for button, slot in slots.items():
+                getattr(self.ui, button).connect("clicked()", slot)
         self.ui.modelBox.connect("activated(int)", lambda place: self.choose_model(self.ui.modelBox.currentText))
-        self.ui.segmentNextBox.connect(
-            "toggled(bool)", lambda checked: self._settings.set("segment_next", "yes" if checked else "no")
-        )
+        self.ui.segmentNextBox.connect("toggled(bool)", lambda on: self.settings.turn("segment_next", on))
         self._timers = [self._timer(_DELIVER_MS, self.logic.background.deliver), self._timer(_TICK_MS, self._tick)]
-        self._say(GREY, _("Not connected yet."))
+        self.say(GREY, _("Not connected yet."))
 
     def enter(self) -> None:
         """Bind the shortcuts, and look for the server."""
@@ -88,36 +95,35 @@ class Panel(ScriptedLoadableModuleWidget):
     def choose_model(self, model: str) -> None:
         """Use a model from now on, also after a restart."""
         self.ui.modelBox.setCurrentText(model)
-        self._settings.set("model", model)
+        self.settings.set("model", model)
+        for section in self.sections:
+            section.model_chosen()
         self.refresh()
 
     def refresh(self) -> None:
         """Show what is the case, here and in the toolbar."""
-        state = self.state()
-        ui, enabled = self.ui, state["enabled"]
+        state, ui = self.state(), self.ui
         ui.lightLabel.setStyleSheet(f"color: {state['colour']}; font-size: 16px;")
         ui.lightLabel.setToolTip(state["sentence"])
         ui.statusLabel.setText(state["sentence"])
         ui.progressBar.setRange(0, state["maximum"])
         ui.progressBar.setValue(state["value"])
-        for name in ("segment", "next", "submit", "train", "cancel"):
-            getattr(ui, f"{name}Button").setEnabled(enabled[name])
+        for name, is_enabled in state["enabled"].items():
+            getattr(ui, f"{name}Button").setEnabled(is_enabled)
         ui.trainButton.setText(state["texts"]["train"])
         ui.connectButton.setEnabled(not state["busy"])
         ui.undoButton.setEnabled(not state["busy"] and self.logic.can_undo())
-        ui.reopenButton.setEnabled(not state["busy"] and ui.labelledBox.count > 0)
-        for button in (ui.skipButton, ui.deferButton):
-            button.setEnabled(not state["busy"] and self._case is not None)
         ui.classSection.setVisible(self.logic.classifies(state["model"]))
         ui.submitClassButton.setEnabled(not state["busy"] and ui.classBox.count > 0)
-        self._show_case()
+        for section in self.sections:
+            section.refresh(state["busy"])
         if self.toolbar is not None:
             self.toolbar.show(state)
 
     def state(self) -> dict[str, Any]:
         """Return what the panel and the toolbar both show."""
         busy, box = self._call is not None, self.ui.modelBox
-        model, trains = box.currentText, is_running(self._training)
+        model = box.currentText
         segments_it = not self.logic.classifies(model)
         return {
             "colour": self._light,
@@ -131,36 +137,38 @@ class Panel(ScriptedLoadableModuleWidget):
                 "train": not busy,
                 "cancel": busy,
             },
-            "texts": {"train": _("Stop training") if trains else _("Train")},
+            "texts": {"train": _("Stop training") if self.training.runs else _("Train")},
             "busy": busy,
             "maximum": 0 if busy and self._part is None else 100,
             "value": round(100 * (self._part or 0.0)) if busy else 0,
         }
 
-    def _connected(self, then: Callable[[], Any]) -> None:
+    def connected(self, then: Callable[[], Any]) -> None:
         """Do something once the server is known, which may first have to be asked."""
         if self._call is not None:
             return
-        address = self.ui.serverBox.currentText.strip().rstrip("/")
-        known = self.logic.client is not None and self.logic.client.address == address
+        known = self.logic.client is not None and self.logic.client.address == self._address()
         if known and self.logic.info:
             then()
         else:
             self._connect(then)
 
     def _connect(self, then: Callable[[], Any], aloud: bool = True) -> None:
-        address = self.ui.serverBox.currentText.strip().rstrip("/")
-        self._settings.set("server", address)
-        self.logic.use_server(address, self._settings.client_id())
+        address = self._address()
+        self.settings.set("server", address)
+        self.logic.use_server(address, self.settings.client_id())
 
         def connected(info: dict[str, Any]) -> None:
             self._show_server(info)
             then()
 
-        self._start(_("Connecting"), self.logic.connect_server, connected, aloud)
+        self.start(_("Connecting"), self.logic.connect_server, connected, aloud)
+
+    def _address(self) -> str:
+        return self.ui.serverBox.currentText.strip().rstrip("/")
 
     def _show_server(self, info: dict[str, Any]) -> None:
-        chosen = self.ui.modelBox.currentText or self._settings.get("model")
+        chosen = self.ui.modelBox.currentText or self.settings.get("model")
         for box, names in ((self.ui.modelBox, info["models"]), (self.ui.strategyBox, info.get("strategies", {}))):
             kept = box.currentText
             box.clear()
@@ -168,13 +176,15 @@ class Panel(ScriptedLoadableModuleWidget):
             box.setCurrentText(kept)
         self.ui.modelBox.setCurrentText(chosen)
         if not self.ui.modelBox.count:
-            return self._say(YELLOW, _("The server has no trained model yet: submit labels, then train."))
+            return self.say(YELLOW, _("The server has no trained model yet: submit labels, then train."))
         warning = self.logic.version_warning()
-        self._say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
-        self._ask_labelled()
-        self._look("training", self.logic.client.training, self._note_training)
+        self.say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
+        self.lookout.ask("role", self.logic.client.role, self._note_role)
+        for section in self.sections:
+            section.connected()
+            section.model_chosen()
 
-    def _start(self, what: str, start: Callable[..., Any], then: Callable[..., Any], aloud: bool = True) -> None:
+    def start(self, what: str, start: Callable[..., Any], then: Callable[..., Any], aloud: bool = True) -> None:
         """Do what the user has asked for, show how far it is, and say what came of it."""
 
         def done(*outcome: Any) -> None:
@@ -184,7 +194,7 @@ class Panel(ScriptedLoadableModuleWidget):
 
         def failed(error: Failed) -> None:
             self._call = None
-            if error.kind == "login" and self._log_in(str(error), lambda: self._start(what, start, then, aloud)):
+            if error.kind == "login" and self._log_in(str(error), lambda: self.start(what, start, then, aloud)):
                 return
             self._say_failed(error, aloud)
 
@@ -197,136 +207,93 @@ class Panel(ScriptedLoadableModuleWidget):
         try:
             self._call = start(done, failed, progress)
         except (RuntimeError, OSError) as error:  # what Slicer says if it can't write the image or the label
-            failed(Failed("failed", _("This failed in Slicer: {error}").format(error=error)))
+            failed(failures.in_slicer(error))
         self.refresh()
+
+    def request(self, what: str, work: Callable[[Call], Any], then: Callable[[Any], Any]) -> None:
+        """Ask the server for something that needs nothing of the scene; otherwise as `start`."""
+        self.start(what, lambda *ends: self.logic.background.start(work, *ends), then)
 
     def _log_in(self, why: str, then: Callable[[], None]) -> bool:
         """Ask for name and key, log in, and go on; False if the user does not want to."""
-        answer = dialogs.log_in(why, self._settings.get("user"))
+        answer = dialogs.log_in(why, self.settings.get("user"))
         if answer is None:
             return False
-        self._settings.set("user", answer[0])
+        self.settings.set("user", answer[0])
         client = self.logic.client
-
-        def start(done: Any, failed: Any, progress: Any) -> Any:
-            return self.logic.background.start(lambda call: client.log_in(*answer, call), done, failed, progress)
-
-        self._start(_("Logging in"), start, lambda _none: then())
+        self.request(_("Logging in"), lambda call: client.log_in(*answer, call), lambda _none: then())
         return True
 
     def _say_failed(self, error: Failed, aloud: bool) -> None:
         if error.kind == "cancelled":
-            return self._say(self._light, str(error))
+            return self.say(self._light, str(error))
         lights = {"unreachable": RED, "lost": RED, "login": YELLOW, "busy": YELLOW}
-        self._say(lights.get(error.kind, self._light), str(error))
+        self.say(lights.get(error.kind, self._light), str(error))
         if aloud:
             slicer.util.errorDisplay(str(error), windowTitle="LabelRounds")
 
-    def _say(self, light: str, sentence: str) -> None:
+    def say(self, light: str, sentence: str) -> None:
+        """Show the server's light and a sentence."""
         self._light, self._sentence = light, sentence
         self.refresh()
 
-    def _warn(self, sentence: str) -> None:
-        self._say(self._light, sentence)
+    def warn(self, sentence: str) -> None:
+        """Say why nothing comes of a click."""
+        self.say(self._light, sentence)
         slicer.util.warningDisplay(sentence, windowTitle="LabelRounds")
 
-    def _look(self, what: str, work: Callable[[Any], Any], then: Callable[[Any], None]) -> None:
-        """Ask the server for something in passing; one question of a kind at a time."""
-        if what in self._looking:
-            return
-
-        def done(found: Any) -> None:
-            self._looking.discard(what)
-            then(found)
-
-        def failed(error: Failed) -> None:
-            self._looking.discard(what)
-            if self._call is None and error.kind in ("unreachable", "lost"):
-                self._say_failed(error, aloud=False)
-
-        self._looking.add(what)
-        self._looked[what] = time.monotonic()
-        self.logic.background.start(work, done, failed)
+    def _look_failed(self, error: Failed) -> None:
+        if self._call is None and error.kind in ("unreachable", "lost"):
+            self._say_failed(error, aloud=False)
 
     def _tick(self) -> None:
         """Look once a second for what has to be asked again."""
         if self.logic.info:
-            client = self.logic.client
-            if is_running(self._training) and self._is_due("training", _TRAINING_EVERY_S):
-                self._look("training", client.training, self._note_training)
-            if self._call is None and self._is_due("server", _SERVER_EVERY_S):
-                self._look("server", client.info, self._found_server)
-            if self._case is not None and not self.logic.is_open(self._case.image):
-                self._case = None
-            self._keep_lease(client)
-        self._show_case()
-
-    def _keep_lease(self, client: Any) -> None:
-        if self._case is None or self._lease_ends - time.monotonic() > self._lease_s / 2:
-            return
-        image = self._case.image
-        if self._is_due("lease", _SERVER_EVERY_S):
-            self._look("lease", lambda call: client.keep(image, call), self._kept)
-
-    def _is_due(self, what: str, every_s: float) -> bool:
-        return time.monotonic() - self._looked.get(what, -1e9) >= every_s
+            client, lookout = self.logic.client, self.lookout
+            for section in self.sections:
+                section.tick()
+            if self._call is None and lookout.is_due("server", _SERVER_EVERY_S):
+                lookout.ask("server", client.info, self._found_server)
 
     def _found_server(self, info: dict[str, Any]) -> None:
         self.logic.info = info
         if self._light == RED:
             self._show_server(info)
 
-    def _kept(self, seconds: float) -> None:
-        self._lease_s, self._lease_ends = seconds, time.monotonic() + seconds
+    def _note_role(self, role: str) -> None:
+        self.role = role
+        self.refresh()
 
-    def _show_case(self) -> None:
-        told = {} if self._case is None else self._case.told
-        lines = [told["reason"]] if told.get("reason") else []
-        if told.get("score") is not None:
-            lines.append(_("Score {score:.3g} by {strategy}, rank {rank}.").format(**told))
-        if "queue" in told:
-            lines.append(_("{queue} more wait.").format(queue=told["queue"]))
-        self.ui.caseLabel.setText(" ".join(lines))
-        minutes = max(0, round((self._lease_ends - time.monotonic()) / 60))
-        lease = _("Yours for another {minutes} min; it is renewed while the case is open.").format(minutes=minutes)
-        self.ui.leaseLabel.setText(lease if told else "")
-
-    def _ask_labelled(self) -> None:
-        def found(images: list[str]) -> None:
-            self.ui.labelledBox.clear()
-            self.ui.labelledBox.addItems(images)
-            self.refresh()
-
-        self._look("labelled", self.logic.client.labelled, found)
-
-    def _volume(self) -> Any:
+    def shown_image(self) -> Any:
+        """Return the image that the slice views show; None, with a warning, where they show none."""
         volume = segments.shown_volume()
         if volume is None:
-            self._warn(_("No image is shown in the slice views: load one, or click Next case."))
+            self.warn(_("No image is shown in the slice views: load one, or click Next case."))
         return volume
 
-    def _segmentation(self, volume: Any) -> Any:
+    def segmentation_of(self, volume: Any) -> Any:
         """Return the segmentation that is edited, or else the newest one of the image."""
         nodes, edited = segments.segmentations_of(volume), self._editor_node.GetSegmentationNode()
         return edited if edited in nodes else next(reversed(nodes), None)
 
-    def _edit(self, node: Any) -> None:
+    def edit(self, node: Any) -> None:
         """Open a segmentation in the editor."""
         self.ui.editor.setSegmentationNode(node)
         if node is not None:
-            self.ui.editor.setSourceVolumeNode(node.GetNodeReference("referenceImageGeometryRef"))
+            self.ui.editor.setSourceVolumeNode(segments.volume_of(node))
 
-    def _may_send(self, volume: Any) -> str:
+    def may_send(self, volume: Any) -> str:
         """Return the name under which an image may be sent to the server; empty if the user doesn't want it."""
         image = self.logic.image_of(volume)
         if image:
             return image
-        name = name_to_send(self._settings, volume, self.logic.client.address)
+        name = name_to_send(self.settings, volume, self.logic.client.address)
         if not name:
-            self._say(self._light, _("Nothing was sent."))
+            self.say(self._light, _("Nothing was sent."))
         return name
 
-    def _sure(self, question: str) -> bool:
+    def sure(self, question: str) -> bool:
+        """Ask whether the user is sure."""
         return bool(slicer.util.confirmOkCancelDisplay(question, windowTitle="LabelRounds"))
 
     def _timer(self, every_ms: int, slot: Callable[[], None]) -> Any:

@@ -6,35 +6,23 @@ each segment in an attribute of the segmentation, and so in a saved scene too. M
 
 from __future__ import annotations
 
-import colorsys
 import json
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import slicer
 import vtk
 from vtk.util.numpy_support import vtk_to_numpy
 
+from . import looks
 from .translation import _
 
 PREDICTED, SUBMITTED = "LabelRounds.predicted", "LabelRounds.submitted"
 _GEOMETRY = "referenceImageGeometryRef"
 _COMPLETED = 2  # vtkSlicerSegmentationsModuleLogic's SegmentStatus
-# As Slicer's GenericAnatomyColors has them.
-_COLOURS = {
-    "liver": (221, 130, 101),
-    "spleen": (157, 108, 162),
-    "stomach": (216, 132, 105),
-    "kidney": (185, 102, 83),
-    "spine": (226, 202, 134),
-    "pancreas": (249, 180, 111),
-    "lung": (197, 165, 145),
-    "heart": (206, 110, 84),
-    "tumor": (144, 238, 144),
-    "tumour": (144, 238, 144),
-}
 
 
 def shown_volume():
@@ -51,6 +39,11 @@ def segmentations_of(volume) -> list:
     """Return the segmentations of an image, the newest last."""
     nodes = slicer.util.getNodesByClass("vtkMRMLSegmentationNode")
     return [node for node in nodes if node.GetNodeReferenceID(_GEOMETRY) == volume.GetID()]
+
+
+def volume_of(node):
+    """Return the image that a segmentation is of, None if it is gone."""
+    return node.GetNodeReference(_GEOMETRY)
 
 
 def new_segmentation(volume):
@@ -93,7 +86,14 @@ def is_submitted(node) -> bool:
     return json.loads(node.GetAttribute(SUBMITTED) or "null") == _checksums(node)
 
 
-def put_labels(node, volume, file: Path, values: Mapping[str, int], keep: Iterable[str] = ()) -> list[str]:
+def put_labels(
+    node,
+    volume,
+    file: Path,
+    values: Mapping[str, int],
+    keep: Iterable[str] = (),
+    known: Mapping[str, Mapping[str, Any]] | None = None,
+) -> list[str]:
     """Put the labels of a file into a segmentation, in place of the segments of the same names.
 
     Segments that are kept, and those with the status Completed, stay as they are, and no label grows into them.
@@ -104,6 +104,7 @@ def put_labels(node, volume, file: Path, values: Mapping[str, int], keep: Iterab
         file: a label map on the image's grid.
         values: voxel value by name.
         keep: names of segments that stay.
+        known: of each label its look; see `looks.of`.
 
     Returns:
         the names that were put.
@@ -117,7 +118,7 @@ def put_labels(node, volume, file: Path, values: Mapping[str, int], keep: Iterab
         for name, key in segment_ids(node).items():
             if name in put:
                 node.GetSegmentation().RemoveSegment(key)
-        _import(labelmap, node, put)
+        _import(labelmap, node, put, known or {})
     finally:
         slicer.mrmlScene.RemoveNode(labelmap)
     return list(put)
@@ -149,14 +150,6 @@ def write_labels(node, volume, file: Path) -> list[str]:
     return [segmentation.GetSegment(key).GetName() for key in segmentation.GetSegmentIDs()]
 
 
-def colour(name: str) -> tuple[float, float, float]:
-    """Return a label's colour, the same one every time."""
-    for part, rgb in _COLOURS.items():
-        if part in name.lower():
-            return tuple(value / 255 for value in rgb)
-    return colorsys.hsv_to_rgb(zlib.crc32(name.encode()) * 0.618034 % 1, 0.6, 0.9)
-
-
 def _completed(node) -> list[str]:
     status, segmentation = slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentStatus, node.GetSegmentation()
     return [name for name, key in segment_ids(node).items() if status(segmentation.GetSegment(key)) == _COMPLETED]
@@ -172,7 +165,7 @@ def _leave_only(labelmap, values: Iterable[int], node, kept: set[str]) -> None:
     slicer.util.arrayFromVolumeModified(labelmap)
 
 
-def _import(labelmap, node, values: Mapping[str, int]) -> None:
+def _import(labelmap, node, values: Mapping[str, int], known: Mapping[str, Mapping[str, Any]]) -> None:
     """Add each value as a segment of its name; an absent one as an empty segment."""
     segmentation = node.GetSegmentation()
     before = set(segmentation.GetSegmentIDs())
@@ -182,10 +175,8 @@ def _import(labelmap, node, values: Mapping[str, int]) -> None:
     for name, value in values.items():
         segment = by_value.get(value)
         if segment is None:
-            segmentation.AddEmptySegment("", name, colour(name))
-        else:
-            segment.SetName(name)
-            segment.SetColor(*colour(name))
+            segment = segmentation.GetSegment(segmentation.AddEmptySegment("", name))
+        looks.dress(segment, name, known.get(name, {}))
 
 
 def _voxels(node, key: str) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -216,7 +207,7 @@ def _checksum(node, key: str) -> str:
 
 
 def _twice(node) -> bool:
-    volume = node.GetNodeReference(_GEOMETRY)
+    volume = volume_of(node)
     seen = np.zeros(slicer.util.arrayFromVolume(volume).shape[:3], bool)
     for key in segment_ids(node).values():
         if _checksum(node, key):

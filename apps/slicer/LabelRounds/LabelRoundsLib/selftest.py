@@ -62,7 +62,7 @@ class LabelRoundsTest(ScriptedLoadableModuleTest):
 
         self._wait(lambda: panel.ui.labelledBox.findText(image) >= 0)
         panel.ui.labelledBox.setCurrentText(image)
-        self._click(panel, panel.on_reopen)
+        self._click(panel, panel.cases.on_reopen)
         again = segments.shown_volume()
         (reopened,) = segments.segmentations_of(again)
         self.assertEqual(list(segments.segment_ids(reopened)), names)

@@ -1,4 +1,4 @@
-"""What is remembered between two starts of Slicer: server, model, user name, and where images may be sent.
+"""What is remembered between two starts of Slicer: server, model, user name, options, and where images may be sent.
 
 No key and no token is ever kept.
 """
@@ -28,6 +28,14 @@ class Settings:
     def set(self, key: str, value: str) -> None:
         """Keep something."""
         self._kept.setValue(f"LabelRounds/{key}", value)
+
+    def is_on(self, key: str) -> bool:
+        """Tell whether an option is on; at first none is."""
+        return self.get(key) == "yes"
+
+    def turn(self, key: str, on: bool) -> None:
+        """Turn an option on or off."""
+        self.set(key, "yes" if on else "no")
 
     def client_id(self) -> str:
         """Return by what servers know whose case it is; made up at the first start, and the same one ever after."""

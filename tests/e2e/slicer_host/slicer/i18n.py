@@ -1,4 +1,6 @@
-"""Stand in for Slicer's translations: English."""
+"""Stand in for Slicer's translations: English, unless a translator is installed for the context."""
+
+from PySide6.QtCore import QCoreApplication
 
 
 def tr(text, context=""):
@@ -6,4 +8,4 @@ def tr(text, context=""):
 
 
 def translate(context, text):
-    return text
+    return QCoreApplication.translate(context, text)

@@ -1,0 +1,176 @@
+"""What the panel of LabelRounds' own Slicer extension shows of a server, and what its buttons ask of it."""
+
+import pytest
+from scripted_server import MODEL, ScriptedServer
+
+# A grey picture of one pixel.
+PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNoAAAAggCBd81ytgAAAABJRU5ErkJggg=="
+)
+
+
+@pytest.fixture
+def server():
+    server = ScriptedServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def connected(open_extension, server):
+    """Open Slicer and connect it to the server as it is now."""
+
+    def connect():
+        slicer = open_extension(server.url, model=MODEL)
+        assert slicer.click("connectButton") == []
+        return slicer
+
+    return connect
+
+
+VERSIONS = [
+    {
+        "version": 1,
+        "created": "2026-11-01T10:00:00+00:00",
+        "best_metric": 0.7,
+        "by_label": {"liver": 0.7, "spleen": None},
+    },
+    {"version": 2, "best_metric": 0.9, "by_label": {"liver": 0.92, "spleen": 0.88}, "judged_on": "Judged on 3 cases"},
+]
+
+
+def test_versions_have_their_scores_and_an_older_one_is_served_again(connected, server):
+    listed = {"model": MODEL, "served": 2, "measure": "F1", "versions": VERSIONS}
+    server.answers[f"GET /model/{MODEL}/versions"] = listed
+    server.answers[f"POST /model/{MODEL}/rollback"] = {"model": MODEL, "served": 1}
+    slicer = connected()
+    assert slicer.table("versionTable") == [
+        ["2", "served", "0.90", "liver 0.92, spleen 0.88", "Judged on 3 cases", ""],
+        ["1", "", "0.70", "liver 0.70, spleen -", "", "2026-11-01 10:00"],
+    ]
+    slicer.choose_row("versionTable", "2")
+    assert not slicer.can_click("rollbackButton")
+    slicer.choose_row("versionTable", "1")
+    server.answers[f"GET /model/{MODEL}/versions"] = {**listed, "served": 1}
+    (question,) = slicer.click("rollbackButton")
+    assert question.kind == "question" and "Serve version 1 of unet" in question.text
+    assert server.bodies(f"POST /model/{MODEL}/rollback") == [{"to": 1}]
+    assert "Version 1 of unet is served" in slicer.text("statusLabel")
+    assert [row[0] for row in slicer.table("versionTable") if row[1]] == ["1"]
+    slicer.choose("modelBox", "other")
+    slicer.wait()
+    assert slicer.table("versionTable") == []
+
+
+def test_only_an_admin_is_offered_a_rollback(connected, server):
+    server.answers["GET /auth/token/valid"] = {"username": "ann", "role": "reviewer"}
+    server.answers[f"GET /model/{MODEL}/versions"] = {"model": MODEL, "served": 2, "versions": VERSIONS}
+    slicer = connected()
+    slicer.choose_row("versionTable", "1")
+    assert not slicer.can_click("rollbackButton")
+
+
+def test_training_is_shown_with_its_time_left_and_each_labels_score(connected, server):
+    progress = {
+        "epoch": 3,
+        "total_epochs": 40,
+        "eta_s": 150,
+        "best_metric": 0.8,
+        "measure": "Dice",
+        "measure_key": "dice",
+    }
+    progress |= {"stage": "training", "dice": {"liver": 0.91, "spleen": None}}
+    server.answers["GET /train/"] = {"status": "RUNNING", "progress": progress}
+    slicer = connected()
+    assert slicer.text("trainLabel") == "Epoch 3 of 40. About 2 min left. Best Dice 0.80."
+    assert slicer.table("trainTable") == [["liver", "0.91"], ["spleen", "-"]]
+    assert slicer.toolbar()["texts"]["train"] == "Stop training"
+    ended = {**progress, "status": "done", "message": "Published version 3."}
+    server.answers["GET /train/"] = {"status": "DONE", "progress": ended, "details": []}
+    slicer.wait_for_text("trainLabel", "The training has ended. Published version 3.")
+    assert slicer.toolbar()["texts"]["train"] == "Train"
+
+
+def rounds(*images, **more):
+    labels = [{"image": image, "user": "ann", "client": "", "time": 0, "review": {}} for image in images]
+    return {"labels": labels, "stop": {"sentence": "Go on."}, **more}
+
+
+def test_next_cases_are_shown_with_pictures_and_their_reasons_once_somebody_looks(connected, server):
+    queued = [{"rank": 1, "id": "a", "reason": "unlike the others", "thumbnail": PICTURE}]
+    queued.append({"rank": 2, "id": "b", "reason": "unsure", "thumbnail": None})
+    server.answers["GET /rounds/"] = rounds(queue=queued)
+    slicer = connected()
+    assert "GET /rounds/" not in [asked for asked, _, _ in server.asked]
+    slicer.unfold("queueSection")
+    assert slicer.queue() == [("1. a\nunlike the others", True), ("2. b\nunsure", False)]
+    (query,) = [query for asked, query, _ in server.asked if asked == "GET /rounds/"]
+    assert (query["model"], query["strategy"], query["thumbnails"]) == ([MODEL], ["auto"], ["true"])
+
+
+def test_reviewer_sees_suspects_first_and_approves_or_sends_back_with_a_reason(connected, server):
+    suspects = [{"image": "b", "reason": "Dice 0.10"}]
+    server.answers["GET /rounds/"] = rounds("a", "b", suspects=suspects)
+    server.answers["GET /datastore/"] = {"objects": {name: {"labels": {"final": {}}} for name in "ab"}}
+    server.answers["POST /rounds/review"] = {}
+    slicer = connected()
+    slicer.unfold("reviewSection")
+    assert slicer.table("labelTable") == [["b", "ann", "Look again: Dice 0.10", ""], ["a", "ann", "", ""]]
+    assert slicer.text("adviceLabel") == "Go on." and not slicer.can_click("approveButton")
+    slicer.choose_row("labelTable", "b")
+    assert slicer.text("labelledBox") == "b"
+    (warning,) = slicer.click("sendBackButton")
+    assert "Say what is to be corrected" in warning.text and server.bodies("POST /rounds/review") == []
+    slicer.type("reviewEdit", "no spleen")
+    assert slicer.click("sendBackButton") == []
+    slicer.choose_row("labelTable", "a")
+    assert slicer.click("approveButton") == []
+    sent = [(body["image"], body["verdict"], body["reason"]) for body in server.bodies("POST /rounds/review")]
+    assert sent == [("b", "sent_back", "no spleen"), ("a", "approved", "")]
+
+
+def test_annotator_sees_who_labelled_what_but_reviews_nothing(connected, server):
+    server.answers["GET /auth/token/valid"] = {"username": "ann", "role": "annotator"}
+    server.answers["GET /rounds/"] = rounds("a")
+    slicer = connected()
+    slicer.unfold("reviewSection")
+    slicer.choose_row("labelTable", "a")
+    assert not slicer.can_click("approveButton") and not slicer.can_click("curveButton")
+
+
+def test_budget_curve_is_a_plot_in_place_of_the_last_one(connected, server):
+    points = [
+        {"labels": 5, "score": 0.6, "low": 0.5, "high": 0.7},
+        {"labels": 9, "score": 0.8, "low": 0.7, "high": 0.9},
+    ]
+    server.answers["GET /rounds/"] = rounds(curve={"measure": "Dice", "points": points})
+    slicer = connected()
+    slicer.unfold("reviewSection")
+    slicer.click("curveButton")
+    slicer.click("curveButton")
+    (plot,) = slicer.plots()
+    assert plot["Dice"] == ((5.0, 0.6), (9.0, 0.8)) and len(plot) == 3
+
+
+def test_settings_page_and_panel_show_the_same_and_icons_take_the_texts_colour(open_extension, server):
+    slicer = open_extension(server.url)
+    slicer.tick("segment_next", True)
+    assert slicer.is_ticked("segmentNextBox")
+    assert len(slicer.icon_colours()) > 3
+    slicer.tick("plain_icons", True)
+    assert len(slicer.icon_colours()) == 1
+    slicer.click("connectButton")  # while which Qt writes them down
+    slicer.close()
+    again = open_extension(server.url)
+    assert again.is_ticked("segmentNextBox") and len(again.icon_colours()) == 1
+    again.tick("plain_icons", False)
+    assert len(again.icon_colours()) > 3
+
+
+def test_panel_speaks_slicers_language(open_extension, nobody_there):
+    german = {"language": "de_DE", "Internationalization/Enabled": "true"}
+    slicer = open_extension(nobody_there, **german)
+    assert slicer.text("statusLabel") == "Noch nicht verbunden." and slicer.text("segmentButton") == "Segmentieren"
+    assert slicer.toolbar()["texts"]["next"] == "N\u00e4chster Fall"
+    (error,) = slicer.click("connectButton")
+    assert error.text.startswith(f"Unter {nobody_there} antwortet kein Server")
