@@ -155,9 +155,10 @@ class LabelRoundsApp(MONAILabelApp):
             model = task["request"]["model"]
             if _are_of(task, latest.get(model, {})):
                 latest[model] = _ended_figures(task, latest[model])
-        for task in job_queue("train").unfinished()[:1]:
-            model = task["request"]["model"]
-            latest = {model: self._running_figures(task, latest.pop(model, {})), **latest}
+        running = job_queue("train").seen_to_run()
+        if running is not None:
+            model = running["request"]["model"]
+            latest = {model: self._running_figures(running, latest.pop(model, {})), **latest}
         return {**described, "train_stats": latest}
 
     def training_figures(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +176,7 @@ class LabelRoundsApp(MONAILabelApp):
         """Return a running training's figures, from its first moment to its last.
 
         Until its process has written something, the file holds an earlier training's figures or nothing; once it has
-        written its end, ``total_time`` would make Slicer show an empty bar while the process still runs.
+        written its end, ``total_time`` would make Slicer show an empty bar until it learns that the process has ended.
         """
         epochs = task["request"].get("epochs") or self.configs[task["request"]["model"]].training.epochs
         figures = {"epoch": 0, "total_epochs": epochs, "best_metric": written.get("best_metric", 0.0)}

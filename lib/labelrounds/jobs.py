@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 Task = dict[str, Any]
 _LINES_KEPT, _TASKS_KEPT = 20, 100
 _UNFINISHED = ("SUBMITTED", "RUNNING")
+_JUST_ENDED_S = 10.0
 
 
 class JobQueue:
@@ -48,6 +49,7 @@ class JobQueue:
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         self._file = folders.home() / "jobs" / f"{method}.json"
+        self._told_to_run: Task | None = None
         self._foreign: list[dict[str, Any]] = []  # left by servers of other studies or models, for their next start
 
     def submit(self, request: dict[str, Any], enqueue: bool) -> Task:
@@ -81,6 +83,31 @@ class JobQueue:
     def unfinished(self) -> list[Task]:
         """Return the tasks that run or wait, in their order."""
         return [task for task in self.tasks if task["status"] in _UNFINISHED]
+
+    def tell(self, task: Task) -> Task:
+        """Return a task as JSON can take it, and note whether a client is told that it runs.
+
+        The lines that it has printed may grow while they are copied.
+        """
+        lines: list[str] = []
+        with contextlib.suppress(RuntimeError):
+            lines = list(task["details"])
+        told = {**task, "details": lines}
+        if told["status"] in _UNFINISHED:
+            self._told_to_run = task
+        elif self._told_to_run is task:
+            self._told_to_run = None
+        return told
+
+    def seen_to_run(self) -> Task | None:
+        """Return the task that runs, or that has ended just now and that clients still take for running.
+
+        Slicer asks whether a training runs, and if so how far it is: in between it may end.
+        """
+        running, told = self.unfinished(), self._told_to_run
+        if not running and told is not None and time.time() - told.get("ended", 0.0) < _JUST_ENDED_S:
+            return told
+        return running[0] if running else None
 
     def stop(self) -> Task | None:
         """Ask the first unfinished task to end, keeping what it has reached; return it, or None if there is none."""
@@ -253,7 +280,8 @@ def install(check: Callable[[dict[str, Any]], None], figures: Callable[[Task], d
         # force_sync would train inside the server's event loop; the task is queued like any other.
         asked = {**(params or {}), **(request or {})}
         check(asked)
-        return shown(job_queue(method).submit(asked, enqueue)), None
+        jobs = job_queue(method)
+        return shown(jobs, jobs.submit(asked, enqueue)), None
 
     def status(method: str, all: bool = False, check_if_running: bool = False) -> tuple[Any, str | None]:
         jobs = job_queue(method)
@@ -262,26 +290,19 @@ def install(check: Callable[[dict[str, Any]], None], figures: Callable[[Task], d
         if not tasks:
             return None, f"No {method} task {'runs' if check_if_running else 'was started yet'}"
         # Of several the one that runs, even if others wait behind it: clients take any other status for the end.
-        return ([shown(task) for task in tasks] if all else shown((running or tasks[-1:])[0])), None
+        return ([shown(jobs, task) for task in tasks] if all else shown(jobs, (running or tasks[-1:])[0])), None
 
     def stop(method: str) -> Task:
-        task = job_queue(method).stop()
+        jobs = job_queue(method)
+        task = jobs.stop()
         if task is None:
             raise NotFound(f"no {method} task runs")
-        return shown(task)
+        return shown(jobs, task)
 
-    def shown(task: Task) -> Task:
-        return {**_shown(task), "progress": figures(task)}
+    def shown(jobs: JobQueue, task: Task) -> Task:
+        return {**jobs.tell(task), "progress": figures(task)}
 
     AsyncTask.run, AsyncTask.status, AsyncTask.stop = staticmethod(run), staticmethod(status), staticmethod(stop)
-
-
-def _shown(task: Task) -> Task:
-    """Return a task as JSON can take it; the lines it has printed may grow while it is copied."""
-    lines: list[str] = []
-    with contextlib.suppress(RuntimeError):
-        lines = list(task["details"])
-    return {**task, "details": lines}
 
 
 def _now() -> str:

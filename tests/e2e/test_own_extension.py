@@ -382,8 +382,8 @@ def test_closing_the_scene_leaves_a_usable_module(slicer, open_any):
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_any):
-    open_any()
+def test_training_shows_its_epochs_and_can_be_stopped(slicer, open_study):
+    open_study("axial")
     slicer.choose("modelBox", QUICK_MODEL)
     assert slicer.tool("train") == []
     slicer.wait_for_text("trainLabel", "Epoch")

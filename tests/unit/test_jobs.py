@@ -426,6 +426,22 @@ def test_the_hosts_route_shows_the_task_that_runs_and_not_the_last_that_waits(ho
     wait_for(lambda: host_task.status("train")[0]["request"]["model"] == "n")
 
 
+def test_a_task_is_seen_to_run_until_its_end_was_told(host_task, home, go, monkeypatch):
+    queue = jobs.job_queue("train")
+    assert queue.seen_to_run() is None
+    host_task.run("train", request={"model": "m"}, params={"until": str(go)})
+    (task,) = queue.tasks
+    assert queue.seen_to_run() is task
+    go.touch()
+    wait_till_ended(task)
+    assert queue.seen_to_run() is task
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: task["ended"] + 60)
+        assert queue.seen_to_run() is None  # nobody may ever ask again
+    assert host_task.status("train")[0]["status"] == "DONE"
+    assert queue.seen_to_run() is None
+
+
 def test_without_a_task_the_hosts_routes_say_so(host_task, home):
     assert host_task.status("train") == (None, "No train task was started yet")
     with pytest.raises(NotFound, match="no train task runs"):

@@ -17,7 +17,7 @@ import labelrounds
 EXTENSION = Path(__file__).parents[2] / "apps" / "slicer"
 MODULE = EXTENSION / "LabelRounds"
 SCRIPTS = sorted(MODULE.rglob("*.py"))
-WITHOUT_SLICER = ("background", "client", "failures", "http", "translation")
+WITHOUT_SLICER = ("background", "case_in_hand", "client", "failures", "http", "translation")
 INFO = {"models": {"unet": {}}, "version": "0.1.0"}
 
 
@@ -101,7 +101,6 @@ def test_refusal_is_a_sentence_in_the_servers_words(serve, client_of, failed, st
     with pytest.raises(failed) as told:
         client_of(address).info()
     assert told.value.kind == kind and str(told.value).endswith(sentence)
-    assert told.value.retry_after_s == int(headers.get("Retry_After", 0))
 
 
 def test_refusal_without_problem_details_says_that_no_reason_was_given(serve, client_of, failed):
@@ -209,6 +208,52 @@ def test_background_hands_over_in_the_thread_that_asks(failed):
     while background.busy and time.monotonic() < deadline:
         background.deliver()
     assert said == [("progress", "0.5", here), ("failed", "This failed in Slicer: disk full", here)]
+
+
+def test_questions_in_passing_are_asked_one_of_a_kind_at_a_time(failed):
+    module = importlib.import_module("LabelRoundsLib.background")
+    background, found, asked, released = module.Background(), [], [], threading.Event()
+    lookout = module.Lookout(background, found.append)
+
+    def refuse(call):
+        raise failed("lost", "gone")
+
+    def answer(call):
+        asked.append(call)
+        released.wait(10)
+        return "training"
+
+    def deliver():
+        released.set()
+        deadline = time.monotonic() + 10
+        while background.busy and time.monotonic() < deadline:
+            background.deliver()
+
+    assert lookout.is_due("training", 60)
+    lookout.ask("training", answer, found.append)
+    lookout.ask("training", answer, found.append)
+    assert not lookout.is_due("training", 60) and lookout.is_due("server", 60)
+    deliver()
+    assert found == ["training"] and len(asked) == 1
+    lookout.ask("training", refuse, found.append)
+    deliver()
+    lookout.ask("training", answer, found.append)
+    deliver()
+    assert [str(each) for each in found] == ["training", "gone", "training"]
+
+
+def test_lease_is_renewed_in_its_second_half(monkeypatch):
+    module, now = importlib.import_module("LabelRoundsLib.case_in_hand"), [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    told = {"reason": "It is blurred.", "score": 0.5, "strategy": "auto", "rank": 2, "queue": 3, "lease_s": 3600}
+    hand = module.CaseInHand(module.Case("a", Path("a.nii"), told))
+    assert hand.reason() == "It is blurred. Score 0.5 by auto, rank 2. 3 more wait."
+    now[0] += 1799
+    assert not hand.should_be_kept() and "another 30 min" in hand.lease()
+    now[0] += 1
+    assert hand.should_be_kept()
+    hand.kept(3600)
+    assert not hand.should_be_kept() and "another 60 min" in hand.lease()
 
 
 def test_cancelled_requests_call_nobody_any_more():

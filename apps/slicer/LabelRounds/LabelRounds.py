@@ -13,6 +13,7 @@ import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModule
 
 from LabelRoundsLib import dialogs, segments
+from LabelRoundsLib.case_in_hand import CaseInHand
 from LabelRoundsLib.client import Case, Prediction, is_running
 from LabelRoundsLib.logic import LabelRoundsLogic
 from LabelRoundsLib.panel import GREEN, Panel
@@ -193,24 +194,23 @@ class LabelRoundsWidget(Panel):
 
     def _opened(self, case: Case | str, volume: Any) -> None:
         if volume is None:
-            self._case = None
+            self._hand = None
             return self._say(GREEN, case or _("There is no case left to label."))
-        self._case = case
-        self._kept(float(case.told["lease_s"]))
+        self._hand = CaseInHand(case)
         self._say(GREEN, _("{image}: {reason}.").format(image=case.image, reason=case.told.get("reason", "")))
         if self.ui.segmentNextBox.checked:
             self._segment()
 
     def _reopened(self, case: Case, volume: Any, node: Any) -> None:
-        self._case = None
+        self._hand = None
         self._edit(node)
         self._say(GREEN, _("{image} is open with its submitted label.").format(image=case.image))
 
     def _submit(self) -> None:
         volume = self._volume()
-        node = None if volume is None else self._segmentation(volume)
         if volume is None:
             return
+        node = self._segmentation(volume)
         if node is None:
             return self._warn(_("{image} has no segmentation yet: segment it first.").format(image=volume.GetName()))
         overlap = _("Some voxels are in two segments; a label map keeps the later one there. Submit it so?")
@@ -229,25 +229,25 @@ class LabelRoundsWidget(Panel):
             )
 
     def _submitted(self, image: str, answer: dict[str, Any]) -> None:
-        if self._case is not None and self._case.image == image:
-            self._case = None
+        if self._hand is not None and self._hand.case.image == image:
+            self._hand = None
         ignored = ", ".join(answer.get("unknown_labels") or [])
         more = _(" No model knows {names}, which will not be learnt.").format(names=ignored) if ignored else ""
         self._say(GREEN, _("{image} is submitted.").format(image=image) + more)
         self._ask_labelled()
 
     def _put_aside(self, hours: float | None) -> None:
-        case, reason, client = self._case, self.ui.reasonEdit.text, self.logic.client
-        if case is None:
+        if self._hand is None:
             return
+        image, reason, client = self._hand.case.image, self.ui.reasonEdit.text, self.logic.client
 
         def over(_none: Any) -> None:
-            self._case = None
+            self._hand = None
             self.ui.reasonEdit.setText("")
-            self._say(GREEN, _("{image} is put aside.").format(image=case.image))
+            self._say(GREEN, _("{image} is put aside.").format(image=image))
 
         def work(call: Any) -> None:
-            client.put_aside(case.image, reason, hours, call)
+            client.put_aside(image, reason, hours, call)
 
         self._start(_("Putting aside"), lambda *ends: self.logic.background.start(work, *ends), over)
 

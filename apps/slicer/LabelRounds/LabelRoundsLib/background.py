@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from typing import Any, Callable
 
+from . import failures
 from .failures import Failed
 from .http import Call
-from .translation import _
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ class Background:
                 outcome = failed, error
             except Exception as error:  # as a full disk; a thread's traceback would be seen by nobody
                 logger.exception("A request of LabelRounds failed")
-                outcome = failed, Failed("failed", _("This failed in Slicer: {error}").format(error=error))
+                outcome = failed, failures.in_slicer(error)
             self._said.put((self._ended, (call, *outcome)))
 
         self._running.add(call)
@@ -84,3 +85,37 @@ class Background:
         if call in self._running:
             self._running.discard(call)
             listener(result)
+
+
+class Lookout:
+    """Asks the server in passing, one question of a kind at a time; for the main thread too.
+
+    Args:
+        background: what runs the requests.
+        failed: is called with why one came to nothing.
+    """
+
+    def __init__(self, background: Background, failed: Callable[[Failed], None]) -> None:
+        self._background, self._failed = background, failed
+        self._asked: dict[str, float] = {}
+        self._asking: set[str] = set()
+
+    def ask(self, what: str, work: Callable[[Call], Any], then: Callable[[Any], None]) -> None:
+        """Ask, unless the last question of this kind is not answered yet; ``then`` is called with what was found."""
+        if what in self._asking:
+            return
+
+        def over(listener: Callable[[Any], None]) -> Callable[[Any], None]:
+            def ended(result: Any) -> None:
+                self._asking.discard(what)
+                listener(result)
+
+            return ended
+
+        self._asking.add(what)
+        self._asked[what] = time.monotonic()
+        self._background.start(work, over(then), over(self._failed))
+
+    def is_due(self, what: str, every_s: float) -> bool:
+        """Tell whether the last question of this kind was asked so many seconds ago, or never."""
+        return time.monotonic() - self._asked.get(what, -1e9) >= every_s

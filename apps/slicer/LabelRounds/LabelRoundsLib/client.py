@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from . import failures
-from .http import Answer, Call, Failed, Form, request
+from .failures import Failed
+from .http import Answer, Call, Form, request
 
 _TRAINING = ("SUBMITTED", "RUNNING")
 
@@ -74,8 +75,8 @@ class Client:
         """Log in, for as long as this object lives; the key is kept nowhere."""
         form = {"username": name, "password": key, "grant_type": "password"}
         self.token = ""
-        body = _FormText(form)
-        self.token = self._json("POST", "/auth/token", body=body, timeout_s=60, call=call)["access_token"]
+        answer = self._json("POST", "/auth/token", body=_FormText(form), timeout_s=60, call=call)
+        self.token = answer["access_token"]
 
     def next_case(self, strategy: str, model: str, folder: Path, call: Call | None = None) -> Case | str:
         """Fetch the case that is most worth labelling; where there is none, return why."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import qt
+import slicer
 
 from .translation import _
 
@@ -57,8 +58,6 @@ def _add_cancel(dialog, layout) -> None:
 
 
 def _dialog(title: str, text: str):
-    import slicer
-
     dialog = qt.QDialog(slicer.util.mainWindow())
     dialog.setWindowTitle(title)
     layout = qt.QVBoxLayout(dialog)

@@ -14,12 +14,11 @@ class Failed(Exception):
     Attributes:
         kind: ``unreachable``, ``lost``, ``cancelled``, ``login``, ``refused``, ``too_large``, ``busy`` or ``failed``.
         status: the server's HTTP status; 0 where there was no answer.
-        retry_after_s: seconds after which the server asks to be tried again; 0 where it doesn't say.
     """
 
-    def __init__(self, kind: str, sentence: str, status: int = 0, retry_after_s: int = 0) -> None:
+    def __init__(self, kind: str, sentence: str, status: int = 0) -> None:
         super().__init__(sentence)
-        self.kind, self.status, self.retry_after_s = kind, status, retry_after_s
+        self.kind, self.status = kind, status
 
 
 def unreachable(address: str, error: Exception) -> Failed:
@@ -44,10 +43,14 @@ def not_ours(address: str) -> Failed:
     return Failed("failed", _("What answers at {address} is not a LabelRounds server.").format(address=address))
 
 
+def in_slicer(error: Exception) -> Failed:
+    """Say that it did not come to a request, or to what was to be done with its answer, as where a disk is full."""
+    return Failed("failed", _("This failed in Slicer: {error}").format(error=error))
+
+
 def refused(address: str, status: int, headers: Mapping[str, str], body: bytes) -> Failed:
     """Say why the server has refused a request, in its own words."""
-    detail, wait_s = _detail(body), _seconds(headers.get("Retry-After", ""))
-    told = {"detail": detail, "status": status, "address": address}
+    told = {"detail": _detail(body), "status": status, "address": address}
     if status == 401:
         return Failed("login", _("Log in to {address}: {detail}.").format(**told), status)
     if status == 403:
@@ -55,8 +58,10 @@ def refused(address: str, status: int, headers: Mapping[str, str], body: bytes) 
     if status == 413:
         return Failed("too_large", _("This is larger than the server takes: {detail}.").format(**told), status)
     if status in (429, 503):
-        when = _("Try again in {seconds} s.").format(seconds=wait_s) if wait_s else _("Try again in a moment.")
-        return Failed("busy", _("The server can't do this now: {detail}.").format(**told) + " " + when, status, wait_s)
+        wait_s = headers.get("Retry-After", "")
+        named = wait_s.isdigit() and int(wait_s) > 0  # it may also be a date
+        when = _("Try again in {seconds} s.").format(seconds=wait_s) if named else _("Try again in a moment.")
+        return Failed("busy", _("The server can't do this now: {detail}.").format(**told) + " " + when, status)
     if 400 <= status < 500:
         return Failed("refused", _("The server refuses this: {detail}.").format(**told), status)
     return Failed("failed", _("The server failed at this (status {status}): {detail}.").format(**told), status)
@@ -73,7 +78,3 @@ def _detail(body: bytes) -> str:
     except (ValueError, KeyError, TypeError):
         detail = _("it gave no reason")
     return str(detail).rstrip(". ")
-
-
-def _seconds(retry_after: str) -> int:
-    return int(retry_after) if retry_after.isdigit() else 0

@@ -20,7 +20,6 @@ from typing import Any, Callable
 from urllib.parse import urlencode, urlsplit
 
 from . import failures
-from .failures import Failed
 
 _CHUNK = 1 << 18
 _CONNECT_S = 10
@@ -207,6 +206,3 @@ def _read(response: http.client.HTTPResponse, call: Call) -> bytes:
     if size and done < size:
         raise http.client.IncompleteRead(b"".join(read), size - done)
     return b"".join(read)
-
-
-__all__ = ["Answer", "Call", "Failed", "Form", "request"]

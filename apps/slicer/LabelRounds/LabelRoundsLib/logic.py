@@ -179,7 +179,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             return known, send(known, call)
 
         def submitted(outcome: tuple[str, dict[str, Any]]) -> None:
-            self._is_image(volume, outcome[0])
+            self._note_image(volume, outcome[0])
             done(*outcome)
 
         return self._start(work, submitted, failed, progress, folder)
@@ -206,13 +206,13 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         """Show a case's image."""
         volume = slicer.util.loadVolume(str(case.file))
         volume.SetName(case.image)
-        self._is_image(volume, case.image)
+        self._note_image(volume, case.image)
         if volume.GetStorageNode() is not None:  # of a temporary file, which will be gone
             slicer.mrmlScene.RemoveNode(volume.GetStorageNode())
         slicer.util.setSliceViewerLayers(background=volume, foreground=None, label=None, fit=True)
         return volume
 
-    def _is_image(self, volume, image: str) -> None:
+    def _note_image(self, volume, image: str) -> None:
         volume.SetAttribute(IMAGE, image)
         volume.SetAttribute(SERVER, self.client.address)
 

@@ -5,14 +5,15 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, Callable
 
 import qt
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 
-from . import dialogs, segments
+from . import dialogs, failures, segments
+from .background import Lookout
+from .case_in_hand import CaseInHand
 from .client import is_running
 from .failures import Failed
 from .logic import LabelRoundsLogic
@@ -31,11 +32,9 @@ class Panel(ScriptedLoadableModuleWidget):
     def __init__(self, parent: Any = None) -> None:
         super().__init__(parent)
         self.logic: LabelRoundsLogic | None = None
-        self._call = self._case = self._training = None
+        self._call = self._training = None
+        self._hand: CaseInHand | None = None
         self._light, self._sentence, self._part = GREY, "", 0.0
-        self._lease_s = self._lease_ends = 0.0
-        self._looked: dict[str, float] = {}
-        self._looking: set[str] = set()
         self._shortcuts: list[Any] = []
 
     def setup(self) -> None:
@@ -46,6 +45,7 @@ class Panel(ScriptedLoadableModuleWidget):
         self.ui = slicer.util.childWidgetVariables(widget)
         widget.setMRMLScene(slicer.mrmlScene)
         self.logic = LabelRoundsLogic()
+        self._lookout = Lookout(self.logic.background, self._look_failed)
         self._settings = Settings()
         self._editor_node = _editor_node()
         self.ui.editor.setMRMLScene(slicer.mrmlScene)
@@ -93,21 +93,20 @@ class Panel(ScriptedLoadableModuleWidget):
 
     def refresh(self) -> None:
         """Show what is the case, here and in the toolbar."""
-        state = self.state()
-        ui, enabled = self.ui, state["enabled"]
+        state, ui = self.state(), self.ui
         ui.lightLabel.setStyleSheet(f"color: {state['colour']}; font-size: 16px;")
         ui.lightLabel.setToolTip(state["sentence"])
         ui.statusLabel.setText(state["sentence"])
         ui.progressBar.setRange(0, state["maximum"])
         ui.progressBar.setValue(state["value"])
-        for name in ("segment", "next", "submit", "train", "cancel"):
-            getattr(ui, f"{name}Button").setEnabled(enabled[name])
+        for name, is_enabled in state["enabled"].items():
+            getattr(ui, f"{name}Button").setEnabled(is_enabled)
         ui.trainButton.setText(state["texts"]["train"])
         ui.connectButton.setEnabled(not state["busy"])
         ui.undoButton.setEnabled(not state["busy"] and self.logic.can_undo())
         ui.reopenButton.setEnabled(not state["busy"] and ui.labelledBox.count > 0)
         for button in (ui.skipButton, ui.deferButton):
-            button.setEnabled(not state["busy"] and self._case is not None)
+            button.setEnabled(not state["busy"] and self._hand is not None)
         ui.classSection.setVisible(self.logic.classifies(state["model"]))
         ui.submitClassButton.setEnabled(not state["busy"] and ui.classBox.count > 0)
         self._show_case()
@@ -141,15 +140,14 @@ class Panel(ScriptedLoadableModuleWidget):
         """Do something once the server is known, which may first have to be asked."""
         if self._call is not None:
             return
-        address = self.ui.serverBox.currentText.strip().rstrip("/")
-        known = self.logic.client is not None and self.logic.client.address == address
+        known = self.logic.client is not None and self.logic.client.address == self._address()
         if known and self.logic.info:
             then()
         else:
             self._connect(then)
 
     def _connect(self, then: Callable[[], Any], aloud: bool = True) -> None:
-        address = self.ui.serverBox.currentText.strip().rstrip("/")
+        address = self._address()
         self._settings.set("server", address)
         self.logic.use_server(address, self._settings.client_id())
 
@@ -158,6 +156,9 @@ class Panel(ScriptedLoadableModuleWidget):
             then()
 
         self._start(_("Connecting"), self.logic.connect_server, connected, aloud)
+
+    def _address(self) -> str:
+        return self.ui.serverBox.currentText.strip().rstrip("/")
 
     def _show_server(self, info: dict[str, Any]) -> None:
         chosen = self.ui.modelBox.currentText or self._settings.get("model")
@@ -172,7 +173,7 @@ class Panel(ScriptedLoadableModuleWidget):
         warning = self.logic.version_warning()
         self._say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
         self._ask_labelled()
-        self._look("training", self.logic.client.training, self._note_training)
+        self._lookout.ask("training", self.logic.client.training, self._note_training)
 
     def _start(self, what: str, start: Callable[..., Any], then: Callable[..., Any], aloud: bool = True) -> None:
         """Do what the user has asked for, show how far it is, and say what came of it."""
@@ -197,7 +198,7 @@ class Panel(ScriptedLoadableModuleWidget):
         try:
             self._call = start(done, failed, progress)
         except (RuntimeError, OSError) as error:  # what Slicer says if it can't write the image or the label
-            failed(Failed("failed", _("This failed in Slicer: {error}").format(error=error)))
+            failed(failures.in_slicer(error))
         self.refresh()
 
     def _log_in(self, why: str, then: Callable[[], None]) -> bool:
@@ -230,66 +231,40 @@ class Panel(ScriptedLoadableModuleWidget):
         self._say(self._light, sentence)
         slicer.util.warningDisplay(sentence, windowTitle="LabelRounds")
 
-    def _look(self, what: str, work: Callable[[Any], Any], then: Callable[[Any], None]) -> None:
-        """Ask the server for something in passing; one question of a kind at a time."""
-        if what in self._looking:
-            return
-
-        def done(found: Any) -> None:
-            self._looking.discard(what)
-            then(found)
-
-        def failed(error: Failed) -> None:
-            self._looking.discard(what)
-            if self._call is None and error.kind in ("unreachable", "lost"):
-                self._say_failed(error, aloud=False)
-
-        self._looking.add(what)
-        self._looked[what] = time.monotonic()
-        self.logic.background.start(work, done, failed)
+    def _look_failed(self, error: Failed) -> None:
+        if self._call is None and error.kind in ("unreachable", "lost"):
+            self._say_failed(error, aloud=False)
 
     def _tick(self) -> None:
         """Look once a second for what has to be asked again."""
         if self.logic.info:
-            client = self.logic.client
-            if is_running(self._training) and self._is_due("training", _TRAINING_EVERY_S):
-                self._look("training", client.training, self._note_training)
-            if self._call is None and self._is_due("server", _SERVER_EVERY_S):
-                self._look("server", client.info, self._found_server)
-            if self._case is not None and not self.logic.is_open(self._case.image):
-                self._case = None
-            self._keep_lease(client)
+            client, lookout = self.logic.client, self._lookout
+            if is_running(self._training) and lookout.is_due("training", _TRAINING_EVERY_S):
+                lookout.ask("training", client.training, self._note_training)
+            if self._call is None and lookout.is_due("server", _SERVER_EVERY_S):
+                lookout.ask("server", client.info, self._found_server)
+            self._keep_case(client)
         self._show_case()
 
-    def _keep_lease(self, client: Any) -> None:
-        if self._case is None or self._lease_ends - time.monotonic() > self._lease_s / 2:
+    def _keep_case(self, client: Any) -> None:
+        hand = self._hand
+        if hand is None:
             return
-        image = self._case.image
-        if self._is_due("lease", _SERVER_EVERY_S):
-            self._look("lease", lambda call: client.keep(image, call), self._kept)
-
-    def _is_due(self, what: str, every_s: float) -> bool:
-        return time.monotonic() - self._looked.get(what, -1e9) >= every_s
+        image = hand.case.image
+        if not self.logic.is_open(image):
+            self._hand = None
+        elif hand.should_be_kept() and self._lookout.is_due("lease", _SERVER_EVERY_S):
+            self._lookout.ask("lease", lambda call: client.keep(image, call), hand.kept)
 
     def _found_server(self, info: dict[str, Any]) -> None:
         self.logic.info = info
         if self._light == RED:
             self._show_server(info)
 
-    def _kept(self, seconds: float) -> None:
-        self._lease_s, self._lease_ends = seconds, time.monotonic() + seconds
-
     def _show_case(self) -> None:
-        told = {} if self._case is None else self._case.told
-        lines = [told["reason"]] if told.get("reason") else []
-        if told.get("score") is not None:
-            lines.append(_("Score {score:.3g} by {strategy}, rank {rank}.").format(**told))
-        if "queue" in told:
-            lines.append(_("{queue} more wait.").format(queue=told["queue"]))
-        self.ui.caseLabel.setText(" ".join(lines))
-        minutes = max(0, round((self._lease_ends - time.monotonic()) / 60))
-        lease = _("Yours for another {minutes} min; it is renewed while the case is open.").format(minutes=minutes)
-        self.ui.leaseLabel.setText(lease if told else "")
+        hand = self._hand
+        self.ui.caseLabel.setText("" if hand is None else hand.reason())
+        self.ui.leaseLabel.setText("" if hand is None else hand.lease())
 
     def _ask_labelled(self) -> None:
         def found(images: list[str]) -> None:
@@ -297,7 +272,7 @@ class Panel(ScriptedLoadableModuleWidget):
             self.ui.labelledBox.addItems(images)
             self.refresh()
 
-        self._look("labelled", self.logic.client.labelled, found)
+        self._lookout.ask("labelled", self.logic.client.labelled, found)
 
     def _volume(self) -> Any:
         volume = segments.shown_volume()
@@ -314,7 +289,7 @@ class Panel(ScriptedLoadableModuleWidget):
         """Open a segmentation in the editor."""
         self.ui.editor.setSegmentationNode(node)
         if node is not None:
-            self.ui.editor.setSourceVolumeNode(node.GetNodeReference("referenceImageGeometryRef"))
+            self.ui.editor.setSourceVolumeNode(segments.volume_of(node))
 
     def _may_send(self, volume: Any) -> str:
         """Return the name under which an image may be sent to the server; empty if the user doesn't want it."""

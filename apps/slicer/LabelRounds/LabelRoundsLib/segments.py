@@ -53,6 +53,11 @@ def segmentations_of(volume) -> list:
     return [node for node in nodes if node.GetNodeReferenceID(_GEOMETRY) == volume.GetID()]
 
 
+def volume_of(node):
+    """Return the image that a segmentation is of, None if it is gone."""
+    return node.GetNodeReference(_GEOMETRY)
+
+
 def new_segmentation(volume):
     """Add a segmentation of an image to the scene."""
     name = slicer.mrmlScene.GenerateUniqueName(_("{image} segmentation").format(image=volume.GetName()))
@@ -216,7 +221,7 @@ def _checksum(node, key: str) -> str:
 
 
 def _twice(node) -> bool:
-    volume = node.GetNodeReference(_GEOMETRY)
+    volume = volume_of(node)
     seen = np.zeros(slicer.util.arrayFromVolume(volume).shape[:3], bool)
     for key in segment_ids(node).values():
         if _checksum(node, key):

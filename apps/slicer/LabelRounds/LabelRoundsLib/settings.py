@@ -1,4 +1,4 @@
-"""What is remembered between two starts of Slicer: server, model, user name, and where images may be sent.
+"""What is remembered between two starts of Slicer: server, model, user name, options, and where images may be sent.
 
 No key and no token is ever kept.
 """

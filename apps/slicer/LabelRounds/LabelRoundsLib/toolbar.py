@@ -13,7 +13,6 @@ import qt
 from .translation import _
 
 _ICONS = Path(__file__).parent.parent / "Resources" / "Icons"
-NAMES = ("segment", "next", "submit", "train", "cancel")
 
 
 class Toolbar:
@@ -34,7 +33,15 @@ class Toolbar:
         self.models.setToolTip(_("The model that segments; it is remembered"))
         self.models.connect("activated(int)", lambda place: self._panel.choose_model(self.models.currentText))
         self.bar.addWidget(self.models)
-        self.actions = {name: self._action(name) for name in NAMES}
+        self.actions = {
+            "segment": self._action("segment", _("Segment"), _("Segment the image that the slice views show")),
+            "next": self._action("next", _("Next case"), _("Open the case that is most worth labelling")),
+            "submit": self._action(
+                "submit", _("Submit"), _("Submit the segmentation of the image that the slice views show")
+            ),
+            "train": self._action("train", _("Train"), _("Train the model with all labels submitted so far")),
+            "cancel": self._action("cancel", _("Cancel"), _("Cancel what the server is doing for you")),
+        }
         self.progress = qt.QProgressBar()
         self.progress.setMaximumWidth(120)
         self._shown = self.bar.addWidget(self.progress)
@@ -57,16 +64,9 @@ class Toolbar:
         self.progress.setRange(0, state["maximum"])
         self.progress.setValue(state["value"])
 
-    def _action(self, name: str) -> Any:
-        texts = {
-            "segment": (_("Segment"), _("Segment the image that the slice views show")),
-            "next": (_("Next case"), _("Open the case that is most worth labelling")),
-            "submit": (_("Submit"), _("Submit the segmentation of the image that the slice views show")),
-            "train": (_("Train"), _("Train the model with all labels submitted so far")),
-            "cancel": (_("Cancel"), _("Cancel what the server is doing for you")),
-        }
-        action = qt.QAction(qt.QIcon(str(_ICONS / f"{name}.png")), texts[name][0], self.bar)
-        action.setToolTip(texts[name][1])
+    def _action(self, name: str, text: str, tip: str) -> Any:
+        action = qt.QAction(qt.QIcon(str(_ICONS / f"{name}.png")), text, self.bar)
+        action.setToolTip(tip)
         action.connect("triggered()", lambda: getattr(self._panel, f"on_{name}")())
         self.bar.addAction(action)
         return action
