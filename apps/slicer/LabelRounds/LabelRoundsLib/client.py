@@ -87,10 +87,18 @@ class Client:
             return answer.headers.get("X-LabelRounds-Message", "")
         return Case(told["id"], self._image(told["id"], folder, call), told)
 
+    def images(self, call: Call | None = None) -> dict[str, bool]:
+        """Return the ids of all images, and whether each has a submitted label map."""
+        objects = self._json("GET", "/datastore/", {"output": "all"}, call=call)["objects"]
+        return {image: "final" in objects[image]["labels"] for image in sorted(objects)}
+
     def labelled(self, call: Call | None = None) -> list[str]:
         """Return the ids of the images that have a submitted label map."""
-        objects = self._json("GET", "/datastore/", {"output": "all"}, call=call)["objects"]
-        return sorted(image for image, entry in objects.items() if "final" in entry["labels"])
+        return [image for image, is_labelled in self.images(call).items() if is_labelled]
+
+    def open(self, image: str, folder: Path, call: Call | None = None) -> Case:
+        """Fetch an image that has no submitted label; it is in nobody's hands by that."""
+        return Case(image, self._image(image, folder, call))
 
     def reopen(self, image: str, folder: Path, call: Call | None = None) -> Case:
         """Fetch an image and the label that was submitted for it."""

@@ -130,6 +130,15 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             lambda call: client.next_case(strategy, model, folder, call), loaded, failed, progress, folder
         )
 
+    def open(self, image: str, done: Done, failed: OnFailed, progress: Progress) -> Call:
+        """Open an image of the server's that has no label; ``done`` gets the case and its volume."""
+        client, folder = self.client, self._folder()
+
+        def loaded(case: Case) -> None:
+            done(case, self._load(case))
+
+        return self._start(lambda call: client.open(image, folder, call), loaded, failed, progress, folder)
+
     def reopen(self, image: str, done: Done, failed: OnFailed, progress: Progress) -> Call:
         """Open a submitted case again, with its label; ``done`` gets it, its volume and its segmentation."""
         client, folder = self.client, self._folder()

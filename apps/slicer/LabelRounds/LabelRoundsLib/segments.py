@@ -98,6 +98,11 @@ def is_submitted(node) -> bool:
     return json.loads(node.GetAttribute(SUBMITTED) or "null") == _checksums(node)
 
 
+def is_empty(node) -> bool:
+    """Tell whether no segment has a voxel."""
+    return not any(_checksums(node).values())
+
+
 def put_labels(node, volume, file: Path, values: Mapping[str, int], keep: Iterable[str] = ()) -> list[str]:
     """Put the labels of a file into a segmentation, in place of the segments of the same names.
 
