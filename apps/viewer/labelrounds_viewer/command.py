@@ -63,9 +63,7 @@ def run(address: str, listening: Listening) -> None:
         with server.state:
             rounds.connect()
         shown = Listening(listening.host, server.port, certificate=listening.certificate).address
-        print(
-            f"The rounds of {rounds.data.address}. Open in a browser, on this machine:\n\n    {shown}/?key={access.key}\n"
-        )
+        print(f"The rounds of {rounds.data.address}. Open this in a browser:\n\n    {shown}/?key={access.key}\n")
         print("Whoever has this address can see and label: pass it on to nobody. Ctrl-C ends it.", flush=True)
 
     server.controller.on_server_bind.add(bind)

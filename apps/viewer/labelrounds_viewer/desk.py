@@ -75,6 +75,7 @@ class Desk:
             for other in slicer.util.getNodesByClass(kind):
                 if other not in (volume, node):
                     slicer.mrmlScene.RemoveNode(other)
+        self.set_brightness(*VolumeWindowLevel.get_volume_auto_min_max_range(volume))
         self._core.display_manager.show_volume_in_slice_background(volume)
         self._core.display_manager.reset_views()
 

@@ -41,6 +41,7 @@ class Page:
         self._layouts.layout_manager.set_layout(_FOUR_VIEWS)
         editor = SegmentEditorLogic(server, core)
         editor.data.segment_display.show_3d = True
+        name = rounds.name
         with VAppLayout(server, theme="dark") as self.layout:
             client.Style(_STYLE)
             self._bar()
@@ -48,21 +49,22 @@ class Page:
                 self._case()
                 self._model()
                 self._training()
-            with v3.VNavigationDrawer(permanent=True, width=300, location="right", v_if=(f"{self._name.image}",)):
+            with v3.VNavigationDrawer(permanent=True, width=350, location="right"):
                 tools = html.Div(classes="tools d-flex px-3 pt-2")
-                editor_ui = SegmentEditorUI()
+                with html.Div(v_if=(name.image,), style="height: calc(100% - 45px);"):
+                    editor_ui = SegmentEditorUI()
                 with tools:
                     SegmentEditorUndoRedoUI(editor_ui, row=True)
                     LayoutButton()
             with v3.VMain(), html.Div(classes="d-flex flex-column", style="height: calc(100vh - 64px);"):
                 v3.VAlert(
-                    text=(self._name.trouble,),
-                    v_if=(self._name.trouble,),
+                    text=(name.trouble,),
+                    v_if=(name.trouble,),
                     type="error",
                     density="compact",
                     classes="trouble flex-grow-0",
                     closable=True,
-                    click_close=f"{self._name.trouble} = ''",
+                    click_close=f"{name.trouble} = ''",
                 )
                 with html.Div(classes="flex-grow-1", style="min-height: 0;"):
                     self._layouts.layout_manager.initialize_layout_grid(self.layout)
@@ -105,15 +107,8 @@ class Page:
             html.Div(v_text=(f"{name.image} || 'No case is open.'",), classes="image text-subtitle-1")
             html.Div(v_text=(name.reason,), classes="reason text-body-2")
             html.Div(v_text=(name.lease,), classes="lease text-caption")
-            v3.VSelect(label="Strategy", v_model=(name.strategy,), items=(name.strategies,), **_SMALL)
-            v3.VCheckbox(label="Segment each next case at once", v_model=(name.segment_next,), **_SMALL)
-            with html.Div(classes="d-flex align-center mt-2"):
-                v3.VAutocomplete(
-                    label="Images of the server", v_model=(name.chosen_image,), items=(name.images,), **_SMALL
-                )
-                self._button("Open", "mdi-folder-open", rounds.open, "open", f"{name.busy} || !{name.chosen_image}")
             with html.Div(v_if=(name.in_hand,), classes="mt-2"):
-                v3.VTextField(label="Why it is put aside", v_model=(name.aside_reason,), **_SMALL)
+                v3.VTextField(label="Put it aside, because", v_model=(name.aside_reason,), **_SMALL)
                 self._button("For a day", "mdi-clock-outline", rounds.defer, "defer")
                 self._button("For good", "mdi-cancel", rounds.skip, "skip")
             v3.VRangeSlider(
@@ -122,14 +117,20 @@ class Page:
                 v_model=(name.brightness,),
                 min=(f"{name.brightness_limits}[0]",),
                 max=(f"{name.brightness_limits}[1]",),
+                step=(f"({name.brightness_limits}[1] - {name.brightness_limits}[0]) / 500",),
                 hide_details=True,
-                classes="mt-3",
             )
+        with self._section("Next cases"):
+            v3.VSelect(label="Strategy", v_model=(name.strategy,), items=(name.strategies,), **_SMALL)
+            v3.VCheckbox(label="Segment each at once", v_model=(name.segment_next,), **_SMALL)
+            with html.Div(classes="d-flex align-center mt-2"):
+                v3.VAutocomplete(label="Or one of these", v_model=(name.chosen_image,), items=(name.images,), **_SMALL)
+                self._button("Open", "mdi-folder-open", rounds.open, "open", f"{name.busy} || !{name.chosen_image}")
 
     def _model(self) -> None:
         name, rounds = self._name, self._rounds
         with self._section("Model"):
-            v3.VSelect(label="Model", v_model=(name.model,), items=(name.models,), classes="model", **_SMALL)
+            v3.VSelect(label="Model", v_model=(name.model,), items=(name.models,), **_SMALL)
             with html.Div(v_if=(f"{name.classes}.length",), classes="mt-2"):
                 with v3.VRadioGroup(v_model=(name.chosen_class,), hide_details=True):
                     v3.VRadio(
