@@ -56,7 +56,8 @@ class Asking(BaseLogic[RoundsState]):
         while True:
             await asyncio.sleep(_DELIVER_S)
             with self.state:
-                self._guarded(self.logic.background.deliver)
+                if not self._guarded(self.logic.background.deliver):
+                    self._end()  # what failed may be what had to say so
                 if time.monotonic() - ticked >= _TICK_S:
                     ticked = time.monotonic()
                     self._guarded(self.tick)
@@ -68,13 +69,20 @@ class Asking(BaseLogic[RoundsState]):
         """End all requests, and remove their files."""
         self.logic.close()
 
-    def start(self, what: str, start: Callable[..., Call], then: Callable[..., Any]) -> None:
+    def start(
+        self,
+        what: str,
+        start: Callable[..., Call],
+        then: Callable[..., Any],
+        after_login: Callable[[], None] | None = None,
+    ) -> None:
         """Do what the user has asked for, show how far it is, and go on with what came of it.
 
         Args:
             what: is being done, in words.
             start: gets whom to tell the outcome, a failure and the progress; returns the means to cancel it.
             then: gets the outcome.
+            after_login: is done where the server wants a login first; the same again when left out.
         """
         if self._call is not None:
             return
@@ -86,7 +94,7 @@ class Asking(BaseLogic[RoundsState]):
         def failed(error: Failed) -> None:
             self._end()
             if error.kind == "login":
-                self._after_login = lambda: self.start(what, start, then)
+                self._after_login = after_login or (lambda: self.start(what, start, then))
                 self.data.login_why = str(error)
             self.say_failed(error)
 
@@ -137,9 +145,12 @@ class Asking(BaseLogic[RoundsState]):
     def log_in(self, name: str, key: str) -> None:
         """Log in and go on with what had asked for it; no key is kept."""
         self.data.login_why = ""
-        if name and key:
-            client, then = self.logic.client, self._after_login
-            self.run("Logging in", lambda call: client.log_in(name, key, call), lambda _none: then())
+        client, again = self.logic.client, self._after_login
+
+        def start(*ends: Any) -> Call:
+            return self.logic.background.start(lambda call: client.log_in(name, key, call), *ends)
+
+        self.start("Logging in", start, lambda _none: again(), again)
 
     def drop_login(self) -> None:
         """Do without."""
@@ -153,10 +164,12 @@ class Asking(BaseLogic[RoundsState]):
         if self._call is None and error.kind in ("unreachable", "lost"):
             self.say(str(error), _LIGHTS[error.kind])
 
-    def _guarded(self, do: Callable[[], Any]) -> None:
-        """Let no error end the page."""
+    def _guarded(self, do: Callable[[], Any]) -> bool:
+        """Do something of which no error may end the page; tell whether there was none."""
         try:
             do()
         except Exception as error:
-            logger.exception("A click of the viewer failed")
+            logger.exception("The viewer failed")
             self.say_failed(failures.in_slicer(error))
+            return False
+        return True

@@ -46,17 +46,22 @@ class Desk:
     """What lies on the desk: one image with one segmentation, or nothing.
 
     Attributes:
-        volume: the image's node; None where there is none.
-        node: the segmentation's.
+        node: the segmentation's node; None where there is none.
     """
 
     def __init__(self, core: SlicerApp) -> None:
         self._core, self._editor = core, core.segmentation_editor
-        self.volume: Any = None
+        self._volume: Any = None
         self.node: Any = None
         self._chosen = ""
         self._editor.active_segment_id_changed.connect(self._note_chosen)
         self._editor.segmentation_modified.connect(self._keep_chosen)
+
+    @property
+    def volume(self) -> Any:
+        """Return the image's node; None where there is none, or it has left the scene."""
+        there = self._volume is not None and slicer.mrmlScene.IsNodePresent(self._volume)
+        return self._volume if there else None
 
     def show(self, volume: Any, node: Any, names: Iterable[str]) -> None:
         """Show an image and edit a segmentation of it; for None, a new one with an empty segment for each name.
@@ -67,7 +72,7 @@ class Desk:
             node = segments.new_segmentation(volume)
             for name in names:
                 node.GetSegmentation().AddEmptySegment("", name, segments.colour(name))
-        self.volume, self.node = volume, node
+        self._volume, self.node = volume, node
         self._editor.set_active_segmentation(node, volume)
         self._editor.set_surface_representation_enabled(True)
         segments.show(node)
@@ -88,15 +93,9 @@ class Desk:
 
     def is_unsaved(self) -> bool:
         """Tell whether something was drawn by hand that the server doesn't have."""
-        return self.node is not None and bool(segments.drawn_by_hand(self.node)) and not self.is_submitted()
-
-    def is_submitted(self) -> bool:
-        """Tell whether the segmentation is as it was submitted."""
-        return segments.is_submitted(self.node)
-
-    def is_empty(self) -> bool:
-        """Tell whether no segment has a voxel."""
-        return segments.is_empty(self.node)
+        if self.volume is None:
+            return False
+        return bool(segments.drawn_by_hand(self.node)) and not segments.is_submitted(self.node)
 
     def brightness(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return the image's lowest and highest value, and those that are shown black and white."""

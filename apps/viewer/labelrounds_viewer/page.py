@@ -34,7 +34,7 @@ class Page:
     """
 
     def __init__(self, server: Server, core: SlicerApp, rounds: Rounds) -> None:
-        self._rounds, self._name, self._state = rounds, rounds.name, server.state
+        self._server, self._state, self._rounds, self._name = server, server.state, rounds, rounds.name
         self._state.trame__title, self._state.trame__favicon = "LabelRounds", None
         self._layouts = LayoutButtonLogic(server, core)
         self._layouts.data.current_layout_id = _FOUR_VIEWS
@@ -170,7 +170,8 @@ class Page:
         name, rounds = self._name, self._rounds
         self._state.client_only("login_name", "login_key")
         self._state.login_name = self._state.login_key = ""
-        send = (rounds.log_in, "[login_name, login_key]")
+        log_in = self._server.trigger_name(rounds.log_in)
+        send = f"trigger('{log_in}', [login_name, login_key]); login_key = ''"
         with v3.VDialog(model_value=(f"!!{name.login_why}",), persistent=True, max_width=420), v3.VCard(title="Log in"):
             with v3.VCardText(classes="login"):
                 html.Div(v_text=(name.login_why,), classes="mb-3")
@@ -180,10 +181,11 @@ class Page:
                     v_model=("login_key", ""),
                     type="password",
                     autocomplete="current-password",
+                    keyup_enter=send,
                     **_SMALL,
                 )
             with v3.VCardActions(classes="justify-end"):
-                v3.VBtn("Log in", variant="tonal", click=send)
+                v3.VBtn("Log in", variant="tonal", click=send, disabled=("!login_name || !login_key",))
                 v3.VBtn("Cancel", click=rounds.drop_login)
 
     def _section(self, title: str) -> Any:
