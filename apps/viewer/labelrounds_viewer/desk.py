@@ -70,8 +70,7 @@ class Desk:
         """
         if node is None:
             node = segments.new_segmentation(volume)
-            for name in names:
-                node.GetSegmentation().AddEmptySegment("", name, segments.colour(name))
+            _add_empty(node, names)
         self._volume, self.node = volume, node
         self._editor.set_active_segmentation(node, volume)
         self._editor.set_surface_representation_enabled(True)
@@ -83,6 +82,13 @@ class Desk:
         self.set_brightness(*VolumeWindowLevel.get_volume_auto_min_max_range(volume))
         self._core.display_manager.show_volume_in_slice_background(volume)
         self._core.display_manager.reset_views()
+
+    def offer(self, names: list[str]) -> None:
+        """Offer segments of other names to draw on, where nothing is drawn yet."""
+        if names and self.volume is not None and segments.is_empty(self.node):
+            self.node.GetSegmentation().RemoveAllSegments()
+            _add_empty(self.node, names)
+            self._keep_chosen()
 
     def put(self, put: Callable[[], Any]) -> None:
         """Have a prediction put into the segmentation, as one step of undo."""
@@ -117,3 +123,8 @@ class Desk:
         ids = segments.segment_ids(self.node)
         if ids:
             self._editor.set_active_segment_id(ids.get(self._chosen, next(iter(ids.values()))))
+
+
+def _add_empty(node: Any, names: Iterable[str]) -> None:
+    for name in names:
+        node.GetSegmentation().AddEmptySegment("", name, segments.colour(name))

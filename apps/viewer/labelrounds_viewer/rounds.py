@@ -119,8 +119,8 @@ class Rounds(Asking):
         data.strategies = [
             {"title": about["description"], "value": name} for name, about in info.get("strategies", {}).items()
         ]
-        if data.model not in data.models:
-            data.model = next(iter(data.models), "")
+        if data.model not in data.models:  # one that segments, if there is one, as cases are handed out for those
+            data.model = min(data.models, key=self.logic.classifies, default="")
             self._model_chosen()
         warning = self.logic.version_warning()
         if not info["models"]:
@@ -144,6 +144,7 @@ class Rounds(Asking):
 
     def _model_chosen(self, *_: Any) -> None:
         self.data.classifies, self.data.classes = self.logic.classifies(self.data.model), []
+        self.desk.offer(self._labels())
 
     def _brightness_chosen(self, shown: list[float]) -> None:
         if self.desk.volume is not None:
@@ -199,7 +200,7 @@ class Rounds(Asking):
     def _labels(self) -> list[str]:
         """Return the names of the chosen model's labels, which one may draw without a prediction too."""
         info, model = self.logic.info, self.data.model
-        return [] if self.data.classifies else list(info["models"].get(model, info).get("labels", []))
+        return [] if self.data.classifies else list(info.get("models", {}).get(model, info).get("labels", []))
 
     def _show_hand(self) -> None:
         hand = self._hand
