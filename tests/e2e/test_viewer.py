@@ -43,6 +43,8 @@ def user(browser, viewer, server, relay):
     """An annotator whose page asks nothing but the viewer, and says no error to the browser's console."""
     page = browser.new_page(viewport={"width": 1400, "height": 800})
     user = ViewerUser(page, viewer)
+    user.click("connect")
+    user.says("Connected")
     user.use(MODEL)
     yield user
     relay.restore()
@@ -189,7 +191,6 @@ def test_image_of_the_list_opens_with_its_label_and_a_case_is_put_aside(user, se
     study = studies["oblique"]
     server.submit(study.name, study.truth_path, NAMES)
     user.click("connect")
-    user.says("Connected")
     user.wait_until(lambda: user.page.evaluate("trame.state.get('RoundsState__images').length") == len(studies))
     user.open(study.name)
     assert user.labels() == NAMES

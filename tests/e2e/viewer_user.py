@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 COMMAND = Path(sys.executable).with_name("labelrounds")
 GRAPHICS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-PATIENCE_S = 120
+PATIENCE_S = 60
 VIEWS = ("Green", "Yellow", "ThreeD", "Red")  # from above, the left column first; Red is axial
 
 
@@ -123,7 +123,7 @@ class ViewerUser:
 
     def use(self, model: str) -> None:
         """Choose the model."""
-        self.page.locator(".v-select", has_text="Model").click()
+        self.page.locator(".v-select", has=self.page.get_by_label("Model", exact=True)).click()
         self.page.locator(".v-overlay .v-list-item").get_by_text(model, exact=True).click()
 
     def open(self, image: str) -> None:
@@ -153,14 +153,21 @@ class ViewerUser:
         return self.page.locator(f".v-navigation-drawer--right button:has(.mdi-{icon})").first.is_enabled()
 
     def dab(self, right: float = 0, down: float = 0) -> None:
-        """Click into the axial view, so many pixels from its middle."""
-        x, y = self.middle("Red")
-        self.page.mouse.move(x + right, y + down)
-        self.page.wait_for_timeout(100)  # the page passes on at most a hundred moves a second
+        """Click into the axial view, so many pixels from its middle, and wait until the colour there has changed."""
+        middle = self.middle("Red")
+        x, y = middle[0] + right, middle[1] + down
+
+        def colour() -> np.ndarray:
+            shown = self.page.screenshot(clip={"x": x - 2, "y": y - 2, "width": 5, "height": 5})
+            return np.asarray(Image.open(io.BytesIO(shown)).convert("RGB")).mean(axis=(0, 1))
+
+        self.page.mouse.move(x, y)
+        self.page.wait_for_timeout(300)
+        before = colour()
         self.page.mouse.down()
-        self.page.wait_for_timeout(100)
+        self.page.wait_for_timeout(100)  # the page passes on at most a hundred events a second
         self.page.mouse.up()
-        self.page.wait_for_timeout(100)
+        self.wait_until(lambda: np.abs(colour() - before).max() > 15)
 
     def middle(self, view: str) -> tuple[float, float]:
         box = self._box(view)
