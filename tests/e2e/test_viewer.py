@@ -114,43 +114,32 @@ def test_nobody_without_the_key_gets_in_nor_another_page_of_this_machine(viewer,
         assert ask("/ws", {**shake, **cookie, "Origin": origin}).status_code == 403
 
 
-@pytest.mark.parametrize(
-    ("status", "header", "sentence"),
-    [
-        ("413 Content Too Large", "", "This is larger than the server takes: so it is."),
-        ("503 Service Unavailable", "Retry-After: 7\r\n", "can't do this now: so it is. Try again in 7 s."),
-        ("500 Internal Server Error", "", "The server failed at this (status 500): so it is."),
-    ],
-)
-def test_refusal_is_a_sentence_and_leaves_a_usable_page(user, relay, status, header, sentence):
-    relay.answer_with(f"HTTP/1.1 {status}\r\n{header}", b'{"detail": "so it is"}')
-    user.click("next")
-    user.warns(sentence)
+REFUSALS = {
+    "413 Content Too Large": ("", "This is larger than the server takes: so it is."),
+    "503 Service Unavailable": ("Retry-After: 7\r\n", "can't do this now: so it is. Try again in 7 s."),
+    "500 Internal Server Error": ("", "The server failed at this (status 500): so it is."),
+}
+
+
+def test_each_failure_is_a_sentence_and_leaves_a_usable_page(user, relay):
+    for status, (header, sentence) in REFUSALS.items():
+        relay.answer_with(f"HTTP/1.1 {status}\r\n{header}", b'{"detail": "so it is"}')
+        user.click("next")
+        user.warns(sentence)
     relay.restore()
-    user.next_case()
-
-
-def test_server_that_is_lost_in_mid_inference_is_a_sentence_and_so_is_one_that_is_down(user, relay):
     user.next_case()
     relay.hold()
     user.click("segment")
     user.says("Segmenting")
+    user.click("cancel")
+    user.says("Cancelled")
+    user.click("segment")
+    user.says("Segmenting")
     relay.cut()
     user.warns("was lost before it had answered")
-    relay.restore()
-    user.segment()
     with relay.down():
         user.click("next")
         user.warns(f"No server answers at {relay.url}")
-    user.next_case()
-
-
-def test_slow_answer_is_cancelled(user, relay):
-    user.next_case()
-    relay.hold()
-    user.click("segment")
-    user.click("cancel")
-    user.says("Cancelled")
     relay.restore()
     user.segment()
 

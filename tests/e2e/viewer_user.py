@@ -14,8 +14,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 COMMAND = Path(sys.executable).with_name("labelrounds")
-GRAPHICS = ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
-PATIENCE_S = 60
+START_S, PATIENCE_S = 180, 60
 VIEWS = ("Green", "Yellow", "ThreeD", "Red")  # from above, the left column first; Red is axial
 
 
@@ -33,7 +32,7 @@ class Viewer:
         command = [COMMAND, "viewer", "--server", server, "--port", "0", *options]
         with log.open("wb") as file:
             self._process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + START_S
         while not (found := re.search(r"(https?://\S+)/\?key=(\S+)", self.printed())):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.close()
@@ -55,7 +54,9 @@ class Viewer:
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=GRAPHICS)
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-gpu"]
+        )
         yield browser
         browser.close()
 

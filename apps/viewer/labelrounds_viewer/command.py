@@ -11,6 +11,7 @@ from trame.app import get_server
 from trame_slicer import module as trame_slicer_module
 from trame_slicer.core import SlicerApp
 from trame_slicer.rca_view import register_rca_factories
+from vtkmodules.vtkCommonCore import vtkLogger, vtkOutputWindow
 
 from labelrounds.addresses import listens_on_loopback
 from labelrounds.errors import BadInput
@@ -40,7 +41,9 @@ def run(address: str, listening: Listening) -> None:
     access = Access()
     server = get_server("labelrounds")
     server.enable_module(trame_slicer_module)
+    vtkLogger.SetStderrVerbosity(vtkLogger.VERBOSITY_ERROR)  # without a display, VTK warns of each view
     core = SlicerApp()
+    vtkOutputWindow.GetInstance().SetDisplayModeToNever()  # it would say the same once more
     host.install(core)
     register_rca_factories(core.view_manager, server)
 
