@@ -26,7 +26,6 @@ class Rounds(Asking):
         super().__init__(server, core, address)
         self.desk = Desk(core)
         self._hand: CaseInHand | None = None
-        self._labelled: set[str] = set()
         self._training: dict[str, Any] | None = None
         self.bind_changes({self.name.model: self._model_chosen, self.name.brightness: self._brightness_chosen})
 
@@ -45,7 +44,7 @@ class Rounds(Asking):
         """Open the image that is chosen in the list, with its label if it has one."""
         image = self.data.chosen_image
         if image:
-            self._leave(lambda: self._open(image))
+            self._leave(lambda: self.start("Opening", lambda *ends: self.logic.open(image, *ends), self._opened))
 
     def segment(self) -> None:
         """Segment or classify the image; what was drawn by hand is not replaced without asking."""
@@ -138,7 +137,6 @@ class Rounds(Asking):
             self.data.images = [
                 {"title": f"{image} (labelled)" if done else image, "value": image} for image, done in images.items()
             ]
-            self._labelled = {image for image, done in images.items() if done}
 
         self.lookout.ask("images", self.logic.client.images, found)
 
@@ -177,17 +175,11 @@ class Rounds(Asking):
         if self.data.segment_next:
             self.segment()
 
-    def _open(self, image: str) -> None:
-        labelled = image in self._labelled
-        fetch = self.logic.reopen if labelled else self.logic.open
-
-        def opened(case: Case, volume: Any, node: Any = None) -> None:
-            self._show(case, volume, node)
-            if labelled:
-                segments.note_submitted(node)
-            self.say(f"{image} is open{' with its submitted label' if labelled else ''}.")
-
-        self.start("Opening", lambda *ends: fetch(image, *ends), opened)
+    def _opened(self, case: Case, volume: Any, node: Any) -> None:
+        self._show(case, volume, node)
+        if node is not None:
+            segments.note_submitted(node, segments.checksums(node))
+        self.say(f"{case.image} is open{'' if node is None else ' with its submitted label'}.")
 
     def _show(self, case: Case, volume: Any, node: Any) -> None:
         data = self.data

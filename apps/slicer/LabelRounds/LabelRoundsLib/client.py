@@ -97,7 +97,9 @@ class Client:
         return [image for image, is_labelled in self.images(call).items() if is_labelled]
 
     def open(self, image: str, folder: Path, call: Call | None = None) -> Case:
-        """Fetch an image that has no submitted label; it is in nobody's hands by that."""
+        """Fetch an image, and the label that was submitted for it if there is one; it is in nobody's hands by that."""
+        if self.images(call).get(image):
+            return self.reopen(image, folder, call)
         return Case(image, self._image(image, folder, call))
 
     def reopen(self, image: str, folder: Path, call: Call | None = None) -> Case:
