@@ -171,7 +171,7 @@ def test_what_was_drawn_is_neither_replaced_nor_thrown_away_without_asking(user,
     predicted = server.predict(MODEL, image, tmp_path)[1].on_grid_of(study.image)
     drawn = kept == WITH
     assert np.array_equal(label_of(server, image, study.image)[0], predicted)
-    assert 20 < drawn.sum() < (predicted == WITH).sum() + 3000 and not np.array_equal(drawn, predicted == WITH)
+    assert drawn.sum() > 20 and not np.array_equal(drawn, predicted == WITH)
     assert np.array_equal(kept[~drawn], np.where(predicted == WITH, 0, predicted)[~drawn])
 
 

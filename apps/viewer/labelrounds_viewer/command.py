@@ -62,7 +62,9 @@ def run(address: str, listening: Listening) -> None:
             webserver.config["ssl"] = context
 
     def ready(**_state: Any) -> None:
-        started.append(asyncio.get_running_loop().create_task(rounds.watch()))
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_report)
+        started.append(loop.create_task(rounds.watch()))
         with server.state:
             rounds.connect()
         shown = Listening(listening.host, server.port, certificate=listening.certificate).address
@@ -73,3 +75,9 @@ def run(address: str, listening: Listening) -> None:
     server.controller.on_server_ready.add(ready)
     server.controller.on_server_exited.add(rounds.close)
     server.start(host=listening.host, port=listening.port, timeout=0, open_browser=False, show_connection_info=False)
+
+
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Print what went wrong in the loop, but for a picture that was on its way to a window as it was closed."""
+    if not isinstance(context.get("exception"), ConnectionResetError):
+        loop.default_exception_handler(context)
