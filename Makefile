@@ -10,7 +10,7 @@ PORT ?= 8000
 CONSTRAINTS := $(VENV)/build-constraints.txt
 PIP = SAM2_BUILD_CUDA=0 PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --no-compile --disable-pip-version-check
 
-.PHONY: demo serve test test-long bench lint format clean
+.PHONY: demo serve test test-long bench pictures lint format clean
 
 demo: $(VENV)/installed
 	$(BIN)/labelrounds demo --port $(PORT)
@@ -32,6 +32,9 @@ ARGS ?=
 bench: $(VENV)/installed-test
 	@echo "Benchmarks: BENCH=hippocampus (half an hour), load (2 minutes), active_learning (ARGS=\"--tier A\"), fleet, training_speed, nnunet (ARGS=\"--minutes N\"), membrane, inference, runtimes, classification, quick_classifiers (4 minutes a draw)"
 	$(BIN)/python -m tests.benchmarks.$(BENCH) $(ARGS)
+
+pictures: $(VENV)/installed-test
+	$(BIN)/python tests/e2e/pictures.py
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check lib apps tests

@@ -41,6 +41,8 @@ Studies = Annotated[
         " Left out: invented patients, made in LABELROUNDS_HOME, and the model for them."
     ),
 ]
+Certificate = Annotated[Path | None, typer.Option(help="A TLS certificate, with its chain (PEM).")]
+CertificateKey = Annotated[Path | None, typer.Option(help="Its key (PEM, without a password).")]
 Ray = Annotated[
     str,
     typer.Option(
@@ -73,8 +75,8 @@ def start(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="Let everybody in who can reach the server, without a login.")
     ] = False,
-    tls_certificate: Annotated[Path | None, typer.Option(help="A TLS certificate, with its chain (PEM).")] = None,
-    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM, without a password).")] = None,
+    tls_certificate: Certificate = None,
+    tls_key: CertificateKey = None,
     behind_proxy: Annotated[
         str, typer.Option(help="Addresses of your reverse proxies: whose X-Forwarded-For and -Proto are believed.")
     ] = "",
@@ -111,6 +113,23 @@ def demo(
     from labelrounds.demo import play
 
     play(output, serve, port)
+
+
+@app.command()
+def viewer(
+    server: Annotated[str, typer.Option(help="Address of the LabelRounds server.")] = "http://127.0.0.1:8000",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a TLS certificate.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 for a free one.")] = 8010,
+    tls_certificate: Certificate = None,
+    tls_key: CertificateKey = None,
+) -> None:
+    """Play the rounds of a server in a browser, without 3D Slicer on your desk; one user each. Ctrl-C ends it."""
+    from labelrounds.listening import Listening
+    from labelrounds.viewing import view
+
+    view(server, Listening(host, port, certificate=tls_certificate, key=tls_key))
 
 
 @app.command()

@@ -81,6 +81,12 @@ def app_folder() -> Path:
     return _shipped("apps/radiology", "main.py")
 
 
+def viewer_folders() -> list[Path]:
+    """Return the folders of the packages that the viewer is made of: its own, and the Slicer extension's."""
+    own = _shipped("apps/viewer/labelrounds_viewer", "command.py")
+    return [own.parent, _shipped("apps/slicer/LabelRounds/LabelRoundsLib", "client.py").parent]
+
+
 @functools.cache  # every request for the models asks, and the answer takes milliseconds
 def _shipped(folder: str, member: str) -> Path:
     """Find a folder of the checkout, or of the installed distribution where there is no checkout.

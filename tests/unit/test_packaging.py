@@ -22,6 +22,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_every_config_weight_and_module(wheel):
     held = {Path(name).name for name in zipfile.ZipFile(wheel).namelist()}
     wanted = [*ROOT.glob("configs/*.yaml"), *ROOT.glob("configs/weights/*"), *ROOT.glob("lib/labelrounds/**/*.py")]
+    wanted += [*ROOT.glob("apps/viewer/*/*.py"), *ROOT.glob("apps/slicer/LabelRounds/LabelRoundsLib/*.py")]
     assert {path.name for path in wanted} <= held
     assert any(name.endswith("share/labelrounds/apps/radiology/main.py") for name in zipfile.ZipFile(wheel).namelist())
 
@@ -35,7 +36,9 @@ def test_the_installed_package_finds_its_models_and_segments_without_a_checkout(
     write_studies(tmp_path, 1)
     environment = {**os.environ, "PYTHONPATH": str(target), "LABELROUNDS_HOME": str(tmp_path / "home")}
     labelrounds = [sys.executable, "-m", "labelrounds"]
-    where = "import labelrounds, labelrounds.folders as f; print(labelrounds.__file__, f.app_folder())"
+    where = (
+        "import labelrounds, labelrounds.folders as f; print(labelrounds.__file__, f.app_folder(), *f.viewer_folders())"
+    )
     found = subprocess.run(
         [sys.executable, "-c", where], env=environment, cwd=tmp_path, capture_output=True, text=True, check=True
     )

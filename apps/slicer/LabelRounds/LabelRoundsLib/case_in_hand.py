@@ -30,7 +30,7 @@ class CaseInHand:
     def reason(self) -> str:
         """Return why it was chosen, and how many wait."""
         told = self.case.told
-        lines = [told["reason"]] if told.get("reason") else []
+        lines = [told["reason"].rstrip(".") + "."] if told.get("reason") else []
         if told.get("score") is not None:
             lines.append(_("Score {score:.3g} by {strategy}, rank {rank}.").format(**told))
         if "queue" in told:

@@ -94,10 +94,20 @@ class Client:
             return replace(self.reopen(image, folder, call), told=told)
         return Case(image, self._image(image, folder, call), told)
 
+    def images(self, call: Call | None = None) -> dict[str, bool]:
+        """Return the ids of all images, and whether each has a submitted label map."""
+        objects = self._json("GET", "/datastore/", {"output": "all"}, call=call)["objects"]
+        return {image: "final" in objects[image]["labels"] for image in sorted(objects)}
+
     def labelled(self, call: Call | None = None) -> list[str]:
         """Return the ids of the images that have a submitted label map."""
-        objects = self._json("GET", "/datastore/", {"output": "all"}, call=call)["objects"]
-        return sorted(image for image, entry in objects.items() if "final" in entry["labels"])
+        return [image for image, is_labelled in self.images(call).items() if is_labelled]
+
+    def open(self, image: str, folder: Path, call: Call | None = None) -> Case:
+        """Fetch an image, and the label that was submitted for it if there is one; it is in nobody's hands by that."""
+        if self.images(call).get(image):
+            return self.reopen(image, folder, call)
+        return Case(image, self._image(image, folder, call))
 
     def reopen(self, image: str, folder: Path, call: Call | None = None) -> Case:
         """Fetch an image and the label that was submitted for it."""

@@ -161,15 +161,22 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             lambda call: client.next_case(strategy, model, folder, call), loaded, failed, progress, folder
         )
 
+    def open(self, image: str, done: Done, failed: OnFailed, progress: Progress) -> Call:
+        """Open any image of the server's; ``done`` gets the same as of `reopen`, but None where there is no label."""
+        return self._open(image, self.client.open, done, failed, progress)
+
     def reopen(self, image: str, done: Done, failed: OnFailed, progress: Progress) -> Call:
         """Open a submitted case again, with its label; ``done`` gets it, its volume and its segmentation."""
-        client, folder = self.client, self._folder()
+        return self._open(image, self.client.reopen, done, failed, progress)
+
+    def _open(self, image: str, fetch, done: Done, failed: OnFailed, progress: Progress) -> Call:
+        folder = self._folder()
 
         def loaded(case: Case) -> None:
             volume = self._load(case)
-            done(case, volume, self._put_label(case, volume))
+            done(case, volume, None if case.label is None else self._put_label(case, volume))
 
-        return self._start(lambda call: client.reopen(image, folder, call), loaded, failed, progress, folder)
+        return self._start(lambda call: fetch(image, folder, call), loaded, failed, progress, folder)
 
     def submit(self, volume, node, own_name: str, done: Done, failed: OnFailed, progress: Progress) -> Call:
         """Submit a segmentation; an image that the server doesn't have is uploaded first, under ``own_name``.
@@ -178,10 +185,10 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         """
         client, folder = self.client, self._folder()
         label = folder / "label.nii"
-        names = segments.write_labels(node, volume, label)
+        names, sent = segments.write_labels(node, volume, label), segments.checksums(node)
 
         def submitted(image: str, answer: dict[str, Any]) -> None:
-            segments.note_submitted(node)
+            segments.note_submitted(node, sent)
             done(image, answer)
 
         def send(image: str, call: Call) -> dict[str, Any]:

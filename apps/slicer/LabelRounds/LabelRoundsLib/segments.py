@@ -64,7 +64,7 @@ def segment_ids(node) -> dict[str, str]:
 
 def drawn_by_hand(node) -> list[str]:
     """Return the names of the segments that a prediction did not put there as they are now; also of those removed."""
-    predicted, found = json.loads(node.GetAttribute(PREDICTED) or "{}"), _checksums(node)
+    predicted, found = json.loads(node.GetAttribute(PREDICTED) or "{}"), checksums(node)
     return [name for name in {**found, **predicted} if found.get(name, "") != predicted.get(name, "")]
 
 
@@ -75,15 +75,25 @@ def note_predicted(node, names: Iterable[str]) -> None:
     node.SetAttribute(PREDICTED, json.dumps(predicted))
 
 
-def note_submitted(node) -> None:
-    """Note that somebody stands by all of the segments, so that none is a mere prediction any more."""
+def note_submitted(node, sent: Mapping[str, str]) -> None:
+    """Note that somebody stands by all of the segments, so that none is a mere prediction any more.
+
+    Args:
+        node: the segmentation.
+        sent: their `checksums` when they were written; what was drawn since then is not submitted.
+    """
     node.SetAttribute(PREDICTED, "{}")
-    node.SetAttribute(SUBMITTED, json.dumps(_checksums(node)))
+    node.SetAttribute(SUBMITTED, json.dumps(sent))
 
 
 def is_submitted(node) -> bool:
     """Tell whether a segmentation is as it was submitted."""
-    return json.loads(node.GetAttribute(SUBMITTED) or "null") == _checksums(node)
+    return json.loads(node.GetAttribute(SUBMITTED) or "null") == checksums(node)
+
+
+def is_empty(node) -> bool:
+    """Tell whether no segment has a voxel."""
+    return not any(checksums(node).values())
 
 
 def put_labels(
@@ -189,7 +199,8 @@ def _voxels(node, key: str) -> tuple[np.ndarray, tuple[int, ...]]:
     return scalars.reshape(labelmap.GetDimensions()[::-1]) > 0, labelmap.GetExtent()
 
 
-def _checksums(node) -> dict[str, str]:
+def checksums(node) -> dict[str, str]:
+    """Return a text by segment that is another one where its voxels are; empty for none."""
     return {name: _checksum(node, key) for name, key in segment_ids(node).items()}
 
 

@@ -1,0 +1,51 @@
+"""Make the README's picture of the viewer from the running programs: `make pictures`."""
+
+import io
+import os
+import tempfile
+from pathlib import Path
+
+from label_server import MODEL, LabelServer
+from PIL import Image
+from viewer_user import Viewer, ViewerUser, open_browser
+
+from labelrounds import phantoms
+
+FOLDER = Path(__file__).parents[2] / ".github"
+SIZE = {"width": 1280, "height": 760}
+
+
+def viewer_picture(folder: Path) -> None:
+    """Show a case that was handed out, segmented, and is being corrected."""
+    phantoms.write_studies(folder / "studies", 6)
+    os.environ["LABELROUNDS_HOME"] = str(folder / "home")
+    (folder / "configs").mkdir()
+    server = LabelServer(folder / "studies", folder / "home", folder / "configs", MODEL)
+    server.wait()
+    viewer = Viewer(server.url, folder / "viewer.log")
+    try:
+        with open_browser() as browser:
+            user = ViewerUser(browser.new_page(viewport=SIZE), viewer)
+            user.next_case()
+            user.segment()
+            user.choose("spleen")
+            user.tool("brush")
+            user.dab()
+            user.page.mouse.move(*user.middle("ThreeD"))
+            user.page.wait_for_timeout(3000)  # the views come sharp a moment after they have come to rest
+            save(user.page.screenshot(), FOLDER / "viewer.png")
+    finally:
+        viewer.close()
+        server.stop()
+
+
+def save(screenshot: bytes, path: Path) -> None:
+    """Write a screenshot in 256 colours, which is a third of its size; by their range, that small ones stay too."""
+    picture = Image.open(io.BytesIO(screenshot)).convert("RGB")
+    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        viewer_picture(Path(folder))
