@@ -1,7 +1,8 @@
 """Start `labelrounds` without the seconds that importing all of it takes: fork it from a process that has done so.
 
 There is one such process for each process of tests. What it starts sees the environment that it is given, as a new
-process would, but is not found by its command line. The tests of attacks and of faults start the command itself.
+process would, except for the host's own settings (``MONAI_LABEL_...``), and is not found by its command line. The tests
+of attacks and of faults start the command itself.
 """
 
 import atexit

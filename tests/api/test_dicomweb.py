@@ -15,14 +15,13 @@ from monailabel.config import settings as host_settings
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from labelrounds.client import Client
+from labelrounds.client import Client, running_server
 from labelrounds.dicomweb import DicomwebStore
 from labelrounds.geometry import ras_to_lps
 from labelrounds.pacs import Pacs
 from labelrounds.reading import read_image, read_label
 from labelrounds.settings import ServerSettings
 from labelrounds.writing import write_label
-from tests.forked import running_server
 from tests.real_images import DATA as REAL_IMAGES
 from tests.real_images import real
 

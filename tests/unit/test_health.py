@@ -13,6 +13,7 @@ from starlette.testclient import TestClient
 
 from labelrounds import audit, health, problem, telemetry
 from labelrounds.access import EVERYBODY, Caller
+from labelrounds.ahead import Ahead
 from labelrounds.audit import audit_log
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
@@ -57,7 +58,7 @@ def app(config, open_store, studies, home, monkeypatch):
     """A server's app of one model that nobody has trained, and what surrounds it."""
     home.mkdir()
     found = SimpleNamespace(configs={"tiny": config}, engine=Engine(), store=open_store(), rounds=SimpleNamespace())
-    found.datastore = lambda: found.store
+    found.datastore, found.ahead = (lambda: found.store), Ahead(lambda image: None)
     found.rounds.progress = lambda: {"tiny": {"scored": 3, "failed": 1, "of": 6}}
     for module in (health, telemetry):
         monkeypatch.setattr(module, "app_instance", lambda: found)
@@ -240,6 +241,7 @@ def test_figures_tell_of_models_queue_and_scoring(app, publish):
         'labelrounds_model_versions{model="tiny"} 1.0',
         'labelrounds_model_served_version{model="tiny"} 1.0',
         'labelrounds_queue_length{device="cpu"} 0.0',
+        "labelrounds_ahead_length 0.0",
         'labelrounds_scoring_images{model="tiny",state="left"} 2.0',
         'labelrounds_trainings_total{model="tiny",outcome="stopped"} 1.0',
         'labelrounds_inference_stage_seconds_bucket{le="0.25",model="tiny",stage="segment"} 1.0',
