@@ -292,7 +292,7 @@ class Rounds:
         """
         store = self._app.datastore()
         word = {"verdict": verdict, "by": user, "reason": reason, "time": time.time()}
-        store.update_label_info(image, store.rounds_tag, {REVIEW: word})
+        store.note_review(image, store.rounds_tag, word)
         self.opened().leases.reviewed(image, client, verdict, reason)
         return word
 

@@ -21,6 +21,7 @@ from labelrounds.names import check_id, check_tag
 from labelrounds.notes import check_plain
 from labelrounds.privacy.identity import check_folder_or_file
 from labelrounds.reading import patient_of, read_image
+from labelrounds.reviews import REVIEW
 from labelrounds.scanned import SEGMENTATION, ScannedFolder
 
 _NO_PATIENT = ("", "UNK")
@@ -169,8 +170,13 @@ def _check_no_series(image_id: str, found: ImageLabelModel | None) -> None:
 
 
 def noted_info(sent: dict[str, Any] | None, name: str, digest: str) -> dict[str, Any]:
-    """Return what is kept of a file: what the client sent, and what the server knows itself."""
-    return {**plain_info(sent or {}), "ts": int(time.time()), "name": name, "sha256": digest}
+    """Return what is kept of a file: what the client sent, and what the server knows itself.
+
+    A reviewer's word is no client's to send.
+    """
+    told = plain_info(sent or {})
+    told.pop(REVIEW, None)
+    return {**told, "ts": int(time.time()), "name": name, "sha256": digest}
 
 
 def plain_info(info: object) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from labelrounds.history import checksum, link_or_copy
 from labelrounds.index import FINAL, DataModel, ImageLabelModel
 from labelrounds.labels import Meaning, check_label, check_prediction
 from labelrounds.names import check_tag
-from labelrounds.reviews import is_sent_back
+from labelrounds.reviews import REVIEW, is_sent_back
 from labelrounds.stored_images import noted_info, plain_info
 from labelrounds.stored_series import StoredSeries
 
@@ -102,17 +102,28 @@ class StoredLabels(StoredSeries):
             self._journal(label_id, tag, None)
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
-        """Add to what is known of a label; what its values mean stays.
+        """Add to what is known of a label; what its values mean stays, and what a reviewer has said of it.
 
         Raises:
             NotFound: no such image, or it has no such label.
             BadInput: ``info`` is not an object.
         """
+        added = plain_info(info)
+        self._note(label_id, label_tag, {key: added[key] for key in added if key not in ("labels", "sha256", REVIEW)})
+
+    def note_review(self, label_id: str, label_tag: str, word: dict[str, Any]) -> None:
+        """Note a reviewer's word on a label (`labelrounds.reviews`).
+
+        Raises:
+            NotFound: no such image, or it has no such label.
+        """
+        self._note(label_id, label_tag, {REVIEW: word})
+
+    def _note(self, label_id: str, label_tag: str, added: dict[str, Any]) -> None:
         self._check_writable()
         tag = check_tag(label_tag)
         with self._transaction():
             entry = self._label(label_id, tag)
-            added = {key: value for key, value in plain_info(info).items() if key not in ("labels", "sha256")}
             self._commit(self._entered(label_id, tag, DataModel(ext=entry.ext, info={**entry.info, **added})))
 
     def _label(self, image_id: str, tag: str) -> DataModel:

@@ -462,6 +462,19 @@ def test_what_is_known_of_a_label_can_be_added_to_but_not_its_meaning(store: Stu
         store.update_label_info("case_1", "final", ["reviewed"])  # type: ignore[arg-type]
 
 
+def test_a_reviewers_word_comes_from_no_client(store: StudyStore, tmp_path: Path):
+    forged, label = {"verdict": "approved", "by": "rita"}, str(label_file(tmp_path / "one.nii.gz", 1))
+    store.save_label("case_1", label, "final", {**listed("liver"), "review": forged})
+    store.update_label_info("case_1", "final", {"review": forged})
+    assert "review" not in store.get_label_info("case_1", "final")
+    store.note_review("case_1", "final", {"verdict": "sent_back", "by": "rita"})
+    store.update_label_info("case_1", "final", {"review": forged})
+    assert store.get_label_info("case_1", "final")["review"]["verdict"] == "sent_back"
+    assert store.training_items() == []
+    store.save_label("case_1", label, "final", {**listed("liver"), "review": forged})
+    assert "review" not in store.get_label_info("case_1", "final") and len(store.training_items()) == 1
+
+
 # The index
 
 
