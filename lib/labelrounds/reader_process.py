@@ -22,6 +22,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -49,7 +50,8 @@ def main() -> NoReturn:
     gc.freeze()
     readers: dict[int, Path] = {}
     with tempfile.TemporaryDirectory(prefix="labelrounds-readers-") as folder:
-        control.send(b"{}")
+        with suppress(BrokenPipeError):  # the server has ended meanwhile
+            control.send(b"{}")
         while True:
             message, descriptors, *_ = socket.recv_fds(control, LONGEST_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
             if not message:

@@ -24,6 +24,7 @@ __all__ = [
     "MAX_VOXELS",
     "Geometry",
     "Image",
+    "give_up",
     "make_ready",
     "patient_of",
     "read_by",
@@ -42,6 +43,9 @@ class Reads(Protocol):
     def make_ready(self) -> None:
         """Load the parsers."""
 
+    def close(self) -> None:
+        """Read nothing more; `Overloaded` for who waits."""
+
 
 _reader: Reads | None = None
 
@@ -50,6 +54,12 @@ def read_by(reader: Reads | None) -> None:
     """Let another process read whatever this one reads from now on; with None, this process does."""
     global _reader
     _reader = reader
+
+
+def give_up() -> None:
+    """Break off what another process reads, as the server ends; who waits for it is told to come again."""
+    if _reader is not None:
+        _reader.close()
 
 
 def make_ready() -> None:

@@ -106,9 +106,12 @@ class Sandbox:
             self._idle.append(self._take())
 
     def close(self) -> None:
-        """End the readers, also those that read."""
+        """End the readers, also those that read or are to be made; who waits for one is told to come again."""
+        self._closed = True
+        nursery = self._nursery
+        if nursery is not None:  # before the lock, which is held while the parsers are loaded
+            nursery.hang_up()
         with self._lock:
-            self._closed = True
             nursery, self._nursery = self._nursery, None
         if nursery is not None:
             nursery.close()
@@ -233,6 +236,11 @@ class _Nursery:
         """Kill a reader that has not died yet, and say how it ended."""
         self._socket.send(json.dumps({"end": process}).encode())
         return str(self._receive()["ended"])
+
+    def hang_up(self) -> None:
+        """Have whoever waits for an answer wait no more; the process ends by it. Any thread may call this."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the process, and with it its readers."""

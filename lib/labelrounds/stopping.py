@@ -7,8 +7,8 @@ being answered: others get 503 with ``Retry-After``, and ``/health/ready`` says 
 takes the server out. When the last one is answered, or the time is over, the port is closed and uvicorn ends.
 
 Concurrency: all of it happens on the event loop, but for the signal's handler, which sets one field. A second signal
-ends the waiting. What still computes when the time is over is stopped and answered with 503. A training is killed and
-goes on at the next start (``jobs.py``).
+ends the waiting. What still computes or is read when the time is over is stopped and answered with 503. A training is
+killed and goes on at the next start (``jobs.py``).
 """
 
 import logging
@@ -18,6 +18,8 @@ from types import FrameType
 
 import uvicorn
 from anyio import to_thread
+
+from labelrounds import reading
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +90,8 @@ class GracefulServer(uvicorn.Server):
 
 
 def _give_up() -> None:
-    """Stop what computes; who waits for it is told to come again."""
+    """Stop what computes and what is read; who waits for it is told to come again."""
     from monailabel.interfaces.utils.app import app_instance
 
     app_instance().engine.close()
+    reading.give_up()

@@ -223,6 +223,7 @@ def test_those_that_do_not_finish_in_time_are_told_to_come_again(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_times_fifty_at_once(tmp_path):
     """Reliability 20 in full."""
     images = names(0, 12)

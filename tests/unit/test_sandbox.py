@@ -209,6 +209,20 @@ def test_a_closed_sandbox_leaves_no_process_and_no_folder(tmp_path: Path, monkey
         sandbox.read("read_image", scan)
 
 
+def test_closing_waits_for_no_parsers_and_tells_who_waits_to_come_again(scan: Path):
+    sandbox = Sandbox(ServerSettings(readers=1))
+    sandbox.start()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(sandbox.read, "read_image", scan)
+        wait_for(sandbox._lock.locked)
+        os.kill(sandbox._nursery._process.pid, signal.SIGSTOP)  # as if they were loaded for long
+        since = time.monotonic()
+        sandbox.close()
+        with pytest.raises(Overloaded, match="about to end"):
+            waiting.result(PATIENCE_S)
+    assert time.monotonic() - since < 20
+
+
 def test_no_process_and_no_folder_outlives_a_server_that_is_killed(tmp_path: Path):
     script = """
         import os, time

@@ -1,4 +1,4 @@
-"""How a server ends; `tests/faults/test_ending.py` ends real ones."""
+"""How a server ends; `tests/faults/test_operation.py` ends real ones."""
 
 import asyncio
 import signal
