@@ -262,10 +262,12 @@ def test_ohif_opens_a_segmentation_that_was_stored(page: Page, server: Client, o
     page.get_by_text("LabelRounds: anterior, posterior").first.dblclick()
     page.get_by_text("LOAD", exact=True).click()
     page.locator("[data-cy=panelSegmentation-btn]").first.click()
+    page.get_by_text("anterior", exact=True).first.click()
+    page.locator("canvas").first.hover()
 
-    def seen() -> bool:  # a click before the segmentation is there leads nowhere
-        page.get_by_text("anterior", exact=True).first.click()
-        page.wait_for_timeout(1000)
+    def seen() -> bool:  # the click leads to its slice where the segmentation is drawn already; the wheel does anyway
+        page.mouse.wheel(0, 100)
+        page.wait_for_timeout(500)
         return coloured(page) > 500
 
     wait_until(page, seen)
