@@ -110,7 +110,7 @@ class LabelRoundsWidget(Panel):
         node = self.logic.prediction_node()
         if segments.drawn_by_hand(node) and not self.sure(_("Take the prediction back, and what was drawn since?")):
             return
-        self.edit(self.logic.undo())
+        self.editor.open(self.logic.undo())
         self.say(GREEN, _("The last prediction was taken back."))
 
     # What follows from it.
@@ -131,7 +131,7 @@ class LabelRoundsWidget(Panel):
             return self.say(GREEN, _("The image was closed in the meantime; its prediction is dropped."))
         if prediction.file is None:
             return self._show_classes(prediction.classes)
-        node = self.segmentation_of(volume)
+        node = self.editor.segmentation_of(volume)
         drawn = segments.drawn_by_hand(node) if node is not None else []
         keep: list[str] = []
         if drawn:
@@ -139,7 +139,7 @@ class LabelRoundsWidget(Panel):
             if choice is None:
                 return self.say(GREEN, _("The prediction was dropped; your segments are as they were."))
             keep, node = (drawn if choice == 0 else []), (None if choice == 2 else node)
-        self.edit(self.logic.put_prediction(volume, node, prediction, keep))
+        self.editor.open(self.logic.put_prediction(volume, node, prediction, keep))
         found = _("{model}, version {version}, has segmented {image}.")
         self.say(GREEN, found.format(model=prediction.model, version=prediction.version, image=volume.GetName()))
 
@@ -165,7 +165,7 @@ class LabelRoundsWidget(Panel):
         volume = self.shown_image()
         if volume is None:
             return
-        node = self.segmentation_of(volume)
+        node = self.editor.segmentation_of(volume)
         if node is None:
             return self.warn(_("{image} has no segmentation yet: segment it first.").format(image=volume.GetName()))
         overlap = _("Some voxels are in two segments; a label map keeps the later one there. Submit it so?")
