@@ -246,6 +246,8 @@ def test_questions_in_passing_are_asked_one_of_a_kind_at_a_time(failed):
     assert lookout.is_due("training", 60)
     deliver()
     assert len(found) == 3  # what another server was asked
+    lookout.note("training")
+    assert not lookout.is_due("training", 60)
 
 
 def test_lease_is_renewed_in_its_second_half(monkeypatch):

@@ -120,8 +120,12 @@ class Lookout:
             return ended
 
         asking.add(what)
-        self._asked[what] = time.monotonic()
+        self.note(what)
         self._background.start(work, over(then), over(self._failed))
+
+    def note(self, what: str) -> None:
+        """Note that a question of this kind was answered just now, in another way."""
+        self._asked[what] = time.monotonic()
 
     def is_due(self, what: str, every_s: float) -> bool:
         """Tell whether the last question of this kind was asked so many seconds ago, or never."""

@@ -161,6 +161,7 @@ class Panel(ScriptedLoadableModuleWidget):
             self.role = ""
 
         def connected(info: dict[str, Any]) -> None:
+            self.lookout.note("server")
             self._show_server(info)
             then()
 
