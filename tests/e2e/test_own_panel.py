@@ -9,6 +9,9 @@ PICTURE = (
 )
 
 
+SHA = "5" * 64
+
+
 @pytest.fixture
 def server():
     server = ScriptedServer()
@@ -92,7 +95,7 @@ def test_training_is_shown_with_its_time_left_and_each_labels_score(connected, s
 
 
 def rounds(*images, **more):
-    labels = [{"image": image, "user": "ann", "client": "", "time": 0, "review": {}} for image in images]
+    labels = [{"image": image, "user": "ann", "client": "", "time": 0, "sha256": SHA, "review": {}} for image in images]
     return {"labels": labels, "stop": {"sentence": "Go on."}, **more}
 
 
@@ -125,6 +128,7 @@ def test_reviewer_sees_suspects_first_and_approves_or_sends_back_with_a_reason(c
     assert slicer.click("sendBackButton") == []
     slicer.choose_row("labelTable", "a")
     assert slicer.click("approveButton") == []
+    assert {body["sha256"] for body in server.bodies("POST /rounds/review")} == {SHA}
     sent = [(body["image"], body["verdict"], body["reason"]) for body in server.bodies("POST /rounds/review")]
     assert sent == [("b", "sent_back", "no spleen"), ("a", "approved", "")]
 

@@ -69,6 +69,7 @@ class CaseSection(Section):
         """Note that a case was submitted."""
         if self._hand is not None and self._hand.case.image == image:
             self._hand = None
+        self.panel.rounds.opened(image, "")
         self.connected()
 
     def _show(self) -> None:
@@ -103,6 +104,7 @@ class CaseSection(Section):
     def _reopened(self, case: Case, volume: Any, node: Any) -> None:
         self._hand = None
         self.panel.editor.open(node)
+        self.panel.rounds.opened(case.image, case.told["sha256"])
         self.panel.say(GREEN, _("{image} is open with its submitted label.").format(image=case.image))
 
     def _put_aside(self, hours: float | None) -> None:
