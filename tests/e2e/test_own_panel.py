@@ -94,6 +94,16 @@ def test_training_is_shown_with_its_time_left_and_each_labels_score(connected, s
     assert slicer.toolbar()["texts"]["train"] == "Train"
 
 
+def test_model_that_nobody_has_trained_is_listed_last_with_its_classes_and_can_be_trained(connected, server):
+    server.answers["POST /train/new"] = {"status": "SUBMITTED", "progress": {"status": "waiting"}}
+    slicer = connected()
+    assert slicer.choices("modelBox") == [MODEL, "other", "new"] and slicer.choices("classBox") == []
+    slicer.choose("modelBox", "new")
+    assert slicer.choices("classBox") == ["slim", "stout"]
+    assert slicer.tool("train") == []
+    assert slicer.text("trainLabel") == "Waiting for another training."
+
+
 def rounds(*images, **more):
     labels = [{"image": image, "user": "ann", "client": "", "time": 0, "sha256": SHA, "review": {}} for image in images]
     return {"labels": labels, "stop": {"sentence": "Go on."}, **more}

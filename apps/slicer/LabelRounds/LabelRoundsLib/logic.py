@@ -65,7 +65,16 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
     def classifies(self, model: str) -> bool:
         """Tell whether a model classifies images instead of segmenting them."""
-        return self.info.get("models", {}).get(model, {}).get("task") == "classification"
+        return self._card(model).get("task") == "classification"
+
+    def classes(self, model: str) -> list[str]:
+        """Return the classes of a model that classifies; none of another."""
+        return list(self._card(model).get("labels") or []) if self.classifies(model) else []
+
+    def models(self) -> list[str]:
+        """Return the server's models, those last that nobody has trained yet."""
+        trained = self.info.get("models", {})
+        return [*trained, *(model for model in self.info.get("trainers", {}) if model not in trained)]
 
     def image_of(self, volume) -> str:
         """Return an image's id on this server; empty where the server doesn't have it."""
@@ -249,6 +258,11 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         segments.put_labels(node, volume, case.label, values, known=self._looks())
         segments.show(node)
         return node
+
+    def _card(self, model: str) -> dict[str, Any]:
+        card = self.info.get("models", {}).get(model, {})
+        trainer = self.info.get("trainers", {}).get(model, {})
+        return {**card, "task": card.get("task") or trainer.get("task"), "labels": trainer.get("labels")}
 
     def _looks(self, model: str = "") -> dict[str, dict[str, Any]]:
         return looks.of(self.info.get("models", {}), model)

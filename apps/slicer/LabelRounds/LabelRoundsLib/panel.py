@@ -14,6 +14,7 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from . import dialogs, failures, segments
 from .background import Lookout
 from .case_section import CaseSection
+from .class_section import ClassSection
 from .editor import Editor
 from .failures import Failed
 from .http import Call
@@ -58,8 +59,8 @@ class Panel(ScriptedLoadableModuleWidget):
         self.ui.serverBox.setCurrentText(self.settings.get("server", "http://localhost:8000"))
         self.ui.segmentNextBox.setChecked(self.settings.is_on("segment_next"))
         self.cases, self.rounds, self.training = CaseSection(self), RoundsSection(self), TrainingSection(self)
-        self.overlays = OverlaySection(self)
-        self.sections = [self.cases, self.rounds, self.training, self.overlays]
+        self.overlays, self.classes = OverlaySection(self), ClassSection(self)
+        self.sections = [self.cases, self.rounds, self.training, self.overlays, self.classes]
         for slots in (self.slots(), *(section.slots() for section in self.sections)):
             for button, slot in slots.items():
                 getattr(self.ui, button).connect("clicked()", slot)
@@ -113,8 +114,6 @@ class Panel(ScriptedLoadableModuleWidget):
         ui.trainButton.setText(state["texts"]["train"])
         ui.connectButton.setEnabled(not state["busy"])
         ui.undoButton.setEnabled(not state["busy"] and self.logic.can_undo())
-        ui.classSection.setVisible(self.logic.classifies(state["model"]))
-        ui.submitClassButton.setEnabled(not state["busy"] and ui.classBox.count > 0)
         for section in self.sections:
             section.refresh(state["busy"])
         if self.toolbar is not None:
@@ -172,15 +171,14 @@ class Panel(ScriptedLoadableModuleWidget):
 
     def _show_server(self, info: dict[str, Any]) -> None:
         chosen = self.ui.modelBox.currentText or self.settings.get("model")
-        for box, names in ((self.ui.modelBox, info["models"]), (self.ui.strategyBox, info.get("strategies", {}))):
+        for box, names in ((self.ui.modelBox, self.logic.models()), (self.ui.strategyBox, info.get("strategies", {}))):
             kept = box.currentText
             box.clear()
             box.addItems(list(names))
             box.setCurrentText(kept)
         self.ui.modelBox.setCurrentText(chosen)
-        if not self.ui.modelBox.count:
-            return self.say(YELLOW, _("The server has no trained model yet: submit labels, then train."))
-        warning = self.logic.version_warning()
+        untrained = "" if info["models"] else _("The server has no trained model yet: submit labels, then train.")
+        warning = self.logic.version_warning() or untrained
         self.say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
         self.lookout.ask("role", self.logic.client.role, self._note_role)
         for section in self.sections:
