@@ -272,14 +272,14 @@ def test_damaged_figures_are_left_out_and_hinder_no_resume(config, studies, monk
     kill_in(monkeypatch, "epoch", 1, config, studies, 2)
     (Checkpoints(config).folder / "progress.json").write_text(content)
     assert Trainer(config).stats() == {} and "progress.json is damaged" in caplog.text
+    epochs = reported(monkeypatch)
+    assert train_model(config, studies, wanted(2), never)["status"] == "done"
+    assert epochs == [2]
 
 
 def test_a_client_is_told_what_a_model_is_that_nobody_has_trained(config):
     told = Trainer(config).info()
     assert (told["task"], told["labels"]) == ("segmentation", list(config.labels)) and "policy" in told["config"]
-    epochs = reported(monkeypatch)
-    assert train_model(config, studies, wanted(2), never)["status"] == "done"
-    assert epochs == [2]
 
 
 @pytest.mark.parametrize("error", [LabelRoundsError("the disk sings"), RuntimeError("the disk sings"), MemoryError()])
