@@ -8,7 +8,7 @@ case is handed out before all others.
 from collections.abc import Mapping
 from typing import Any
 
-APPROVED, SENT_BACK = "approved", "sent_back"
+SENT_BACK = "sent_back"
 REVIEW = "review"
 
 

@@ -229,6 +229,7 @@ def _labels(parts: Parts) -> list[dict[str, Any]]:
             "user": str(info.get("user") or ""),
             "client": str(info.get("client_id") or ""),
             "time": float(info.get("ts") or 0),
+            "sha256": str(info.get("sha256") or ""),
             "review": review_of(info),
         }
         for image, info in _label_infos(parts).items()

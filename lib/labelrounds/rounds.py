@@ -34,7 +34,7 @@ from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.database import Database, rounds_file
 from labelrounds.engine import Engine
-from labelrounds.errors import LabelRoundsError, NotFound
+from labelrounds.errors import Conflict, LabelRoundsError, NotFound
 from labelrounds.history import checksum
 from labelrounds.jobs import job_queue
 from labelrounds.leases import Asking, Leases
@@ -276,7 +276,9 @@ class Rounds:
         """Hand a case out again; raises `NotFound` where there is no such image, or it is not put aside."""
         self.opened().leases.put_back(image, client)
 
-    def review(self, image: str, verdict: str, reason: str, user: str, client: str) -> dict[str, Any]:
+    def review(
+        self, image: str, verdict: str, reason: str, user: str, client: str, sha256: str | None = None
+    ) -> dict[str, Any]:
         """Note a reviewer's word on an image's label, and return it.
 
         Args:
@@ -285,12 +287,16 @@ class Rounds:
             reason: what is to be corrected.
             user: who says so.
             client: by which.
+            sha256: of the label that was looked at, where that is known.
 
         Raises:
             NotFound: no such image, or it has no label.
+            Conflict: its label is another one by now.
             OutOfSpace: it can't be written down.
         """
         store = self._app.datastore()
+        if sha256 not in (None, store.get_label_info(image, store.rounds_tag).get("sha256")):
+            raise Conflict(f"the label of {image!r} was replaced since it was looked at: look at it again")
         word = {"verdict": verdict, "by": user, "reason": reason, "time": time.time()}
         store.note_review(image, store.rounds_tag, word)
         self.opened().leases.reviewed(image, client, verdict, reason)

@@ -62,6 +62,7 @@ class Reviewed(BaseModel):
     image: Name
     verdict: Literal["approved", "sent_back"]
     reason: Annotated[str, Field(max_length=500)] = ""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     client_id: Name | None = None
 
 
@@ -115,11 +116,15 @@ def put_aside(http: Request, who: Annotator, body: Sent = None) -> dict[str, Any
 
 @rounds.post("/rounds/review", summary="Approve a label or send it back")
 def review(http: Request, who: Reviewer, body: Sent = None) -> dict[str, Any]:
-    """Note a word on a case's label; what is sent back is not learnt from, and handed out again before all others."""
+    """Note a word on a case's label; what is sent back is not learnt from, and handed out again before all others.
+
+    With ``sha256``, of the label that was looked at, it is 409 where there is another by now.
+    """
     said = parse_body(Reviewed, body or {})
     note(image=said.image)
     client = client_of(http, who, body or {})
-    word = app_instance().rounds.review(check_id(said.image), said.verdict, said.reason, who.username, client)
+    rounds_ = app_instance().rounds
+    word = rounds_.review(check_id(said.image), said.verdict, said.reason, who.username, client, said.sha256)
     return {"image": said.image, "review": word}
 
 

@@ -62,6 +62,10 @@ class Trainer(TrainTask):
         self.model = config
         self.progress = Progress(Checkpoints(config))
 
+    def info(self) -> dict[str, Any]:
+        """Return what a client shows, also of a model that nobody has trained; with its ``task`` and ``labels``."""
+        return {**super().info(), "task": self.model.task, "labels": list(self.model.labels)}
+
     def config(self) -> dict[str, Any]:
         """Return the options that a client shows; of a list it sends the chosen item."""
         devices = available_devices()

@@ -262,7 +262,7 @@ class ExtensionUser:
         slicer.mrmlScene.Clear(0)
 
     def _node(self):
-        return self._widget.segmentation_of(segments.shown_volume())
+        return self._widget.editor.segmentation_of(segments.shown_volume())
 
     def _points(self, node, key) -> int:
         surface = slicer.vtkPolyData() if hasattr(slicer, "vtkPolyData") else __import__("vtk").vtkPolyData()

@@ -10,6 +10,7 @@ INFO = {
     "name": "LabelRounds",
     "version": "0.1.0",
     "models": {MODEL: {"task": "segmentation", "labels": ["liver", "spleen"]}, "other": {"labels": ["lung"]}},
+    "trainers": {MODEL: {"task": "segmentation"}, "new": {"task": "classification", "labels": ["slim", "stout"]}},
     "strategies": {"auto": {}},
 }
 

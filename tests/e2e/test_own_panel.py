@@ -9,6 +9,9 @@ PICTURE = (
 )
 
 
+SHA = "5" * 64
+
+
 @pytest.fixture
 def server():
     server = ScriptedServer()
@@ -91,8 +94,18 @@ def test_training_is_shown_with_its_time_left_and_each_labels_score(connected, s
     assert slicer.toolbar()["texts"]["train"] == "Train"
 
 
+def test_model_that_nobody_has_trained_is_listed_last_with_its_classes_and_can_be_trained(connected, server):
+    server.answers["POST /train/new"] = {"status": "SUBMITTED", "progress": {"status": "waiting"}}
+    slicer = connected()
+    assert slicer.choices("modelBox") == [MODEL, "other", "new"] and slicer.choices("classBox") == []
+    slicer.choose("modelBox", "new")
+    assert slicer.choices("classBox") == ["slim", "stout"]
+    assert slicer.tool("train") == []
+    assert slicer.text("trainLabel") == "Waiting for another training."
+
+
 def rounds(*images, **more):
-    labels = [{"image": image, "user": "ann", "client": "", "time": 0, "review": {}} for image in images]
+    labels = [{"image": image, "user": "ann", "client": "", "time": 0, "sha256": SHA, "review": {}} for image in images]
     return {"labels": labels, "stop": {"sentence": "Go on."}, **more}
 
 
@@ -125,6 +138,7 @@ def test_reviewer_sees_suspects_first_and_approves_or_sends_back_with_a_reason(c
     assert slicer.click("sendBackButton") == []
     slicer.choose_row("labelTable", "a")
     assert slicer.click("approveButton") == []
+    assert {body["sha256"] for body in server.bodies("POST /rounds/review")} == {SHA}
     sent = [(body["image"], body["verdict"], body["reason"]) for body in server.bodies("POST /rounds/review")]
     assert sent == [("b", "sent_back", "no spleen"), ("a", "approved", "")]
 

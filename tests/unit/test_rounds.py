@@ -270,7 +270,10 @@ def test_a_label_that_is_sent_back_is_handed_out_first_and_not_learnt_from_until
 def test_an_approved_label_is_shown_with_who_said_so_and_needs_a_label(playground):
     rounds = playground.open("a", "b")
     playground.label("b")
-    rounds.review("b", "approved", "", "rita", "here rita")
+    (seen,) = rounds.state()["labels"]
+    with pytest.raises(Conflict, match="was replaced since it was looked at"):
+        rounds.review("b", "approved", "", "rita", "here rita", "0" * 64)
+    rounds.review("b", "approved", "", "rita", "here rita", seen["sha256"])
     (label,) = rounds.state()["labels"]
     assert (label["review"]["verdict"], label["review"]["by"]) == ("approved", "rita") and label["time"] > 0
     assert [case.image_id for case in playground.app.store.training_items()] == ["b"]

@@ -240,6 +240,14 @@ def test_questions_in_passing_are_asked_one_of_a_kind_at_a_time(failed):
     lookout.ask("training", answer, found.append)
     deliver()
     assert [str(each) for each in found] == ["training", "gone", "training"]
+    released.clear()
+    lookout.ask("training", answer, found.append)
+    lookout.forget()
+    assert lookout.is_due("training", 60)
+    deliver()
+    assert len(found) == 3  # what another server was asked
+    lookout.note("training")
+    assert not lookout.is_due("training", 60)
 
 
 def test_lease_is_renewed_in_its_second_half(monkeypatch):

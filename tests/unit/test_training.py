@@ -277,6 +277,11 @@ def test_damaged_figures_are_left_out_and_hinder_no_resume(config, studies, monk
     assert epochs == [2]
 
 
+def test_a_client_is_told_what_a_model_is_that_nobody_has_trained(config):
+    told = Trainer(config).info()
+    assert (told["task"], told["labels"]) == ("segmentation", list(config.labels)) and "policy" in told["config"]
+
+
 @pytest.mark.parametrize("error", [LabelRoundsError("the disk sings"), RuntimeError("the disk sings"), MemoryError()])
 def test_a_failure_is_written_where_clients_look(config, studies, monkeypatch, error):
     def fails(*args, **kwargs):

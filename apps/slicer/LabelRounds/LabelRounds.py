@@ -16,7 +16,6 @@ from LabelRoundsLib.client import Prediction
 from LabelRoundsLib.lights import GREEN
 from LabelRoundsLib.logic import LabelRoundsLogic
 from LabelRoundsLib.panel import Panel
-from LabelRoundsLib.section import fill
 from LabelRoundsLib.selftest import LabelRoundsTest
 from LabelRoundsLib.settings_page import SettingsPage
 from LabelRoundsLib.toolbar import Toolbar
@@ -59,7 +58,6 @@ class LabelRoundsWidget(Panel):
             "undoButton": self.on_undo,
             "cancelButton": self.on_cancel,
             "submitButton": self.on_submit,
-            "submitClassButton": self.on_submit_class,
         }
 
     def shortcuts(self) -> dict[str, Any]:
@@ -90,10 +88,6 @@ class LabelRoundsWidget(Panel):
         """Submit the segmentation of the image that is shown."""
         self.connected(self._submit)
 
-    def on_submit_class(self) -> None:
-        """Submit what the image that is shown is."""
-        self.connected(self._submit_class)
-
     def on_train(self) -> None:
         """Start a training, or stop the one that runs."""
         self.training.on_train()
@@ -110,7 +104,7 @@ class LabelRoundsWidget(Panel):
         node = self.logic.prediction_node()
         if segments.drawn_by_hand(node) and not self.sure(_("Take the prediction back, and what was drawn since?")):
             return
-        self.edit(self.logic.undo())
+        self.editor.open(self.logic.undo())
         self.say(GREEN, _("The last prediction was taken back."))
 
     # What follows from it.
@@ -130,8 +124,8 @@ class LabelRoundsWidget(Panel):
         if slicer.mrmlScene.GetNodeByID(volume.GetID() or "") is not volume:
             return self.say(GREEN, _("The image was closed in the meantime; its prediction is dropped."))
         if prediction.file is None:
-            return self._show_classes(prediction.classes)
-        node = self.segmentation_of(volume)
+            return self.classes.show(prediction.classes)
+        node = self.editor.segmentation_of(volume)
         drawn = segments.drawn_by_hand(node) if node is not None else []
         keep: list[str] = []
         if drawn:
@@ -139,7 +133,7 @@ class LabelRoundsWidget(Panel):
             if choice is None:
                 return self.say(GREEN, _("The prediction was dropped; your segments are as they were."))
             keep, node = (drawn if choice == 0 else []), (None if choice == 2 else node)
-        self.edit(self.logic.put_prediction(volume, node, prediction, keep))
+        self.editor.open(self.logic.put_prediction(volume, node, prediction, keep))
         found = _("{model}, version {version}, has segmented {image}.")
         self.say(GREEN, found.format(model=prediction.model, version=prediction.version, image=volume.GetName()))
 
@@ -153,19 +147,11 @@ class LabelRoundsWidget(Panel):
         chosen = dialogs.choose(_("New prediction"), text.format(names=", ".join(drawn)), choices)
         return None if chosen is None else chosen[0]
 
-    def _show_classes(self, classes: dict[str, float]) -> None:
-        rows = [[name, f"{100 * probability:.1f} %"] for name, probability in classes.items()]
-        fill(self.ui.classTable, [_("Class"), _("Probability")], rows)
-        self.ui.classBox.clear()
-        self.ui.classBox.addItems(list(classes))
-        likeliest = next(iter(classes.items()), ("?", 0.0))
-        self.say(GREEN, _("{name}, {percent:.0f} %").format(name=likeliest[0], percent=100 * likeliest[1]))
-
     def _submit(self) -> None:
         volume = self.shown_image()
         if volume is None:
             return
-        node = self.segmentation_of(volume)
+        node = self.editor.segmentation_of(volume)
         if node is None:
             return self.warn(_("{image} has no segmentation yet: segment it first.").format(image=volume.GetName()))
         overlap = _("Some voxels are in two segments; a label map keeps the later one there. Submit it so?")
@@ -173,17 +159,10 @@ class LabelRoundsWidget(Panel):
             return
         name = self.may_send(volume)
         if name:
-            self.start(_("Submitting"), lambda *ends: self.logic.submit(volume, node, name, *ends), self._submitted)
+            self.start(_("Submitting"), lambda *ends: self.logic.submit(volume, node, name, *ends), self.submitted)
 
-    def _submit_class(self) -> None:
-        volume, chosen = self.shown_image(), self.ui.classBox.currentText
-        name = volume is not None and self.may_send(volume)
-        if name:
-            self.start(
-                _("Submitting"), lambda *ends: self.logic.submit_class(volume, chosen, name, *ends), self._submitted
-            )
-
-    def _submitted(self, image: str, answer: dict[str, Any]) -> None:
+    def submitted(self, image: str, answer: dict[str, Any]) -> None:
+        """Say what the server has made of a submission."""
         ignored = ", ".join(answer.get("unknown_labels") or [])
         more = _(" No model knows {names}, which will not be learnt.").format(names=ignored) if ignored else ""
         self.say(GREEN, _("{image} is submitted.").format(image=image) + more)

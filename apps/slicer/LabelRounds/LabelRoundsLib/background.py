@@ -97,6 +97,10 @@ class Lookout:
 
     def __init__(self, background: Background, failed: Callable[[Failed], None]) -> None:
         self._background, self._failed = background, failed
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop what is asked, as from now on another server is."""
         self._asked: dict[str, float] = {}
         self._asking: set[str] = set()
 
@@ -105,16 +109,23 @@ class Lookout:
         if what in self._asking:
             return
 
+        asking = self._asking
+
         def over(listener: Callable[[Any], None]) -> Callable[[Any], None]:
             def ended(result: Any) -> None:
-                self._asking.discard(what)
-                listener(result)
+                asking.discard(what)
+                if asking is self._asking:
+                    listener(result)
 
             return ended
 
-        self._asking.add(what)
-        self._asked[what] = time.monotonic()
+        asking.add(what)
+        self.note(what)
         self._background.start(work, over(then), over(self._failed))
+
+    def note(self, what: str) -> None:
+        """Note that a question of this kind was answered just now, in another way."""
+        self._asked[what] = time.monotonic()
 
     def is_due(self, what: str, every_s: float) -> bool:
         """Tell whether the last question of this kind was asked so many seconds ago, or never."""

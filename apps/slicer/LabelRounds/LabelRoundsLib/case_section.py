@@ -69,6 +69,7 @@ class CaseSection(Section):
         """Note that a case was submitted."""
         if self._hand is not None and self._hand.case.image == image:
             self._hand = None
+        self.panel.rounds.opened(image, "")
         self.connected()
 
     def _show(self) -> None:
@@ -92,7 +93,7 @@ class CaseSection(Section):
         reason = case.told.get("reason", "")
         self.panel.say(GREEN, _("{image}: {reason}.").format(image=case.image, reason=reason))
         if case.label is not None:
-            self.panel.edit(self.panel.segmentation_of(volume))
+            self.panel.editor.open(self.panel.editor.segmentation_of(volume))
         elif self.ui.segmentNextBox.checked:
             self.panel.on_segment()
 
@@ -102,7 +103,8 @@ class CaseSection(Section):
 
     def _reopened(self, case: Case, volume: Any, node: Any) -> None:
         self._hand = None
-        self.panel.edit(node)
+        self.panel.editor.open(node)
+        self.panel.rounds.opened(case.image, case.told["sha256"])
         self.panel.say(GREEN, _("{image} is open with its submitted label.").format(image=case.image))
 
     def _put_aside(self, hours: float | None) -> None:

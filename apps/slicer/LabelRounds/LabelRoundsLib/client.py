@@ -41,7 +41,8 @@ class Case:
     Attributes:
         image: its id on the server.
         file: where the image lies here.
-        told: what the server says of it: ``reason``, ``score``, ``rank``, ``queue``, ``strategy``, ``lease_s``.
+        told: what the server says of it: ``reason``, ``score``, ``rank``, ``queue``, ``strategy``, ``lease_s``; of one
+            that is opened again its label's ``sha256``.
         label: the submitted label map, and the names of its values 1, 2, ...; of a case opened again or sent back.
     """
 
@@ -112,11 +113,13 @@ class Client:
     def reopen(self, image: str, folder: Path, call: Call | None = None) -> Case:
         """Fetch an image and the label that was submitted for it."""
         which = {"label": image, "tag": "final"}
-        names = self._json("GET", "/datastore/label/info", which, call=call).get("label_info", [])
+        info = self._json("GET", "/datastore/label/info", which, call=call)
+        names = info.get("label_info", [])
         label = folder / "label.nii.gz"
         answer = self._request("GET", "/datastore/label", which, call=call)
         label.write_bytes(answer.body)
-        return Case(image, self._image(image, folder, call), {}, label, [entry["name"] for entry in names])
+        told = {"sha256": info.get("sha256", "")}
+        return Case(image, self._image(image, folder, call), told, label, [entry["name"] for entry in names])
 
     def predict(
         self,
@@ -216,9 +219,13 @@ class Client:
         query = {"strategy": strategy, "count": count, "thumbnails": "true", **({"model": model} if model else {})}
         return self._json("GET", "/rounds/", query, call=call)
 
-    def review(self, image: str, verdict: str, reason: str, call: Call | None = None) -> None:
-        """Note a reviewer's word on a label: ``approved`` or ``sent_back``, which needs a reason."""
+    def review(self, image: str, verdict: str, reason: str, sha256: str = "", call: Call | None = None) -> None:
+        """Note a reviewer's word on a label: ``approved`` or ``sent_back``, which needs a reason.
+
+        With the SHA-256 of the label that was looked at, a newer one is not approved by mistake.
+        """
         body = {"image": image, "verdict": verdict, "reason": reason, "client_id": self.client_id}
+        body |= {"sha256": sha256} if sha256 else {}
         self._request("POST", "/rounds/review", body=body, call=call)
 
     def _infer(

@@ -6,7 +6,6 @@ the scene is changed but in ``done``'s turn, so that a request that fails or is 
 
 from __future__ import annotations
 
-import gzip
 import shutil
 import tempfile
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Callable
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from . import VERSION, looks, overlays, segments
+from . import VERSION, looks, overlays, segments, sending
 from .background import Background
 from .client import Case, Client, Prediction
 from .failures import Failed
@@ -40,10 +39,12 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         self._before: tuple[str, Any, str] | None = None
         self._temporary = Path(tempfile.mkdtemp(prefix="labelrounds-", dir=slicer.app.temporaryPath))
 
-    def use_server(self, address: str, client_id: str) -> None:
-        """Ask this server from now on; a login at it is kept."""
-        if self.client is None or self.client.address != address.strip().rstrip("/"):
-            self.client, self.info = Client(address, client_id), {}
+    def use_server(self, address: str, client_id: str) -> bool:
+        """Ask this server from now on, and tell whether it is another one; a login at it is kept."""
+        if self.client is not None and self.client.address == address.strip().rstrip("/"):
+            return False
+        self.client, self.info = Client(address, client_id), {}
+        return True
 
     def connect_server(self, done: Done, failed: OnFailed, progress: Progress) -> Call:
         """Learn what the server has."""
@@ -64,7 +65,16 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
     def classifies(self, model: str) -> bool:
         """Tell whether a model classifies images instead of segmenting them."""
-        return self.info.get("models", {}).get(model, {}).get("task") == "classification"
+        return self._card(model).get("task") == "classification"
+
+    def classes(self, model: str) -> list[str]:
+        """Return the classes of a model that classifies; none of another."""
+        return list(self._card(model).get("labels") or []) if self.classifies(model) else []
+
+    def models(self) -> list[str]:
+        """Return the server's models, those last that nobody has trained yet."""
+        trained = self.info.get("models", {})
+        return [*trained, *(model for model in self.info.get("trainers", {}) if model not in trained)]
 
     def image_of(self, volume) -> str:
         """Return an image's id on this server; empty where the server doesn't have it."""
@@ -76,10 +86,10 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         """Ask for a prediction, sending the image if the server doesn't have it; ``done`` gets a `Prediction`."""
         client, image = self.client, self.image_of(volume)
         folder, classify = self._folder(), self.classifies(model)
-        file = None if image else self._written(volume, folder)
+        file = None if image else sending.written(volume, folder)
 
         def work(call: Call) -> Prediction:
-            sent = None if file is None else _compressed(file)
+            sent = None if file is None else sending.compressed(file)
             return client.predict(model, folder, image, sent, classify, call)
 
         return self._start(work, done, failed, progress, folder)
@@ -100,10 +110,10 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         ``done`` gets the map, or None where the image was closed meanwhile. The options are `Client.overlay`'s.
         """
         client, image, folder = self.client, self.image_of(volume), self._folder()
-        file = None if image else self._written(volume, folder)
+        file = None if image else sending.written(volume, folder)
 
         def work(call: Call) -> Path:
-            sent = None if file is None else _compressed(file)
+            sent = None if file is None else sending.compressed(file)
             return client.overlay(model, folder, options, image, sent, call)
 
         def fetched(found: Path) -> None:
@@ -192,7 +202,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
             done(image, answer)
 
         def send(image: str, call: Call) -> dict[str, Any]:
-            return client.submit(image, _compressed(label), names, call)
+            return client.submit(image, sending.compressed(label), names, call)
 
         return self._submit(volume, own_name, send, submitted, failed, progress, folder)
 
@@ -207,10 +217,10 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
 
     def _submit(self, volume, own_name: str, send, done, failed, progress, folder: Path) -> Call:
         client, image = self.client, self.image_of(volume)
-        file = None if image else self._written(volume, folder)
+        file = None if image else sending.written(volume, folder)
 
         def work(call: Call) -> tuple[str, dict[str, Any]]:
-            known = image or client.add_image(own_name, _compressed(file), call)
+            known = image or client.add_image(own_name, sending.compressed(file), call)
             return known, send(known, call)
 
         def submitted(outcome: tuple[str, dict[str, Any]]) -> None:
@@ -256,6 +266,11 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         segments.show(node)
         return node
 
+    def _card(self, model: str) -> dict[str, Any]:
+        card = self.info.get("models", {}).get(model, {})
+        trainer = self.info.get("trainers", {}).get(model, {})
+        return {**card, "task": card.get("task") or trainer.get("task"), "labels": trainer.get("labels")}
+
     def _looks(self, model: str = "") -> dict[str, dict[str, Any]]:
         return looks.of(self.info.get("models", {}), model)
 
@@ -285,27 +300,3 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def _folder(self) -> Path:
         self._temporary.mkdir(exist_ok=True)
         return Path(tempfile.mkdtemp(dir=self._temporary))
-
-    @staticmethod
-    def _written(volume, folder: Path) -> Path:
-        """Write an image's voxels and grid, and nothing that DICOM or Slicer says of it besides.
-
-        By way of another node, as saving the image itself would make Slicer believe that it is kept in that file.
-        """
-        file = folder / "image.nii"
-        plain = slicer.mrmlScene.AddNewNodeByClass(volume.GetClassName(), "image")
-        try:
-            plain.SetAndObserveImageData(volume.GetImageData())
-            plain.CopyOrientation(volume)
-            slicer.util.saveNode(plain, str(file))
-        finally:
-            slicer.mrmlScene.RemoveNode(plain)
-        return file
-
-
-def _compressed(file: Path) -> Path:
-    """Return a file compressed; in the request's thread, as it may take seconds."""
-    packed = file.with_name(file.name + ".gz")
-    with file.open("rb") as source, gzip.open(packed, "wb", compresslevel=1) as target:
-        shutil.copyfileobj(source, target, 1 << 20)
-    return packed

@@ -16,10 +16,14 @@ class OverlaySection(Section):
     def slots(self) -> dict[str, Any]:
         """Return what each button does."""
         return {
-            "unsureButton": lambda: self.panel.connected(self._unsure),
+            "unsureButton": self.on_unsure,
             "explainButton": lambda: self.panel.connected(self._explain),
             "clearButton": self._clear,
         }
+
+    def on_unsure(self) -> None:
+        """Show where the model is unsure of the image that is shown."""
+        self.panel.connected(self._unsure)
 
     def refresh(self, busy: bool) -> None:
         """Enable what can be clicked now."""

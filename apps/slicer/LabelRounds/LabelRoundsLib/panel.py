@@ -14,6 +14,8 @@ from slicer.ScriptedLoadableModule import ScriptedLoadableModuleWidget
 from . import dialogs, failures, segments
 from .background import Lookout
 from .case_section import CaseSection
+from .class_section import ClassSection
+from .editor import Editor
 from .failures import Failed
 from .http import Call
 from .lights import GREEN, GREY, RED, YELLOW
@@ -53,13 +55,12 @@ class Panel(ScriptedLoadableModuleWidget):
         self.logic = LabelRoundsLogic()
         self.lookout = Lookout(self.logic.background, self._look_failed)
         self.settings = Settings()
-        self._editor_node = _editor_node()
-        self.ui.editor.setMRMLScene(slicer.mrmlScene)
-        self.ui.editor.setMRMLSegmentEditorNode(self._editor_node)
+        self.editor = Editor(self.ui.editor)
         self.ui.serverBox.setCurrentText(self.settings.get("server", "http://localhost:8000"))
         self.ui.segmentNextBox.setChecked(self.settings.is_on("segment_next"))
         self.cases, self.rounds, self.training = CaseSection(self), RoundsSection(self), TrainingSection(self)
-        self.sections = [self.cases, self.rounds, self.training, OverlaySection(self)]
+        self.overlays, self.classes = OverlaySection(self), ClassSection(self)
+        self.sections = [self.cases, self.rounds, self.training, self.overlays, self.classes]
         for slots in (self.slots(), *(section.slots() for section in self.sections)):
             for button, slot in slots.items():
                 getattr(self.ui, button).connect("clicked()", slot)
@@ -113,8 +114,6 @@ class Panel(ScriptedLoadableModuleWidget):
         ui.trainButton.setText(state["texts"]["train"])
         ui.connectButton.setEnabled(not state["busy"])
         ui.undoButton.setEnabled(not state["busy"] and self.logic.can_undo())
-        ui.classSection.setVisible(self.logic.classifies(state["model"]))
-        ui.submitClassButton.setEnabled(not state["busy"] and ui.classBox.count > 0)
         for section in self.sections:
             section.refresh(state["busy"])
         if self.toolbar is not None:
@@ -156,9 +155,12 @@ class Panel(ScriptedLoadableModuleWidget):
     def _connect(self, then: Callable[[], Any], aloud: bool = True) -> None:
         address = self._address()
         self.settings.set("server", address)
-        self.logic.use_server(address, self.settings.client_id())
+        if self.logic.use_server(address, self.settings.client_id()):
+            self.lookout.forget()
+            self.role = ""
 
         def connected(info: dict[str, Any]) -> None:
+            self.lookout.note("server")
             self._show_server(info)
             then()
 
@@ -169,15 +171,14 @@ class Panel(ScriptedLoadableModuleWidget):
 
     def _show_server(self, info: dict[str, Any]) -> None:
         chosen = self.ui.modelBox.currentText or self.settings.get("model")
-        for box, names in ((self.ui.modelBox, info["models"]), (self.ui.strategyBox, info.get("strategies", {}))):
+        for box, names in ((self.ui.modelBox, self.logic.models()), (self.ui.strategyBox, info.get("strategies", {}))):
             kept = box.currentText
             box.clear()
             box.addItems(list(names))
             box.setCurrentText(kept)
         self.ui.modelBox.setCurrentText(chosen)
-        if not self.ui.modelBox.count:
-            return self.say(YELLOW, _("The server has no trained model yet: submit labels, then train."))
-        warning = self.logic.version_warning()
+        untrained = "" if info["models"] else _("The server has no trained model yet: submit labels, then train.")
+        warning = self.logic.version_warning() or untrained
         self.say(YELLOW if warning else GREEN, warning or _("Connected to {name}.").format(name=info.get("name", "?")))
         self.lookout.ask("role", self.logic.client.role, self._note_role)
         for section in self.sections:
@@ -271,17 +272,6 @@ class Panel(ScriptedLoadableModuleWidget):
             self.warn(_("No image is shown in the slice views: load one, or click Next case."))
         return volume
 
-    def segmentation_of(self, volume: Any) -> Any:
-        """Return the segmentation that is edited, or else the newest one of the image."""
-        nodes, edited = segments.segmentations_of(volume), self._editor_node.GetSegmentationNode()
-        return edited if edited in nodes else next(reversed(nodes), None)
-
-    def edit(self, node: Any) -> None:
-        """Open a segmentation in the editor."""
-        self.ui.editor.setSegmentationNode(node)
-        if node is not None:
-            self.ui.editor.setSourceVolumeNode(segments.volume_of(node))
-
     def may_send(self, volume: Any) -> str:
         """Return the name under which an image may be sent to the server; empty if the user doesn't want it."""
         image = self.logic.image_of(volume)
@@ -302,14 +292,3 @@ class Panel(ScriptedLoadableModuleWidget):
         timer.connect("timeout()", slot)
         timer.start()
         return timer
-
-
-def _editor_node() -> Any:
-    """Return the node of the panel's segment editor, which closing the scene does not remove."""
-    node = slicer.mrmlScene.GetSingletonNode("LabelRounds", "vtkMRMLSegmentEditorNode")
-    if node is None:
-        node = slicer.mrmlScene.CreateNodeByClass("vtkMRMLSegmentEditorNode")
-        node.UnRegister(None)
-        node.SetSingletonTag("LabelRounds")
-        node = slicer.mrmlScene.AddNode(node)
-    return node

@@ -26,6 +26,7 @@ class RoundsSection(Section):
     def __init__(self, panel: Any) -> None:
         super().__init__(panel)
         self._state: dict[str, Any] = {}
+        self._seen: dict[str, str] = {}
         for section in (self.ui.queueSection, self.ui.reviewSection):
             section.connect("contentsCollapsed(bool)", lambda collapsed: self.look())
         self.ui.strategyBox.connect("activated(int)", lambda place: self.look())
@@ -75,6 +76,10 @@ class RoundsSection(Section):
 
         self.panel.lookout.ask("rounds", lambda call: client.rounds(strategy, model, _QUEUED, call), show)
 
+    def opened(self, image: str, sha256: str) -> None:
+        """Note which label of an image this user has seen; none any more where it is empty."""
+        self._seen[image] = sha256
+
     def on_curve(self) -> None:
         """Plot the score of each version against its labels."""
         curve.show(self._points(), self._state["curve"].get("measure", "Dice"))
@@ -85,13 +90,16 @@ class RoundsSection(Section):
         if verdict == "sent_back" and not reason:
             return self.panel.warn(_("Say what is to be corrected, then send it back."))
 
+        listed = {each["image"]: each.get("sha256", "") for each in self._state.get("labels") or []}
+        sha256 = self._seen.get(image) or listed.get(image, "")
+
         def done(_answer: Any) -> None:
             self.ui.reviewEdit.setText("")
             said = _("The label of {image} is approved.") if verdict == "approved" else _("{image} is sent back.")
             self.panel.say(GREEN, said.format(image=image))
             self.look()
 
-        self.panel.request(_("Reviewing"), lambda call: client.review(image, verdict, reason, call), done)
+        self.panel.request(_("Reviewing"), lambda call: client.review(image, verdict, reason, sha256, call), done)
 
     def _wanted(self) -> tuple[str, str]:
         return self.ui.strategyBox.currentText or "auto", self.panel.model_of_rounds()

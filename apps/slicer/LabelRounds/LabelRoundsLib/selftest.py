@@ -17,13 +17,13 @@ import numpy as np
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleTest
 
-from . import segments
+from . import overlays, segments
 
 _PATIENCE_S = 300
 
 
 class LabelRoundsTest(ScriptedLoadableModuleTest):
-    """Plays a round: next case, segment, correct, submit, open again."""
+    """Plays a round: next case, segment, see what is unsure, correct, submit, open again."""
 
     def setUp(self) -> None:
         """Begin with an empty scene."""
@@ -52,6 +52,12 @@ class LabelRoundsTest(ScriptedLoadableModuleTest):
         names = list(segments.segment_ids(node))
         self.assertEqual(names, panel.logic.info["models"][panel.ui.modelBox.currentText]["labels"])
         self.assertEqual(segments.drawn_by_hand(node), [])
+
+        self._click(panel, panel.overlays.on_unsure)
+        (unsure,) = overlays.of(volume)
+        self.assertEqual(slicer.util.arrayFromVolume(unsure).shape, slicer.util.arrayFromVolume(volume).shape)
+        self.assertGreater(slicer.util.arrayFromVolume(unsure).max(), 0)
+        overlays.remove(volume)
 
         before = self._correct(node, volume, names[0])
         self.assertEqual(segments.drawn_by_hand(node), names[:1])
