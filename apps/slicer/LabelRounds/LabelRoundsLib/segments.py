@@ -91,6 +91,13 @@ def is_submitted(node) -> bool:
     return json.loads(node.GetAttribute(SUBMITTED) or "null") == checksums(node)
 
 
+def is_unsaved(node) -> bool:
+    """Tell whether a segment is neither as it was submitted nor as a prediction has put it there since."""
+    submitted, predicted = (json.loads(node.GetAttribute(key) or "{}") for key in (SUBMITTED, PREDICTED))
+    found, known = checksums(node), {**submitted, **predicted}
+    return any(found.get(name, "") != known.get(name, "") for name in {**found, **known})
+
+
 def is_empty(node) -> bool:
     """Tell whether no segment has a voxel."""
     return not any(checksums(node).values())
