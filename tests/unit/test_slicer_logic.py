@@ -201,9 +201,7 @@ def test_no_case_left_is_the_servers_reason(serve, client_of, tmp_path):
         ({}, []),
     ],
 )
-def test_label_is_opened_by_its_own_ending_and_values_whatever_the_images_name(
-    serve, client_of, tmp_path, info, names
-):
+def test_label_is_opened_by_its_own_ending_and_values_whatever_the_images_name(serve, client_of, tmp_path, info, names):
     def script(handler):
         if "label/info" in handler.path:
             return handler.answer(200, info)

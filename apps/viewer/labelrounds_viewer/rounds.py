@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from trame_server import Server
@@ -11,6 +12,8 @@ from trame_slicer.core import SlicerApp
 from LabelRoundsLib import looks, segments
 from LabelRoundsLib.case_in_hand import CaseInHand
 from LabelRoundsLib.client import Case, Prediction, is_running
+from LabelRoundsLib.failures import Failed
+from LabelRoundsLib.http import Call
 
 from .asking import Asking
 from .desk import Desk
@@ -105,10 +108,32 @@ class Rounds(Asking):
                 self.lookout.ask("training", client.training, self._note_training)
             hand = self._hand
             if hand is not None and hand.should_be_kept() and self.lookout.is_due("lease", _SERVER_EVERY_S):
-                self.lookout.ask("lease", lambda call: client.keep(hand.case.image, call), hand.kept)
+                self._keep(hand)
         if not self.data.busy and self.lookout.is_due("server", _SERVER_EVERY_S):
             self.lookout.ask("server", client.info, self._found_server)
         self._show_hand()
+
+    def _keep(self, hand: CaseInHand) -> None:
+        """Keep a case in hand; say so where it is in other hands by now, as after a while without the server."""
+        client, image = self.logic.client, hand.case.image
+
+        def keep(call: Call) -> float | str:
+            try:
+                return client.keep(image, call)
+            except Failed as error:
+                if error.status != HTTPStatus.CONFLICT:
+                    raise
+                return str(error)
+
+        def kept(outcome: float | str) -> None:
+            if isinstance(outcome, float):
+                hand.kept(outcome)
+            elif hand is self._hand:
+                self._hand = None
+                self.say(outcome, YELLOW)
+                self.warn(outcome)
+
+        self.lookout.ask("lease", keep, kept)
 
     def _show_server(self, info: dict[str, Any]) -> None:
         data = self.data

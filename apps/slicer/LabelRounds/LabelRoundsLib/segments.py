@@ -154,14 +154,21 @@ def overlapping(node) -> bool:
 
 
 def write_labels(node, volume, file: Path) -> list[str]:
-    """Write all segments as a label map on their image's grid; return the names of its values 1, 2, ..."""
+    """Write all segments as a label map on their image's grid; return the names of its values 1, 2, ...
+
+    Raises:
+        RuntimeError: there is no segment, or the file can't be written.
+    """
     segmentation, chosen = node.GetSegmentation(), vtk.vtkStringArray()
+    if not segmentation.GetNumberOfSegments():
+        raise RuntimeError("there is no segment; add one named as its label, even if nothing is drawn on it")
     for key in segmentation.GetSegmentIDs():
         chosen.InsertNextValue(key)
     labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
     try:
         slicer.modules.segmentations.logic().ExportSegmentsToLabelmapNode(node, chosen, labelmap, volume)
-        slicer.util.saveNode(labelmap, str(file))
+        if not slicer.util.saveNode(labelmap, str(file)):
+            raise RuntimeError("the label map can't be written; is the disk full?")
     finally:
         slicer.mrmlScene.RemoveNode(labelmap)
     return [segmentation.GetSegment(key).GetName() for key in segmentation.GetSegmentIDs()]
