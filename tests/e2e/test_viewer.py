@@ -97,6 +97,16 @@ def test_round_in_the_browser_brings_the_server_the_voxels_that_were_drawn(user,
     assert np.array_equal(erased, np.where(drawn, 0, label))
     assert user.next_case() != image
 
+    word = {"image": image, "verdict": "sent_back", "reason": "too small"}
+    requests.post(f"{server.url}/rounds/review", json=word, timeout=60).raise_for_status()
+    user.click("next")
+    user.says(f"{image} is yours, with the label that was sent back")
+    assert user.labels() == NAMES and "too small" in user.shown("reason")
+    user.submit()
+    assert np.array_equal(label_of(server, image, study.image)[0], erased)
+    labels = {each["image"]: each for each in requests.get(f"{server.url}/rounds/", timeout=60).json()["labels"]}
+    assert labels[image]["review"] == {}
+
 
 def test_nobody_without_the_key_gets_in_nor_another_page_of_this_machine(viewer, user):
     cookie = {"Cookie": "; ".join(f"{one['name']}={one['value']}" for one in user.page.context.cookies())}
@@ -110,6 +120,9 @@ def test_nobody_without_the_key_gets_in_nor_another_page_of_this_machine(viewer,
     shake |= {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
     for path in ("/", "/index.html", "/ws", "/?key=wrong"):
         assert ask(path, shake if path == "/ws" else {}).status_code == 401
+    for odd in ({"Host": "here:99999"}, {"Host": "[here"}, {"Cookie": kept["name"] + "=\xff"}):
+        assert ask("/", odd).status_code in (400, 401)
+    assert "default-src 'self'" in ask("/nothing", cookie).headers["Content-Security-Policy"]
     for origin in ("http://evil.example", viewer.url.rpartition(":")[0] + ":1", "null"):
         assert ask("/ws", {**shake, **cookie, "Origin": origin}).status_code == 403
 

@@ -193,6 +193,26 @@ def test_no_case_left_is_the_servers_reason(serve, client_of, tmp_path):
     assert client_of(address).next_case("auto", "", tmp_path) == "all are labelled"
 
 
+@pytest.mark.parametrize(
+    ("info", "names"),
+    [
+        ({"label_info": [{"name": "liver"}, {"name": "spleen"}], "labels": {"liver": 2, "spleen": 5}}, [2, 5]),
+        ({"label_info": [{"name": "liver"}, {"name": "spleen"}]}, [1, 2]),
+        ({}, []),
+    ],
+)
+def test_label_is_opened_by_its_own_ending_and_values_whatever_the_images_name(serve, client_of, tmp_path, info, names):
+    def script(handler):
+        if "label/info" in handler.path:
+            return handler.answer(200, info)
+        content = b"label" if "/label" in handler.path else b"image"
+        handler.answer(200, content, Content_Disposition='attachment; filename="label.seg.nrrd"')
+
+    case = client_of(serve(script)[0]).reopen("label", tmp_path)
+    assert case.names == dict(zip(["liver", "spleen"], names, strict=False))
+    assert (case.label.name, case.label.read_bytes(), case.file.read_bytes()) == ("label.seg.nrrd", b"label", b"image")
+
+
 def test_background_hands_over_in_the_thread_that_asks(failed):
     background = importlib.import_module("LabelRoundsLib.background").Background()
     said, here = [], threading.get_ident()

@@ -38,22 +38,34 @@ class Access:
     async def check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer a request, or refuse it; every answer says what the page may load."""
         host, origin = request.headers.get("Host", ""), request.headers.get("Origin")
-        if origin is not None and not is_same_origin(origin, host):
-            return web.Response(status=403, text=f"{origin!r} is another page, which may not ask for anything here.\n")
-        cookie = f"labelrounds_viewer_{urlsplit(f'//{host}').port or 0}"  # cookies know no ports
-        if self._is_key(request.query.get("key", "")):
-            answer: web.StreamResponse = web.Response(status=303, headers={"Location": "/index.html"})
-            answer.set_cookie(cookie, self.key, path="/", httponly=True, samesite="Strict", secure=request.secure)
-        elif self._is_key(request.cookies.get(cookie, "")):
-            answer = await handler(request)
-        else:
-            answer = web.Response(status=401, text=_REFUSED)
+        try:
+            answer = await self._answer(request, handler, host, origin)
+        except web.HTTPException as refusal:  # as for a file that isn't there
+            refusal.headers.update(self._headers(host, request.secure))
+            raise
         if not answer.prepared:
             answer.headers.update(self._headers(host, request.secure))
         return answer
 
+    async def _answer(
+        self, request: web.Request, handler: Handler, host: str, origin: str | None
+    ) -> web.StreamResponse:
+        if origin is not None and not is_same_origin(origin, host):
+            return web.Response(status=403, text=f"{origin!r} is another page, which may not ask for anything here.\n")
+        try:
+            cookie = f"labelrounds_viewer_{urlsplit(f'//{host}').port or 0}"  # cookies know no ports
+        except ValueError as error:
+            return web.Response(status=400, text=f"Host {host!r} is no address of this page: {error}.\n")
+        if self._is_key(request.query.get("key", "")):
+            answer = web.Response(status=303, headers={"Location": "/index.html"})
+            answer.set_cookie(cookie, self.key, path="/", httponly=True, samesite="Strict", secure=request.secure)
+            return answer
+        if self._is_key(request.cookies.get(cookie, "")):
+            return await handler(request)
+        return web.Response(status=401, text=_REFUSED)
+
     def _is_key(self, given: str) -> bool:
-        return hmac.compare_digest(given.encode(), self.key.encode())
+        return hmac.compare_digest(given.encode(errors="replace"), self.key.encode())  # of any bytes that are sent
 
     @staticmethod
     def _headers(host: str, secure: bool) -> dict[str, str]:

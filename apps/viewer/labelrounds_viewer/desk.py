@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import slicer
@@ -10,7 +10,7 @@ from trame_slicer.core import SlicerApp, VolumeWindowLevel
 from trame_slicer.segmentation import Segmentation
 from undo_stack import UndoCommand
 
-from LabelRoundsLib import segments
+from LabelRoundsLib import looks, segments
 
 
 class PredictionStep(UndoCommand):
@@ -63,14 +63,14 @@ class Desk:
         there = self._volume is not None and slicer.mrmlScene.IsNodePresent(self._volume)
         return self._volume if there else None
 
-    def show(self, volume: Any, node: Any, names: Iterable[str]) -> None:
-        """Show an image and edit a segmentation of it; for None, a new one with an empty segment for each name.
+    def show(self, volume: Any, node: Any, labels: Mapping[str, Mapping[str, Any]]) -> None:
+        """Show an image and edit a segmentation of it; for None, a new one with an empty segment for each label.
 
         What else there is leaves the scene.
         """
         if node is None:
             node = segments.new_segmentation(volume)
-            _add_empty(node, names)
+            _add_empty(node, labels)
         self._volume, self.node = volume, node
         self._editor.set_active_segmentation(node, volume)
         self._editor.set_surface_representation_enabled(True)
@@ -83,11 +83,11 @@ class Desk:
         self._core.display_manager.show_volume_in_slice_background(volume)
         self._core.display_manager.reset_views()
 
-    def offer(self, names: list[str]) -> None:
-        """Offer segments of other names to draw on, where nothing is drawn yet."""
-        if names and self.volume is not None and segments.is_empty(self.node):
+    def offer(self, labels: Mapping[str, Mapping[str, Any]]) -> None:
+        """Offer segments of other labels to draw on, where nothing is drawn yet."""
+        if labels and self.volume is not None and segments.is_empty(self.node):
             self.node.GetSegmentation().RemoveAllSegments()
-            _add_empty(self.node, names)
+            _add_empty(self.node, labels)
             self._keep_chosen()
 
     def put(self, put: Callable[[], Any]) -> None:
@@ -98,10 +98,8 @@ class Desk:
             view.reset_view()
 
     def is_unsaved(self) -> bool:
-        """Tell whether something was drawn by hand that the server doesn't have."""
-        if self.volume is None:
-            return False
-        return bool(segments.drawn_by_hand(self.node)) and not segments.is_submitted(self.node)
+        """Tell whether something was drawn or erased by hand that the server doesn't know of."""
+        return self.volume is not None and segments.is_unsaved(self.node)
 
     def brightness(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Return the image's lowest and highest value, and those that are shown black and white."""
@@ -125,6 +123,7 @@ class Desk:
             self._editor.set_active_segment_id(ids.get(self._chosen, next(iter(ids.values()))))
 
 
-def _add_empty(node: Any, names: Iterable[str]) -> None:
-    for name in names:
-        node.GetSegmentation().AddEmptySegment("", name, segments.colour(name))
+def _add_empty(node: Any, labels: Mapping[str, Mapping[str, Any]]) -> None:
+    segmentation = node.GetSegmentation()
+    for name, look in labels.items():
+        looks.dress(segmentation.GetSegment(segmentation.AddEmptySegment("", name)), name, look)

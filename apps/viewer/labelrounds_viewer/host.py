@@ -8,10 +8,16 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import slicer
+from PIL import Image
 from trame_slicer.core import SlicerApp
 
 __all__ = ["CoreIOManager", "Modules", "install"]
+
+
+_PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_GREY = ("L", "I", "I;16", "I;16B", "F")  # of Pillow
 
 
 class CoreIOManager:
@@ -23,10 +29,30 @@ class CoreIOManager:
     def loadNodes(self, file_type: str, properties: dict[str, Any], loaded: Any, messages: Any) -> bool:
         """Load a file into the scene; ``loaded`` gets the node."""
         path, is_labelmap = properties["fileName"], int(bool(properties.get("labelmap")))
-        node = self._core.volumes_logic.AddArchetypeVolume(path, Path(path).name.split(".")[0], is_labelmap)
+        name = Path(path).name
+        if name.lower().endswith(_PICTURES):
+            node = self._picture(path)
+        else:
+            node = self._core.volumes_logic.AddArchetypeVolume(path, name.split(".")[0], is_labelmap)
         if node:
             loaded.AddItem(node)
         return bool(node)
+
+    def _picture(self, path: str) -> Any:
+        """Load a PNG, JPEG or TIFF, for which Slicer's core has no reader, in shades of grey.
+
+        Its first row is the first of the image, as the server reads it, and so a label's voxels are the picture's.
+
+        Raises:
+            OSError: the file is cut, or no picture.
+        """
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture if picture.mode in _GREY else picture.convert("L"))
+        node = self._core.scene.AddNewNodeByClass("vtkMRMLScalarVolumeNode")
+        node.SetIJKToRASDirections(-1, 0, 0, 0, -1, 0, 0, 0, 1)
+        slicer.util.updateVolumeFromArray(node, pixels[None].astype(pixels.dtype.newbyteorder("=")))
+        node.CreateDefaultDisplayNodes()
+        return node
 
     def fileWriterFileType(self, node: Any) -> str:
         """Return the only kind of file that is written."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 from trame_server import Server
 from trame_slicer.core import SlicerApp
 
-from LabelRoundsLib import segments
+from LabelRoundsLib import looks, segments
 from LabelRoundsLib.case_in_hand import CaseInHand
 from LabelRoundsLib.client import Case, Prediction, is_running
+from LabelRoundsLib.failures import Failed
+from LabelRoundsLib.http import Call
 
 from .asking import Asking
 from .desk import Desk
@@ -105,10 +108,32 @@ class Rounds(Asking):
                 self.lookout.ask("training", client.training, self._note_training)
             hand = self._hand
             if hand is not None and hand.should_be_kept() and self.lookout.is_due("lease", _SERVER_EVERY_S):
-                self.lookout.ask("lease", lambda call: client.keep(hand.case.image, call), hand.kept)
+                self._keep(hand)
         if not self.data.busy and self.lookout.is_due("server", _SERVER_EVERY_S):
             self.lookout.ask("server", client.info, self._found_server)
         self._show_hand()
+
+    def _keep(self, hand: CaseInHand) -> None:
+        """Keep a case in hand; say so where it is in other hands by now, as after a while without the server."""
+        client, image = self.logic.client, hand.case.image
+
+        def keep(call: Call) -> float | str:
+            try:
+                return client.keep(image, call)
+            except Failed as error:
+                if error.status != HTTPStatus.CONFLICT:
+                    raise
+                return str(error)
+
+        def kept(outcome: float | str) -> None:
+            if isinstance(outcome, float):
+                hand.kept(outcome)
+            elif hand is self._hand:
+                self._hand = None
+                self.say(outcome, YELLOW)
+                self.warn(outcome)
+
+        self.lookout.ask("lease", keep, kept)
 
     def _show_server(self, info: dict[str, Any]) -> None:
         data = self.data
@@ -141,7 +166,8 @@ class Rounds(Asking):
         self.lookout.ask("images", self.logic.client.images, found)
 
     def _model_chosen(self, *_: Any) -> None:
-        self.data.classifies, self.data.classes = self.logic.classifies(self.data.model), []
+        self.data.classifies = self.logic.classifies(self.data.model)
+        self.data.classes, self.data.chosen_class = [], ""
         self.desk.offer(self._labels())
 
     def _brightness_chosen(self, shown: list[float]) -> None:
@@ -168,31 +194,38 @@ class Rounds(Asking):
     def _handed_out(self, case: Case | str, volume: Any) -> None:
         if volume is None:
             return self.say(case or "There is no case left to label.")
-        self._show(case, volume, None)
+        node = None if case.label is None else segments.segmentations_of(volume)[-1]  # what a reviewer has sent back
+        self._show(case, volume, node)
         self._hand = CaseInHand(case)
         self._show_hand()
-        self.say(f"{case.image} is yours.")
-        if self.data.segment_next:
+        self.say(f"{case.image} is yours{'' if node is None else ', with the label that was sent back'}.")
+        if self.data.segment_next and node is None:
             self.segment()
 
     def _opened(self, case: Case, volume: Any, node: Any) -> None:
         self._show(case, volume, node)
-        if node is not None:
-            segments.note_submitted(node, segments.checksums(node))
         self.say(f"{case.image} is open{'' if node is None else ' with its submitted label'}.")
 
     def _show(self, case: Case, volume: Any, node: Any) -> None:
+        """Show a case, and its label where it has one, which the server has as it is."""
         data = self.data
-        self._hand, data.image, data.classes, data.chosen_image = None, case.image, [], None
+        if node is not None:
+            segments.note_submitted(node, segments.checksums(node))
+        self.answer(-1)  # a question that is still open was about the case before
+        self._hand, data.image, data.chosen_image = None, case.image, None
+        data.classes, data.chosen_class = [], ""
         self.desk.show(volume, node, self._labels())
         limits, shown = self.desk.brightness()
         data.brightness_limits, data.brightness = list(limits), list(shown)
         self._show_hand()
 
-    def _labels(self) -> list[str]:
-        """Return the names of the chosen model's labels, which one may draw without a prediction too."""
+    def _labels(self) -> dict[str, dict[str, Any]]:
+        """Return the chosen model's labels with their looks, which one may draw without a prediction too."""
         info, model = self.logic.info, self.data.model
-        return [] if self.data.classifies else list(info.get("models", {}).get(model, info).get("labels", []))
+        models = info.get("models", {})
+        known = looks.of(models, model)
+        names = [] if self.data.classifies else models.get(model, info).get("labels", [])
+        return {name: known.get(name, {}) for name in names}
 
     def _show_hand(self) -> None:
         hand = self._hand

@@ -43,14 +43,15 @@ class Case:
         file: where the image lies here.
         told: what the server says of it: ``reason``, ``score``, ``rank``, ``queue``, ``strategy``, ``lease_s``; of one
             that is opened again its label's ``sha256``.
-        label: the submitted label map, and the names of its values 1, 2, ...; of a case opened again or sent back.
+        label: the submitted label map; of a case opened again or sent back.
+        names: the label map's voxel value by label; empty where nobody has named them.
     """
 
     image: str
     file: Path
     told: dict[str, Any] = field(default_factory=dict)
     label: Path | None = None
-    names: list[str] = field(default_factory=list)
+    names: dict[str, int] = field(default_factory=dict)
 
 
 class Client:
@@ -114,12 +115,13 @@ class Client:
         """Fetch an image and the label that was submitted for it."""
         which = {"label": image, "tag": "final"}
         info = self._json("GET", "/datastore/label/info", which, call=call)
-        names = info.get("label_info", [])
-        label = folder / "label.nii.gz"
-        answer = self._request("GET", "/datastore/label", which, call=call)
-        label.write_bytes(answer.body)
+        sent = [entry["name"] for entry in info.get("label_info") or []]
+        names = info.get("labels") or {name: value for value, name in enumerate(sent, 1)}
+        own = folder / "label"  # its file may be called as the image's is
+        own.mkdir()
+        label = self._fetched("/datastore/label", which, own, call)
         told = {"sha256": info.get("sha256", "")}
-        return Case(image, self._image(image, folder, call), told, label, [entry["name"] for entry in names])
+        return Case(image, self._image(image, folder, call), told, label, names)
 
     def predict(
         self,
@@ -237,7 +239,11 @@ class Client:
         return self._request("POST", f"/infer/{quote(model, '')}", query, form, call=call)
 
     def _image(self, image: str, folder: Path, call: Call | None) -> Path:
-        answer = self._request("GET", "/datastore/image", {"image": image}, call=call)
+        return self._fetched("/datastore/image", {"image": image}, folder, call)
+
+    def _fetched(self, route: str, which: Mapping[str, str], folder: Path, call: Call | None) -> Path:
+        """Fetch a file, and keep it under the server's name, by whose ending Slicer knows how to read it."""
+        answer = self._request("GET", route, which, call=call)
         told = answer.headers.get("Content-Disposition", "").partition('filename="')[2].partition('"')[0]
         file = folder / (Path(told).name or "image.nii.gz")
         file.write_bytes(answer.body)

@@ -261,7 +261,8 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def _put_label(self, case: Case, volume):
         """Put a case's submitted label into a segmentation of its own."""
         node = segments.new_segmentation(volume)
-        values = {name: at for at, name in enumerate(case.names, 1)}
+        # Where nobody has named them, they are the server's labels in their order.
+        values = case.names or {name: value for value, name in enumerate(self.info.get("labels") or [], 1)}
         segments.put_labels(node, volume, case.label, values, known=self._looks())
         segments.show(node)
         return node

@@ -91,6 +91,13 @@ def is_submitted(node) -> bool:
     return json.loads(node.GetAttribute(SUBMITTED) or "null") == checksums(node)
 
 
+def is_unsaved(node) -> bool:
+    """Tell whether a segment is neither as it was submitted nor as a prediction has put it there since."""
+    submitted, predicted = (json.loads(node.GetAttribute(key) or "{}") for key in (SUBMITTED, PREDICTED))
+    found, known = checksums(node), {**submitted, **predicted}
+    return any(found.get(name, "") != known.get(name, "") for name in {**found, **known})
+
+
 def is_empty(node) -> bool:
     """Tell whether no segment has a voxel."""
     return not any(checksums(node).values())
@@ -147,14 +154,21 @@ def overlapping(node) -> bool:
 
 
 def write_labels(node, volume, file: Path) -> list[str]:
-    """Write all segments as a label map on their image's grid; return the names of its values 1, 2, ..."""
+    """Write all segments as a label map on their image's grid; return the names of its values 1, 2, ...
+
+    Raises:
+        RuntimeError: there is no segment, or the file can't be written.
+    """
     segmentation, chosen = node.GetSegmentation(), vtk.vtkStringArray()
+    if not segmentation.GetNumberOfSegments():
+        raise RuntimeError("there is no segment; add one named as its label, even if nothing is drawn on it")
     for key in segmentation.GetSegmentIDs():
         chosen.InsertNextValue(key)
     labelmap = slicer.mrmlScene.AddNewNodeByClass("vtkMRMLLabelMapVolumeNode")
     try:
         slicer.modules.segmentations.logic().ExportSegmentsToLabelmapNode(node, chosen, labelmap, volume)
-        slicer.util.saveNode(labelmap, str(file))
+        if not slicer.util.saveNode(labelmap, str(file)):
+            raise RuntimeError("the label map can't be written; is the disk full?")
     finally:
         slicer.mrmlScene.RemoveNode(labelmap)
     return [segmentation.GetSegment(key).GetName() for key in segmentation.GetSegmentIDs()]
