@@ -213,11 +213,11 @@ def test_training_shows_epoch_and_time_left_and_can_be_stopped(user, server, stu
     user.use(QUICK_MODEL)
     user.click("train")
     shown = user.page.locator(".training").last
-    expect(shown).to_contain_text(re.compile(r"Epoch [1-9]\d* of \d+\..* left\."), timeout=600_000)
+    expect(shown).to_contain_text(re.compile(r"Epoch [1-9]\d* of \d+\..* left\."), timeout=300_000)
     assert user.page.locator(".v-progress-linear").count() >= 1
     user.click("train")
     user.answer("Stop")
-    expect(shown).to_contain_text("The training has ended")
+    expect(shown).to_contain_text("The training has ended", timeout=300_000)
 
 
 @pytest.mark.slow
