@@ -3,6 +3,7 @@
 import io
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from label_server import MODEL, LabelServer
@@ -21,9 +22,11 @@ def viewer_picture(folder: Path) -> None:
     os.environ["LABELROUNDS_HOME"] = str(folder / "home")
     (folder / "configs").mkdir()
     server = LabelServer(folder / "studies", folder / "home", folder / "configs", MODEL)
-    server.wait()
-    viewer = Viewer(server.url, folder / "viewer.log")
-    try:
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        server.wait()
+        viewer = Viewer(server.url, folder / "viewer.log")
+        stack.callback(viewer.close)
         with open_browser() as browser:
             user = ViewerUser(browser.new_page(viewport=SIZE), viewer)
             user.next_case()
@@ -31,18 +34,15 @@ def viewer_picture(folder: Path) -> None:
             user.choose("spleen")
             user.tool("brush")
             user.dab()
-            user.page.mouse.move(*user.middle("ThreeD"))
+            user.page.mouse.move(150, SIZE["height"] - 20)
             user.page.wait_for_timeout(3000)  # the views come sharp a moment after they have come to rest
             save(user.page.screenshot(), FOLDER / "viewer.png")
-    finally:
-        viewer.close()
-        server.stop()
 
 
 def save(screenshot: bytes, path: Path) -> None:
-    """Write a screenshot in 256 colours, which is a third of its size; by their range, that small ones stay too."""
+    """Write a screenshot in 256 colours, which is half of its size."""
     picture = Image.open(io.BytesIO(screenshot)).convert("RGB")
-    picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

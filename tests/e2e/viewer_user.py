@@ -153,6 +153,12 @@ class ViewerUser:
     def can(self, icon: str) -> bool:
         return self.page.locator(f".v-navigation-drawer--right button:has(.mdi-{icon})").first.is_enabled()
 
+    def make_brush_smaller(self) -> None:
+        """Make the brush less than half as large as it is at first."""
+        thumb = self.page.locator(".v-navigation-drawer--right .v-slider-thumb").first
+        for _step in range(3):
+            thumb.press("ArrowLeft")
+
     def dab(self, right: float = 0, down: float = 0) -> None:
         """Click into the axial view, so many pixels from its middle, and wait until the colour there has changed."""
         middle = self.middle("Red")
@@ -187,7 +193,7 @@ class ViewerUser:
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert time.monotonic() < deadline, "it did not come to pass"
-            self.page.wait_for_timeout(200)
+            self.page.wait_for_timeout(400)
 
     def _segments(self):
         return self.page.locator(".v-navigation-drawer--right .v-list-item")

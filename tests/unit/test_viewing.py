@@ -1,5 +1,6 @@
-"""The command ``viewer`` without what it needs: one line says how to get it."""
+"""The command ``viewer`` without what it needs, and what the viewer says that needs no Slicer."""
 
+import importlib
 import subprocess
 import sys
 
@@ -39,3 +40,21 @@ def test_the_command_line_does_not_need_slicers_core():
     code = "import sys, labelrounds.cli; print({'slicer', 'vtk', 'trame', 'torch'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    ("progress", "words", "part"),
+    [
+        ({"status": "waiting"}, "Waiting for another training.", 0),
+        ({}, "Epoch 0 of ?.", 0),
+        ({"epoch": 3, "total_epochs": 12, "best_metric": 0.0, "eta_s": 89.6}, "Epoch 3 of 12. 90 s left.", 25),
+        (
+            {"epoch": 3, "total_epochs": 12, "best_metric": 0.814, "eta_s": 300},
+            "Epoch 3 of 12. Dice 0.81. 5 min left.",
+            25,
+        ),
+    ],
+)
+def test_training_is_told_by_epoch_dice_and_time_left(forgotten_after, progress, words, part):
+    sys.path += map(str, folders.viewer_folders())
+    assert importlib.import_module("labelrounds_viewer.telling").how_far(progress) == (words, part)

@@ -18,6 +18,7 @@ from LabelRoundsLib.http import Call
 from .asking import Asking
 from .desk import Desk
 from .state import GREEN, RED, YELLOW
+from .telling import best_dice, how_far
 
 _TRAINING_EVERY_S, _SERVER_EVERY_S, _DEFER_H = 2.0, 30.0, 24.0
 
@@ -282,36 +283,15 @@ class Rounds(Asking):
         progress = (training or {}).get("progress") or {}
         self.data.trains = is_running(training)
         if self.data.trains:
-            self.data.training, self.data.training_part = _how_far(progress)
+            self.data.training, self.data.training_part = how_far(progress)
         elif ran:
             failed = training is not None and training.get("status") == "ERROR"
             why = " / ".join((training or {}).get("details", [])[-1:])
             self.data.training = (
-                f"The training failed: {why}" if failed else f"The training has ended.{_best(progress)}"
+                f"The training failed: {why}" if failed else f"The training has ended.{best_dice(progress)}"
             )
             self.lookout.ask("server", self.logic.client.info, self._show_models)
 
     def _show_models(self, info: dict[str, Any]) -> None:
         """Take in the server's models, of which a training may have added one."""
         self.logic.info = info
-
-
-def _how_far(progress: dict[str, Any]) -> tuple[str, float]:
-    """Return a training's epoch, Dice and time left in words, and the part that is done in percent."""
-    if progress.get("status") == "waiting":
-        return "Waiting for another training.", 0.0
-    epoch, epochs = progress.get("epoch", 0), progress.get("total_epochs", 0)
-    left = progress.get("eta_s")
-    return (
-        f"Epoch {epoch} of {epochs or '?'}.{_best(progress)}{_time_left(left) if left else ''}",
-        100 * epoch / epochs if epochs else 0.0,
-    )
-
-
-def _best(progress: dict[str, Any]) -> str:
-    best = progress.get("best_metric")
-    return f" Dice {best:.2f}." if best else ""
-
-
-def _time_left(seconds: float) -> str:
-    return f" {seconds:.0f} s left." if seconds < 90 else f" {seconds / 60:.0f} min left."
