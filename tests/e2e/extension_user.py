@@ -177,6 +177,15 @@ class ExtensionUser:
             "sentence": self._toolbar.light.toolTip,
         }
 
+    def picture(self, file: Path, width: int, height: int) -> None:
+        """Draw toolbar and panel as Qt shows them here; around them desktop Slicer has more, and its own style."""
+        window = self._toolbar.bar.parentWidget()
+        window.setCentralWidget(self._widget.parent)
+        window.resize(width, height)
+        window.show()
+        slicer.app.processEvents()
+        window.grab().save(str(file))
+
     def load_volume(self, path: Path) -> None:
         """Load an image of the annotator's own and show it, as File > Add Data does."""
         slicer.util.setSliceViewerLayers(background=slicer.util.loadVolume(str(path)))

@@ -1,4 +1,4 @@
-"""Make the README's picture of the viewer from the running programs: `make pictures`."""
+"""Make the README's pictures of the viewer and of the Slicer extension from the running programs: `make pictures`."""
 
 import io
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from label_server import MODEL, LabelServer
 from PIL import Image
+from slicer_process import OwnExtensionProcess
 from viewer_user import Viewer, ViewerUser, open_browser
 
 from labelrounds import phantoms
@@ -39,6 +40,26 @@ def viewer_picture(folder: Path) -> None:
             save(user.page.screenshot(), FOLDER / "viewer.png")
 
 
+def panel_picture(folder: Path) -> None:
+    """Show toolbar and panel of the Slicer extension in the middle of a round."""
+    os.environ["LABELROUNDS_HOME"] = str(folder / "home")
+    phantoms.write_studies(folder / "studies", 6)
+    (folder / "configs").mkdir()
+    (folder / "slicer").mkdir()
+    server = LabelServer(folder / "studies", folder / "home", folder / "configs", MODEL)
+    with ExitStack() as stack:
+        stack.callback(server.stop)
+        server.wait()
+        slicer = OwnExtensionProcess(folder / "slicer", server.url, model=MODEL)
+        stack.callback(slicer.close)
+        slicer.click("connectButton")
+        slicer.tool("next")
+        slicer.tool("segment")
+        slicer.unfold("queueSection")
+        slicer.picture(folder / "panel.png", 700, 900)
+        save((folder / "panel.png").read_bytes(), FOLDER / "panel.png")
+
+
 def save(screenshot: bytes, path: Path) -> None:
     """Write a screenshot in 256 colours, which is half of its size."""
     picture = Image.open(io.BytesIO(screenshot)).convert("RGB")
@@ -47,5 +68,6 @@ def save(screenshot: bytes, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        viewer_picture(Path(folder))
+    for picture in (panel_picture, viewer_picture):
+        with tempfile.TemporaryDirectory() as folder:
+            picture(Path(folder))
