@@ -34,7 +34,7 @@ from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.database import Database, rounds_file
 from labelrounds.engine import Engine
-from labelrounds.errors import Conflict, LabelRoundsError, NotFound
+from labelrounds.errors import LabelRoundsError, NotFound
 from labelrounds.history import checksum
 from labelrounds.jobs import job_queue
 from labelrounds.leases import Asking, Leases
@@ -295,10 +295,8 @@ class Rounds:
             OutOfSpace: it can't be written down.
         """
         store = self._app.datastore()
-        if sha256 not in (None, store.get_label_info(image, store.rounds_tag).get("sha256")):
-            raise Conflict(f"the label of {image!r} was replaced since it was looked at: look at it again")
         word = {"verdict": verdict, "by": user, "reason": reason, "time": time.time()}
-        store.note_review(image, store.rounds_tag, word)
+        store.note_review(image, store.rounds_tag, word, sha256)
         self.opened().leases.reviewed(image, client, verdict, reason)
         return word
 

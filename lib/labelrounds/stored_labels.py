@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from labelrounds.atomic import set_aside, staged
-from labelrounds.errors import NotFound
+from labelrounds.errors import Conflict, NotFound
 from labelrounds.history import checksum, link_or_copy
 from labelrounds.index import FINAL, DataModel, ImageLabelModel
 from labelrounds.labels import Meaning, check_label, check_prediction
@@ -111,19 +111,28 @@ class StoredLabels(StoredSeries):
         added = plain_info(info)
         self._note(label_id, label_tag, {key: added[key] for key in added if key not in ("labels", "sha256", REVIEW)})
 
-    def note_review(self, label_id: str, label_tag: str, word: dict[str, Any]) -> None:
+    def note_review(self, label_id: str, label_tag: str, word: dict[str, Any], sha256: str | None = None) -> None:
         """Note a reviewer's word on a label (`labelrounds.reviews`).
+
+        Args:
+            label_id: the image.
+            label_tag: the label's tag.
+            word: what was said.
+            sha256: of the label that it was said of, where that is known.
 
         Raises:
             NotFound: no such image, or it has no such label.
+            Conflict: its label is another one by now.
         """
-        self._note(label_id, label_tag, {REVIEW: word})
+        self._note(label_id, label_tag, {REVIEW: word}, sha256)
 
-    def _note(self, label_id: str, label_tag: str, added: dict[str, Any]) -> None:
+    def _note(self, label_id: str, label_tag: str, added: dict[str, Any], sha256: str | None = None) -> None:
         self._check_writable()
         tag = check_tag(label_tag)
         with self._transaction():
             entry = self._label(label_id, tag)
+            if sha256 not in (None, entry.info.get("sha256")):
+                raise Conflict(f"the label of {label_id!r} was replaced since it was looked at: look at it again")
             self._commit(self._entered(label_id, tag, DataModel(ext=entry.ext, info={**entry.info, **added})))
 
     def _label(self, image_id: str, tag: str) -> DataModel:

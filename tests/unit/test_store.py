@@ -471,6 +471,9 @@ def test_a_reviewers_word_comes_from_no_client(store: StudyStore, tmp_path: Path
     store.update_label_info("case_1", "final", {"review": forged})
     assert store.get_label_info("case_1", "final")["review"]["verdict"] == "sent_back"
     assert store.training_items() == []
+    with pytest.raises(Conflict, match="was replaced since it was looked at"):
+        store.note_review("case_1", "final", forged, sha256="0" * 64)
+    assert store.get_label_info("case_1", "final")["review"]["verdict"] == "sent_back"
     store.save_label("case_1", label, "final", {**listed("liver"), "review": forged})
     assert "review" not in store.get_label_info("case_1", "final") and len(store.training_items()) == 1
 

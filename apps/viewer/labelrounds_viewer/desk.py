@@ -116,7 +116,7 @@ class Desk:
 
     def _keep_chosen(self) -> None:
         """Choose the segment of the same name again where its id has gone, as after a prediction or undo."""
-        if self.node is None or self._editor.active_segment_id:
+        if self.node is None or self._editor.active_segment_id in self.node.GetSegmentation().GetSegmentIDs():
             return
         ids = segments.segment_ids(self.node)
         if ids:
