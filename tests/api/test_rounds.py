@@ -133,7 +133,8 @@ def test_who_sends_no_name_and_who_sends_null_is_the_same_client(server):
 
 
 def test_a_review_is_checked_and_needs_a_label(server):
-    body = {"image": "nobody", "verdict": "approved"}
+    body = {"image": "phantom_000", "verdict": "approved"}
+    assert ask(server, "POST", "/rounds/review", json={**body, "image": "nobody"}).status_code == 404
     assert ask(server, "POST", "/rounds/review", json=body).status_code == 404
     assert ask(server, "POST", "/rounds/review", json={**body, "verdict": "good"}).status_code == 400
 

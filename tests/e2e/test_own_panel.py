@@ -188,3 +188,15 @@ def test_panel_speaks_slicers_language(open_extension, nobody_there):
     assert slicer.toolbar()["texts"]["next"] == "N\u00e4chster Fall"
     (error,) = slicer.click("connectButton")
     assert error.text.startswith(f"Unter {nobody_there} antwortet kein Server")
+
+
+def test_case_that_went_to_others_is_let_go_and_said(connected, server, studies):
+    told = {"id": "phantom_000", "reason": "chosen at random", "lease_s": 1.0, "queue": 0}
+    server.answers["POST /activelearning/auto"] = told
+    server.answers["GET /datastore/image"] = studies["axial"].image_path.read_bytes()
+    server.answers["POST /rounds/lease"] = 409, {"detail": "phantom_000 is in other hands"}
+    slicer = connected()
+    assert slicer.tool("next") == [] and "Yours for another" in slicer.text("leaseLabel")
+    slicer.wait_for_text("statusLabel", "phantom_000 is in other hands")
+    assert slicer.text("leaseLabel") == "" and not slicer.can_click("skipButton")
+    assert [body["image"] for body in server.bodies("POST /rounds/lease")] == ["phantom_000"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 from trame_server import Server
@@ -12,8 +11,6 @@ from trame_slicer.core import SlicerApp
 from LabelRoundsLib import looks, segments
 from LabelRoundsLib.case_in_hand import CaseInHand
 from LabelRoundsLib.client import Case, Prediction, is_running
-from LabelRoundsLib.failures import Failed
-from LabelRoundsLib.http import Call
 
 from .asking import Asking
 from .desk import Desk
@@ -116,15 +113,7 @@ class Rounds(Asking):
 
     def _keep(self, hand: CaseInHand) -> None:
         """Keep a case in hand; say so where it is in other hands by now, as after a while without the server."""
-        client, image = self.logic.client, hand.case.image
-
-        def keep(call: Call) -> float | str:
-            try:
-                return client.keep(image, call)
-            except Failed as error:
-                if error.status != HTTPStatus.CONFLICT:
-                    raise
-                return str(error)
+        client = self.logic.client
 
         def kept(outcome: float | str) -> None:
             if isinstance(outcome, float):
@@ -134,7 +123,7 @@ class Rounds(Asking):
                 self.say(outcome, YELLOW)
                 self.warn(outcome)
 
-        self.lookout.ask("lease", keep, kept)
+        self.lookout.ask("lease", lambda call: hand.keep(client, call), kept)
 
     def _show_server(self, info: dict[str, Any]) -> None:
         data = self.data

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from http import HTTPStatus
 
-from .client import Case
+from .client import Case, Client
+from .failures import Failed
+from .http import Call
 from .translation import _
 
 
@@ -22,6 +25,15 @@ class CaseInHand:
     def kept(self, seconds: float) -> None:
         """Note for how long it is the user's from now on."""
         self._lease_s, self._ends = seconds, time.monotonic() + seconds
+
+    def keep(self, client: Client, call: Call) -> float | str:
+        """Ask the server to keep it; return for how long it does, or that others have it by now. In any thread."""
+        try:
+            return client.keep(self.case.image, call)
+        except Failed as error:
+            if error.status != HTTPStatus.CONFLICT:
+                raise
+            return str(error)
 
     def should_be_kept(self) -> bool:
         """Tell whether half of the time is over, so that the lease is to be renewed."""

@@ -51,12 +51,19 @@ class CaseSection(Section):
         """Keep the case in hand while it is open."""
         hand, lookout, client = self._hand, self.panel.lookout, self.panel.logic.client
         if hand is not None:
-            image = hand.case.image
-            if not self.panel.logic.is_open(image):
+            if not self.panel.logic.is_open(hand.case.image):
                 self._hand = None
             elif hand.should_be_kept() and lookout.is_due("lease", _LEASE_EVERY_S):
-                lookout.ask("lease", lambda call: client.keep(image, call), hand.kept)
+                lookout.ask("lease", lambda call: hand.keep(client, call), lambda outcome: self._kept(hand, outcome))
         self._show()
+
+    def _kept(self, hand: CaseInHand, outcome: float | str) -> None:
+        """Note for how long a case is the user's again, or say that others have it, as after a lost connection."""
+        if isinstance(outcome, float):
+            hand.kept(outcome)
+        elif hand is self._hand:
+            self._hand = None
+            self.panel.warn(outcome)
 
     def refresh(self, busy: bool) -> None:
         """Enable what can be clicked now."""
