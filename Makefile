@@ -10,6 +10,10 @@ PORT ?= 8000
 CONSTRAINTS := $(VENV)/build-constraints.txt
 PIP = SAM2_BUILD_CUDA=0 PIP_CONSTRAINT=$(CONSTRAINTS) PIP_BUILD_CONSTRAINT=$(CONSTRAINTS) $(BIN)/pip install --no-compile --disable-pip-version-check
 
+# Nothing is compiled at the installation; where this forbids to keep what is compiled later, as in many a container,
+# every process would do it anew, which is most of the time of its start.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo serve test test-long bench pictures lint format clean
 
 demo: $(VENV)/installed

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 _STARTING_S = 120.0
 _BYTES_A_SECOND = 5e6  # of the slowest disk or network that a file is waited for
 # What Python and the parsers need of the server's environment; the rest may hold secrets.
-_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT")
+_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "SYSTEMROOT", "PYTHONDONTWRITEBYTECODE")
 # One thread is enough to read, and each more costs memory in every reader.
 _SINGLE = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"), "1")
 
@@ -207,7 +207,7 @@ class _Nursery:
         command = [sys.executable, "-s", "-m", "labelrounds.reader_process", str(other.fileno())]
         package = Path(__file__).resolve().parents[1]
         environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
-        environment |= {**_SINGLE, "PYTHONPATH": str(package), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment |= {**_SINGLE, "PYTHONPATH": str(package)}
         with other:
             self._process = subprocess.Popen(
                 [*command, str(int(memory_gb * 1e9))],
