@@ -20,7 +20,6 @@ from labelrounds.access import Admin, Caller, parse_body
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.errors import NotFound
 from labelrounds.history import checksum
-from labelrounds.tasks import task_of
 from labelrounds.uploads import publish_upload
 
 __all__ = ["labelrounds", "models"]
@@ -58,6 +57,8 @@ def download(_: Admin, model: str) -> FileResponse:
 @models.get("/{model}/versions", summary="See a model's versions")
 def see_versions(_: Caller, model: str) -> dict[str, Any]:
     """Return the versions with their scores, and the number of the one that is served; nothing of single cases."""
+    from labelrounds.tasks import task_of  # not before the app is loaded, as it brings all of training along
+
     checkpoints = _checkpoints(model)
     task = task_of(checkpoints.config)
     listed = [
