@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from labelrounds import host  # makes the next imports possible
 
@@ -204,8 +205,26 @@ class Pacs:
             return answer
 
 
+class _OnceMore(HTTPAdapter):
+    """Sends a request a second time where its connection broke before an answer came.
+
+    A server closes connections that have rested, Orthanc after a second; one that it closes while it is taken up again
+    is found broken. All that is asked here may be asked twice, storing an object included.
+    """
+
+    def send(self, request: requests.PreparedRequest, *how: Any, **options: Any) -> requests.Response:
+        try:
+            return super().send(request, *how, **options)
+        except requests.ConnectionError as error:
+            if isinstance(error, requests.Timeout | requests.exceptions.SSLError):
+                raise
+            return super().send(request, *how, **options)
+
+
 def _session(limits: ServerSettings) -> requests.Session:
     session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _OnceMore())
     session.trust_env = False  # no login from ~/.netrc, no proxy that would see patients
     session.max_redirects = 0
     session.verify = limits.pacs_ca or True

@@ -3,6 +3,7 @@
 import io
 import logging
 import time
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pydicom
@@ -139,6 +140,22 @@ def test_a_series_whose_uid_is_none_is_left_out(server: StandIn):
     listed = b'[{"0020000E": {"vr": "UI", "Value": ["../../etc"]}, "0020000D": {"vr": "UI", "Value": ["1.2.3"]}}]'
     server.answer = reply(200, listed)
     assert pacs_of(server).search({"Modality": "CT"}) == []
+
+
+@pytest.mark.parametrize("breaks", [1, 2])
+def test_a_request_whose_connection_breaks_is_sent_once_more(server: StandIn, breaks: int):
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        if len(server.asked) > breaks:
+            reply(200, b"[]")(handler)
+        handler.close_connection = True
+
+    server.answer = answer
+    if breaks == 1:
+        assert pacs_of(server).search({"Modality": "CT"}) == []
+    else:
+        with pytest.raises(Unreachable, match="broke off"):
+            pacs_of(server).search({"Modality": "CT"})
+    assert len(server.asked) == 2
 
 
 def test_a_label_that_the_server_does_not_take_is_an_error(server: StandIn):
