@@ -75,7 +75,7 @@ def segment_archive(
         planned = plan(source, output, ending)
         if not planned:
             raise NotFound(f"{source}: no image in it")
-        _clear(planned)
+        _clear(planned, _LEFT_BEHIND_S)
         identities: dict[str, str] = {}
         waiting = _waiting(planned, manifest, stamp, again, identities)
 
@@ -85,6 +85,7 @@ def segment_archive(
         tally = Tally(0)
         if waiting:
             tally = work_off(make_crew(order, stop), waiting, len(waiting), take, stop, say)
+            _clear(planned, 0.0)  # a worker that was killed has left what it was writing
         manifest.write_table(config.labels, {each.case.key for each in planned})
         states = Counter((manifest.get(each.case.key) or {}).get("status", "") for each in planned)
     done = tally.done + tally.failed
@@ -154,11 +155,11 @@ def _place(path: Path, source: Path, output: Path, ending: str) -> Path:
     return folder / f"{stem}{ending}"
 
 
-def _clear(planned: list[Planned]) -> None:
-    """Remove what killed workers of an earlier run have left half written."""
+def _clear(planned: list[Planned], older_than_s: float) -> None:
+    """Remove what killed workers have left half written."""
     for folder in {each.case.output.parent for each in planned if each.case.output is not None}:
         if folder.is_dir():
-            remove_leftovers(folder, older_than_s=_LEFT_BEHIND_S)
+            remove_leftovers(folder, older_than_s=older_than_s)
 
 
 def _waiting(

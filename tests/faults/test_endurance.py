@@ -31,7 +31,10 @@ def endure(server: TrustedServer, inferences: int, publications: int) -> tuple[l
     """Segment so many images and publish so many versions; return memory in MB and open files on the way."""
     process, image, file = server.process(), load.images(), server.configs / f"{load.MODEL}.yaml"
     memory, files = [], []
-    load.put_load(server.address, load.MODEL, process, 4, 3)  # each reader has read, and taken what it keeps
+    # Each reader has read, a new version was served and the pool is scored: all have taken what they keep.
+    load.publish(file, server.home)
+    load.put_load(server.address, load.MODEL, process, 4, 3)
+    assert eventually(lambda: is_scored(server), 60)
     for number in range(inferences):
         if number * publications // inferences != (number + 1) * publications // inferences:
             load.publish(file, server.home)
@@ -42,6 +45,13 @@ def endure(server: TrustedServer, inferences: int, publications: int) -> tuple[l
             memory.append(load.memory_mb(process))
             files.append(process.num_fds())
     return memory, files
+
+
+def is_scored(server: TrustedServer) -> bool:
+    """Tell whether the background has scored all images."""
+    figures = server.call("GET", "/metrics").text.splitlines()
+    left = [line for line in figures if line.startswith("labelrounds_scoring_images{") and 'state="left"' in line]
+    return bool(left) and all(line.endswith(" 0.0") for line in left)
 
 
 def assert_nothing_grows(server: TrustedServer, inferences: int, publications: int) -> None:
