@@ -33,7 +33,7 @@ def test_each_text_is_translated_and_takes_the_same_figures(tool, catalogue):
 
 @pytest.mark.parametrize("catalogue", CATALOGUES, ids=lambda file: file.stem)
 def test_what_slicer_loads_is_compiled_from_the_catalogue(tool, catalogue):
-    core = pytest.importorskip("PySide6.QtCore")
+    core = pytest.importorskip("PySide6.QtCore", reason="Qt is not installed (the test extra brings it)")
     translator = core.QTranslator()
     assert translator.load(str(catalogue.with_suffix(".qm")))
     compiled = {text: translator.translate(tool.CONTEXT, text) for text in tool.texts()}
