@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 EXTENSION = Path(sys.prefix, "monailabel", "plugins", "slicer", "MONAILabel")
 OWN_EXTENSION = Path(__file__).parents[2] / "apps" / "slicer" / "LabelRounds"
+VIEWER = Path(__file__).parents[2] / "apps" / "viewer"  # which needs of Slicer's core some of what the stand-ins do
 STAND_INS = Path(__file__).with_name("slicer_host")
 
 
@@ -94,14 +95,14 @@ def _with_slicer_imported():
     """Return what starts processes that are forked from one which has imported Slicer."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["slicer_user"])
-    found = os.pathsep.join(map(str, (STAND_INS, EXTENSION, Path(__file__).parent)))
+    found = os.pathsep.join(map(str, (STAND_INS, EXTENSION, VIEWER, Path(__file__).parent)))
     with patch.dict(os.environ, {"QT_QPA_PLATFORM": "offscreen", "PYTHONPATH": found}):
         forkserver.ensure_running()
     return context
 
 
 def _open_slicer(user, folder, server, settings):
-    sys.path[:0] = [str(STAND_INS), str(EXTENSION), str(OWN_EXTENSION)]
+    sys.path[:0] = [str(STAND_INS), str(EXTENSION), str(VIEWER), str(OWN_EXTENSION)]
     module, name = user.split(".")
     return getattr(importlib.import_module(module), name)(folder, server, settings)
 

@@ -1,10 +1,10 @@
 """Stand in for the running program: `slicer.app`, `slicer.modules` and the scene, on slicer-core's logics."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import qt
 import slicer
+from labelrounds_viewer.host import CoreIOManager, Modules
 from trame_slicer.core.slicer_app import SlicerApp
 
 
@@ -75,50 +75,6 @@ class SettingsDialog:
 
     def addPanel(self, label, page):
         self.pages[label] = page
-
-
-class CoreIOManager:
-    """Read and write volumes with the storage nodes that Slicer uses."""
-
-    def __init__(self, core):
-        self._core = core
-
-    def loadNodes(self, file_type, properties, loaded, messages):
-        path = properties["fileName"]
-        is_labelmap = int(bool(properties.get("labelmap")))
-        node = self._core.volumes_logic.AddArchetypeVolume(path, Path(path).name.split(".")[0], is_labelmap)
-        if node:
-            loaded.AddItem(node)
-        return bool(node)
-
-    def fileWriterFileType(self, node):
-        return "VolumeFile"
-
-    def saveNodes(self, file_type, properties, messages):
-        node = self._core.scene.GetNodeByID(properties["nodeID"])
-        storage = node.CreateDefaultStorageNode()
-        storage.UnRegister(None)
-        storage.SetFileName(properties["fileName"])
-        return bool(storage.WriteData(node))
-
-
-class Modules:
-    """The modules of which the extension asks the logic."""
-
-    def __init__(self, core):
-        self.segmentations = Module(core.segmentations_logic)
-        self.volumes = Module(core.volumes_logic)
-
-    def module(self, name):
-        return getattr(self, name.lower(), None)
-
-
-class Module:
-    def __init__(self, logic):
-        self._logic = logic
-
-    def logic(self):
-        return self._logic
 
 
 class ScriptedModule:
