@@ -81,7 +81,7 @@ def mutations(content: bytes, header: int, count: int) -> Iterator[bytes]:
     for _ in range(count):
         mutated = bytearray(content)
         for _ in range(chance.choice([1, 1, 2, 4, 8])):
-            place, kind = chance.randrange(header), chance.random()
+            place, kind = chance.randrange(min(header, len(mutated))), chance.random()
             if kind < 0.45:
                 mutated[place] ^= 1 << chance.randrange(8)
             elif kind < 0.9:
