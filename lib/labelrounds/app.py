@@ -35,6 +35,7 @@ from labelrounds.memory_cache import Memory
 from labelrounds.notes import check_plain
 from labelrounds.progress import clock
 from labelrounds.rounds import DEFAULT, Listed, Rounds
+from labelrounds.sessions import SessionStore
 from labelrounds.settings import server_settings
 from labelrounds.store import CLASSES, FINAL, StudyStore
 from labelrounds.strategies import strategies
@@ -117,6 +118,10 @@ class LabelRoundsApp(MONAILabelApp):
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
+
+    def _load_sessions(self, load: bool = False) -> SessionStore | None:
+        kept = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
+        return SessionStore(*kept) if load else None
 
     def init_infers(self) -> dict[str, InferTask]:
         """Make an inferer for each configured model."""

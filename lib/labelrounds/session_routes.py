@@ -73,10 +73,7 @@ def session_image(session_id: str) -> Path:
         NotFound: no such session, or it has expired; it names another file than one of its own.
     """
     kept = app_instance().sessions()
-    try:
-        known = kept.get_session(session_id) if kept is not None and _SESSION.fullmatch(session_id) else None
-    except ValueError:  # torn, as its process was killed
-        known = None
+    known = kept.get_session(session_id) if kept is not None and _SESSION.fullmatch(session_id) else None
     if known is None or Path(known.image).resolve().parent != (Path(kept.store_path) / session_id).resolve():
         raise NotFound(f"session {session_id[:100]!r} does not exist or has expired")
     return Path(known.image)
