@@ -6,6 +6,10 @@ The shipped hippocampus U-Net at 1 mm learns from 8 of the 160 training cases of
 other 152, whose labels only the comparison sees. For each score: Spearman's correlation with 1 - the mean Dice,
 on the network's grid. Training cases and seeds were fixed before the first run; no test case is read.
 
+How well could any score do? What makes a case hard for one model, and not for another of as many labels, can't be known
+before: the true errors of two models correlate too (``between_models``), and a score that tells more of a model's
+errors than another model's true errors do would be a surprise.
+
 MONAI Label's own `EpistemicScoring` runs on the same pool with the same weights: five passes with the network set to
 training, dropout of 0.2 put behind each normalisation as in its sample networks, the image read anew for each pass.
 It is given our patch size as region; its own default of 128 x 128 x 64 would pad these images to many times their size.
@@ -15,6 +19,7 @@ the embedding.
 
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import sys
@@ -68,6 +73,7 @@ def main(seeds: Sequence[int], results: Path, folder: Path = FOLDER) -> None:
         "labelled": CASES,
         "iterations": EPOCHS * configuration().training.iterations_per_epoch,
         "spearman": {name: summary([model["spearman"][name] for model in models]) for name in models[0]["spearman"]},
+        "between_models": between(models),
         "seconds_a_volume": timing(models),
         "models": models,
         "machine": machine.describe(),
@@ -153,6 +159,7 @@ def judged(network: Any, items: list[LabelledCase], config: ModelConfig, folder:
         "spearman_95": interval(columns["margin"], errors),
         "size_and_margin": round(float(spearmanr(columns["margin"], sizes)[0]), 4),
         "size_and_error": round(float(spearmanr(errors, sizes)[0]), 4),
+        "errors": {one.image_id: round(error, 4) for one, error in zip(items, errors, strict=True)},
         "ours_s": {what: round(value / len(paths), 4) for what, value in ours.items()},
         "host_s": {what: round(value / len(paths), 4) for what, value in theirs.items()},
     }
@@ -227,6 +234,15 @@ def summary(values: Sequence[float]) -> dict[str, float]:
     return {"mean": round(float(np.mean(values)), 4), "least": min(values), "most": max(values)}
 
 
+def between(models: Sequence[Mapping[str, Any]]) -> float | None:
+    """Return the mean correlation of two models' true errors, over the cases that neither has learnt from."""
+    found = []
+    for one, other in itertools.combinations([model["errors"] for model in models], 2):
+        shared = sorted(one.keys() & other.keys())
+        found.append(float(spearmanr([one[name] for name in shared], [other[name] for name in shared])[0]))
+    return round(float(np.mean(found)), 4) if found else None
+
+
 def timing(models: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the mean seconds a volume of both ways, and how many times faster ours is."""
     means = {
@@ -250,8 +266,8 @@ def table(report: Mapping[str, Any]) -> Table:
         "mean",
         *(str(model["seed"]) for model in models),
         title=f"Spearman with 1 - Dice: {pool}",
-        caption=f"a volume: ours {speed['ours_processor']} s, MONAI Label's {speed['host_processor']} s of processor:"
-        f" {speed['times_processor']} times",
+        caption=f"true errors of two models: {report['between_models']}\na volume: ours {speed['ours_processor']} s,"
+        f" MONAI Label's {speed['host_processor']} s of processor: {speed['times_processor']} times",
     )
     for name, values in sorted(report["spearman"].items(), key=lambda one: -one[1]["mean"]):
         shown.add_row(name, f"{values['mean']:.3f}", *(f"{model['spearman'][name]:.3f}" for model in models))
