@@ -1,6 +1,6 @@
 """Who has which case in hand, and which cases are put aside; each change is in the ledger, too.
 
-On the way of a round: `labelrounds.rounds` has the cases ordered, `Leases.take` gives one if it is still free.
+On the way of a round: `labelrounds.handing_out` has the cases ordered, `Leases.take` gives one if it is still free.
 
 Concurrency
     Each change is one writing transaction (`labelrounds.database`), which looks and takes: of any number of

@@ -1,13 +1,12 @@
-"""A round: which case is handed out next and why, who has it in hand, and what comes of it.
+"""The rounds of labelling of a studies folder: what is asked of them, and what watches its images for them.
 
-The way: ``POST /activelearning/{strategy}`` -> `Rounds.choose` -> `labelrounds.pool` gathers what may be handed out and
-what is known of it -> the strategy orders it -> `labelrounds.leases` takes the first that is free -> the next ones are
-segmented ahead. It ends in ``PUT /datastore/label`` -> `Rounds.submitted` -> the ledger, where `labelrounds.agreement`
-then adds how well the prediction agreed.
+The way: ``POST /activelearning/{strategy}`` -> `Rounds.choose` -> `labelrounds.handing_out` hands a case out. It ends
+in ``PUT /datastore/label`` -> `Rounds.submitted` -> the ledger, where `labelrounds.agreement` then adds how well the
+prediction agreed; a reviewer's word on the label comes by `Rounds.review`. `Rounds.state` tells how all of it stands.
 
 Concurrency
-    Any thread may call. Choosing is done one at a time in this process; taking is atomic between processes. A thread
-    looks every few seconds for new images and versions, and has `labelrounds.pool_scoring` pass over them.
+    Any thread may call. A thread looks every few seconds for new images and versions, and has
+    `labelrounds.pool_scoring` pass over them.
 
 Crash
     What was answered is in the database under ``LABELROUNDS_HOME``, which is opened when it is first needed. Where it
@@ -17,8 +16,8 @@ Crash
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,66 +27,44 @@ import labelrounds.host  # noqa: F401 - makes the next import possible
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from labelrounds import cold, leases, pool_means, scores
-from labelrounds.agreement import Agreement
+from labelrounds.agreement import Agreement, Predicting
 from labelrounds.budget import TARGET
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import AnyConfig
 from labelrounds.database import Database, rounds_file
 from labelrounds.engine import Engine
 from labelrounds.errors import LabelRoundsError, NotFound
+from labelrounds.handing_out import HandingOut, Preparing
 from labelrounds.history import checksum
 from labelrounds.jobs import job_queue
 from labelrounds.leases import Asking, Leases
-from labelrounds.leftovers import nothing_left, order_of, queue_of
+from labelrounds.leftovers import queue_of
 from labelrounds.owing import Owing
-from labelrounds.pool import Gathered, PoolSource
+from labelrounds.pool import PoolSource
 from labelrounds.pool_means import note_pool_mean
 from labelrounds.pool_scoring import PoolScoring
-from labelrounds.readable import Readable
-from labelrounds.reviews import REVIEW, is_sent_back, review_of
 from labelrounds.round_state import Parts, state_of
 from labelrounds.store import CLASSES
 from labelrounds.strategies import strategies
-from labelrounds.strategies.base import Choice
 from labelrounds.training_lock import is_trained
 
 logger = logging.getLogger(__name__)
 
 SCHEMA = leases.SCHEMA + scores.SCHEMA + cold.SCHEMA + pool_means.SCHEMA
 DEFAULT, SECOND = "auto", "second_opinion"
-AHEAD = 3
 _LOOK_EVERY_S = 5.0
 _CLOSING_S = 5.0
 
 
-class Served(Protocol):
+class Served(Preparing, Predicting, Protocol):
     """What the rounds ask of the app; see `labelrounds.app.LabelRoundsApp`."""
-
-    @property
-    def configs(self) -> Mapping[str, AnyConfig]:
-        """The models by name."""
 
     @property
     def engine(self) -> Engine:
         """The devices."""
 
-    def datastore(self) -> Any:
-        """Return the datastore."""
-
     def usual_model(self, task: str) -> str | None:
         """Return the model of a task that users ask for, None where there is none."""
-
-    def image_path(self, image_id: str) -> Path:
-        """Return where an image lies, fetching it if need be."""
-
-    def segment_ahead(self, image: Path) -> None:
-        """Segment an image in the background."""
-
-    def is_ready(self, image: Path) -> bool:
-        """Tell whether the answer for an image is in memory."""
-
-    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Segment or classify an image."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +73,7 @@ class _Open:
 
     database: Database
     leases: Leases
+    handing_out: HandingOut
     agreement: Agreement
 
 
@@ -144,11 +122,10 @@ class Rounds:
 
     def __init__(self, app: Served, studies: str) -> None:
         self._app, self._studies = app, studies
-        self._opening, self._choosing = threading.Lock(), threading.Lock()
+        self._opening = threading.Lock()
         self._open: _Open | None = None
         self._models: dict[str, _Model] = {}
         self._costly: tuple[str, ...] = ()
-        self._readable = Readable()
         self._owing = Owing(lambda: app.datastore().history)
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._look, name="rounds", daemon=True)
@@ -163,7 +140,7 @@ class Rounds:
             if self._open is None:
                 database = Database(rounds_file(self._studies), SCHEMA)
                 held = Leases(database)
-                self._open = _Open(database, held, Agreement(self._app, held.ledger))
+                self._open = _Open(database, held, HandingOut(self._app, held), Agreement(self._app, held.ledger))
             return self._open
 
     def start(self) -> None:
@@ -215,28 +192,7 @@ class Rounds:
         strategy = strategies.get(name)()
         self._costly = tuple(sorted({*self._costly, *strategy.costly}))
         asking = Asking(str(request.get("client_id") or ""), name, model, second=name == SECOND)
-        while True:
-            with self._choosing:
-                gathered = self._of(model).source.gather(asking.client, strategy.cold)
-                order, asking = order_of(strategy, gathered, replace(asking, version=gathered.known.version), AHEAD + 1)
-                place = self._take(order, asking, gathered)
-            if not order:
-                return {}, nothing_left(gathered, asking)
-            if place is None:
-                continue  # all of them were unreadable, or taken by another process
-            image = order[place].image_id
-            path = self._fetched(image, asking.client)
-            if self._is_readable(image, path):
-                self._prepare(path, order[place + 1 :], gathered)
-                return self._answer(order[place], place + 1, path, asking, gathered), ""
-
-    def _fetched(self, image: str, client: str) -> Path:
-        """Return where a handed-out image lies; where it can't be fetched, nobody has it in hand."""
-        try:
-            return self._app.image_path(image)
-        except Exception as error:
-            self.opened().leases.give_back(image, client, f"could not be fetched: {error}"[:500])
-            raise
+        return self.opened().handing_out.next_case(strategy, self._of(model).source, asking)
 
     def submitted(self, image: str, tag: str, client: str) -> None:
         """Note a label that was just saved; where that can't be done, it is noted beside the label, and done later."""
@@ -354,56 +310,6 @@ class Rounds:
                 self._models[model] = _Model(self._app.configs[model], self._app, opened)
             return self._models[model]
 
-    def _take(self, order: Sequence[Choice], asking: Asking, gathered: Gathered) -> int | None:
-        """Take the first case that is free and, as far as it is at hand, readable; return its place."""
-        for place, choice in enumerate(order):
-            image = choice.image_id
-            unseen = image in gathered.files and image not in gathered.known.scores
-            if unseen and not self._is_readable(image, gathered.files[image]):
-                continue
-            if self.opened().leases.take(choice, place + 1, asking, gathered.standing):
-                return place
-        return None
-
-    def _is_readable(self, image: str, path: Path) -> bool:
-        """Tell whether an image can be read; what can't be is handed out no more until its file is another."""
-        identity, reason = self._readable.check(path)
-        if reason:
-            self.opened().leases.note_unreadable(image, identity, reason)
-        return not reason
-
-    def _prepare(self, path: Path, later: Sequence[Choice], gathered: Gathered) -> None:
-        """Have the handed-out case segmented, and then the next ones, as far as they are at hand."""
-        images = [gathered.files[choice.image_id] for choice in later[:AHEAD] if choice.image_id in gathered.files]
-        for image in [*reversed(images), path]:  # the last one first
-            self._app.segment_ahead(image)
-
-    def _answer(self, choice: Choice, rank: int, path: Path, asking: Asking, gathered: Gathered) -> dict[str, Any]:
-        info: dict[str, Any] = self._app.datastore().get_image_info(choice.image_id)
-        info.pop("strategy", None)
-        return {
-            **info,
-            "id": choice.image_id,
-            "path": str(path),
-            "reason": choice.reason,
-            "score": choice.score,
-            "rank": rank,
-            "strategy": asking.strategy,
-            "model": asking.model,
-            "monitor": choice.monitor,
-            "prediction_ready": self._app.is_ready(path),
-            "queue": max(0, len(gathered.pool.candidates) + len(gathered.sent_back) - 1),
-            "lease_s": self.opened().leases.seconds,
-            **({"stale": _stale(gathered)} if gathered.known.stale else {}),
-            **self._sent_back(choice.image_id),
-        }
-
-    def _sent_back(self, image: str) -> dict[str, Any]:
-        """Return the reviewer's word on a case whose label is to be corrected."""
-        store = self._app.datastore()
-        found = store.entries[image].labels.get(store.rounds_tag) if image in store.entries else None
-        return {REVIEW: review_of(found.info)} if found is not None and is_sent_back(found.info) else {}
-
     def _check_image(self, image: str) -> None:
         store = self._app.datastore()
         if image not in store.entries and image not in store.list_images():
@@ -434,17 +340,10 @@ class Rounds:
             other.want(self._costly, active=name == model)
         of = self._of(model)
         of.want(self._costly)
-        unreadable = self.opened().leases.standing().unreadable
-        images = of.source.to_score()
+        opened, images = self.opened(), of.source.to_score()
+        unreadable = opened.leases.standing().unreadable
         known = of.source.scores.known(images, of.source.checkpoints)
-        note_pool_mean(self.opened().database, model, known, of.source.unlabelled_at_hand())
+        note_pool_mean(opened.database, model, known, of.source.unlabelled_at_hand())
         for image in known.failed:
             if image not in unreadable:
-                self._is_readable(image, images[image])
-
-
-def _stale(gathered: Gathered) -> str:
-    return (
-        f"scored by version {gathered.known.version}, as the one served now has not passed over all images yet:"
-        f" {len(gathered.known.missing)} to go"
-    )
+                opened.handing_out.is_readable(image, images[image])

@@ -9,6 +9,7 @@ import monai  # noqa: F401 - whole, before labelrounds.host: some tests compare 
 import numpy as np
 import pytest
 import torch
+from playground import Playground
 from tests.conftest import MEASURE
 from training_runs import NAMES, Recorder, labelled
 
@@ -131,6 +132,14 @@ def studies(tmp_path: Path) -> list[LabelledCase]:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Note what each training is given."""
     return Recorder(monkeypatch)
+
+
+@pytest.fixture
+def playground(config, tmp_path) -> Iterator[Playground]:
+    """An app without images yet, and its rounds."""
+    made = Playground(config, tmp_path)
+    yield made
+    made.close()
 
 
 @pytest.fixture
