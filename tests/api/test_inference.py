@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from labelrounds.config import load_configs
 from labelrounds.engine import MOST_WAITING
 from labelrounds.networks import build_network
 from labelrounds.phantoms import LABELS, write_studies
+from tests import waiting
 from tests.forked import process_of, running_server
 
 IMAGES = [f"phantom_{number:03}" for number in range(6)]
@@ -36,6 +38,7 @@ patch_size: [16, 16, 16]
 inference: {{{{overlap: {{1}}, runtime: eager}}}}
 network: {{{{name: unet, channels: [4, 8, 8]}}}}
 """
+wait_until = partial(waiting.wait_until, timeout_s=240, pause_s=0.05)
 
 
 @contextmanager
@@ -114,13 +117,6 @@ def next_case(server: Client) -> str:
     return server.call("POST", "/activelearning/random", json={"client_id": "me"}).json()["id"]
 
 
-def wait_until(condition, timeout_s: float = 240) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
-
-
 @contextmanager
 def request_that_can_be_left(server: Client, model: str, image: str) -> Iterator[socket.socket]:
     host, port = server.address.removeprefix("http://").split(":")
@@ -177,7 +173,7 @@ def test_a_client_that_hangs_up_frees_the_device_and_leaves_nothing(server):
         assert server.ask(QUICK, IMAGES[2]).ok
     wait_until(lambda: server.log().count("the client has gone") == 2)
     assert server.answered("request") == 1  # that of the quick model
-    wait_until(lambda: server.temporary_files() == [], 10)
+    wait_until(lambda: server.temporary_files() == [], timeout_s=10)
 
 
 def test_the_server_answers_at_once_while_it_segments(server):

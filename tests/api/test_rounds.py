@@ -2,9 +2,9 @@
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,10 +12,12 @@ import requests
 
 from labelrounds.client import Client
 from labelrounds.phantoms import LABELS, write_studies, write_truth
+from tests import waiting
 from tests.api.conftest import MODEL
 from tests.forked import running_server
 
 COUNT = 24
+wait_for = partial(waiting.wait_until, timeout_s=120)
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +62,6 @@ def events(server: Client, event: str) -> list[dict]:
     return [row for row in state(server)["ledger"] if row["event"] == event]
 
 
-def wait_for(condition, timeout_s: float = 120):
-    until = time.monotonic() + timeout_s
-    while not (found := condition()):
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.2)
-    return found
-
-
 def give_back(server: Client, image: str, client: str) -> None:
     """Have nobody hold a case any more."""
     body = {"image": image, "kind": "skip", "client_id": client}
@@ -98,7 +92,7 @@ def test_20_clients_that_ask_at_once_get_20_cases(server):
 
 
 def test_the_pool_is_scored_in_the_background_and_auto_goes_by_it(server):
-    done = wait_for(lambda: (now := state(server)["scoring"])["scored"] == now["of"] == COUNT and now, 300)
+    done = wait_for(lambda: (now := state(server)["scoring"])["scored"] == now["of"] == COUNT and now, timeout_s=300)
     assert done["failed"] == 0 and done["running"] is False
     chosen = next_case(server, "scored", "margin").json()
     assert 0 < chosen["score"] <= 1 and chosen["rank"] == 1 and chosen["reason"]

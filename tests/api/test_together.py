@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -17,10 +17,12 @@ import requests
 from labelrounds.client import Client
 from labelrounds.json_files import read_json
 from labelrounds.phantoms import LABELS, write_studies, write_truth
+from tests import waiting
 from tests.api.conftest import QUICK_MODEL as MODEL
 from tests.forked import running_server
 
 pytestmark = pytest.mark.timeout(600)  # most of it for processes that start, several at once
+wait_until = partial(waiting.wait_until, timeout_s=250)
 
 
 @pytest.fixture(scope="module")
@@ -32,13 +34,6 @@ def served(tmp_path_factory, truths, quick_configs):
         for image, label in list(truths.items())[:2]:
             client.submit(image, label, LABELS)
         yield client, folder / "home"
-
-
-def wait_until(condition, timeout_s: float = 250) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.2)
 
 
 def train(client: Client, **request) -> requests.Response:
@@ -96,12 +91,12 @@ def test_a_stop_reaches_all_and_keeps_the_best_so_far(served):
     assert train(client, policy="full", epochs=5000, processes=2).status_code == 200
     wait_until(lambda: figures(home).get("total_epochs") == 5000 and figures(home)["epoch"] >= 1)
     client.call("DELETE", "/train/")
-    wait_until(lambda: task(client)["status"] != "RUNNING", 300)
+    wait_until(lambda: task(client)["status"] != "RUNNING", timeout_s=300)
     ended = task(client)
     assert ended["status"] == "STOPPED", ended["details"]
     assert ended["progress"]["status"] == "stopped" and 1 <= ended["progress"]["epoch"] < 5000
     assert len(versions(home)) == len(known) + 1 or "Not published" in ended["progress"]["message"]
-    wait_until(lambda: not ranks(home), 30)
+    wait_until(lambda: not ranks(home), timeout_s=30)
 
 
 @pytest.mark.parametrize("wanted", [3, -1, "two", True])

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +18,12 @@ from labelrounds.config import load_configs
 from labelrounds.json_files import read_json
 from labelrounds.networks import build_network
 from labelrounds.phantoms import LABELS, write_studies
+from tests import waiting
 from tests.api.conftest import MODEL as SHIPPED
 from tests.api.conftest import QUICK_MODEL as MODEL
 from tests.forked import process_of, running_server
+
+wait_until = partial(waiting.wait_until, timeout_s=120)
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +53,6 @@ def trained(served):
 
 def status(client: Client) -> dict:
     return client.call("GET", "/train/").json()
-
-
-def wait_until(condition, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.2)
 
 
 def epoch(home: Path) -> int:
@@ -135,7 +131,7 @@ def test_a_killed_server_leaves_no_orphan_and_the_next_one_resumes_within_an_epo
         children = children_of(server)
         assert children
         os.kill(server, signal.SIGKILL)
-        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), 30)
+        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children), timeout_s=30)
     assert not (home / "models" / MODEL / "versions").exists()  # nothing served has changed
     with running_server(studies, home, 0, [MODEL], quick_configs) as client:
         wait_until(lambda: status_or_none(client) is not None)

@@ -6,11 +6,11 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nibabel
@@ -24,10 +24,12 @@ from labelrounds.client import free_port
 from labelrounds.folders import shipped_configs
 from labelrounds.phantoms import write_studies
 from labelrounds.runtimes import REFERENCE
+from tests import waiting
 
 MODEL = "unet_phantom"
 PATIENCE_S = 120
 SMALL, LARGE = 3, 5
+wait_until = partial(waiting.wait_until, timeout_s=PATIENCE_S, pause_s=0.05)
 
 
 @dataclass
@@ -84,13 +86,6 @@ def lives(served: Served) -> bool:
         return served.get("/health/live").ok
     except requests.ConnectionError:
         return False
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.05)
 
 
 @contextmanager

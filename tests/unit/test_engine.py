@@ -2,19 +2,21 @@
 
 import gc
 import threading
-import time
 import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
+from tests import waiting
 
 from labelrounds import engine
 from labelrounds.engine import DeviceWorker, Engine
 from labelrounds.errors import Cancelled, Overloaded
 
 PATIENCE_S = 30
+wait_until = partial(waiting.wait_until, timeout_s=PATIENCE_S, pause_s=0.002)
 
 
 @pytest.fixture(autouse=True)
@@ -86,13 +88,6 @@ def ask(worker, log):
         for request in started:
             request.load.set()
             request.end.set()
-
-
-def wait_until(condition) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
-        time.sleep(0.002)
 
 
 def test_one_request_at_a_time_computes_and_each_gets_its_own_answer(worker):

@@ -6,9 +6,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from tests import waiting
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 from labelrounds import jobs
@@ -37,6 +39,7 @@ if request.get("killed"):
     os.kill(os.getpid(), signal.SIGKILL)
 sys.exit(request.get("exit", 0))
 """
+wait_for = partial(waiting.wait_until, timeout_s=30, pause_s=0.005)
 
 
 @pytest.fixture(autouse=True)
@@ -58,13 +61,6 @@ def go(tmp_path) -> Path:
 @pytest.fixture
 def queue(home) -> JobQueue:
     return JobQueue("train")
-
-
-def wait_for(condition, seconds=30.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that in time"
-        time.sleep(0.005)
 
 
 def wait_till_it_works(task) -> None:
@@ -178,8 +174,8 @@ def test_of_a_hundred_that_wait_the_next_is_refused(queue, go):
         queue.submit({"model": "two", "until": str(go)}, enqueue=True)
     with pytest.raises(Busy):
         queue.submit({"model": "two"}, enqueue=True)
-    for waiting in queue.unfinished()[1:]:
-        waiting["status"] = "STOPPED"  # none of them is to run after the test
+    for task in queue.unfinished()[1:]:
+        task["status"] = "STOPPED"  # none of them is to run after the test
 
 
 def test_methods_do_not_wait_for_each_other(home, go):

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
 from PIL import Image as Picture
+from tests import waiting
 from tests.fuzz import files
 
 from labelrounds import parsing, reading, shared_images
@@ -29,6 +31,7 @@ from labelrounds.sandbox import Sandbox, sandbox_of
 from labelrounds.settings import ServerSettings
 
 PATIENCE_S = 60
+wait_for = partial(waiting.wait_until, timeout_s=PATIENCE_S, pause_s=0.02)
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +53,6 @@ def reader_of(sandbox: Sandbox) -> psutil.Process:
     """Return the reader that takes the next file."""
     sandbox.make_ready()
     return psutil.Process(sandbox._idle[-1].process)
-
-
-def wait_for(happened) -> None:
-    limit = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < limit
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("ending", files.ENDINGS)
