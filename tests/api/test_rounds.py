@@ -103,13 +103,14 @@ def test_the_pool_is_scored_in_the_background_and_auto_goes_by_it(server):
 def test_the_next_cases_are_segmented_ahead(server):
     first = next_case(server, "ahead").json()["id"]
 
-    def ready() -> bool:
-        found = next_case(server, "ahead").json()
-        give_back(server, found["id"], "ahead")
-        return found["prediction_ready"]
+    def ready() -> list[bool]:
+        return [one["ready"] for one in ask(server, "GET", "/rounds/?strategy=random&count=3").json()["queue"]]
 
-    wait_for(ready)
-    give_back(server, first, "ahead")
+    wait_for(lambda: ready() == [True] * 3)
+    second = next_case(server, "ahead").json()
+    assert second["prediction_ready"] is True
+    for image in (first, second["id"]):
+        give_back(server, image, "ahead")
 
 
 def test_a_case_is_kept_by_who_has_it_alone(server):

@@ -219,7 +219,9 @@ def test_a_picture_and_its_dicom_radiograph_of_either_kind_look_alike(tmp_path: 
 
 @pytest.mark.parametrize("size", [(64, 64, 1), (32, 32, 1), (96, 80, 1)])
 def test_real_pictures_come_out_finite_and_full_of_contrast(size):
-    for kind in sorted(real("mednist").iterdir()):
+    kinds = sorted(real("mednist").iterdir())
+    assert len(kinds) == 6
+    for kind in kinds:
         tensor = prepared(read_image(min(kind.glob("*.jpeg")), channels=1), size, None, RangeIntensity(kind="range"))
         assert tensor.shape == (1, *size)
         assert tensor.isfinite().all()

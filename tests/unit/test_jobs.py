@@ -337,7 +337,8 @@ def test_requests_of_other_studies_or_models_are_left_for_a_server_that_has_them
     note_of(home).write_text(json.dumps({"requests": [elsewhere, mine, unknown]}))
     (task,) = queue.resume("/studies", ["m"])
     wait_till_ended(task, queue.submit({"model": "m"}, enqueue=True))
-    wait_for(lambda: noted(home) == [elsewhere, unknown])
+    wait_for(lambda: len(noted(home)) == 2)
+    assert noted(home) == [elsewhere, unknown]
 
 
 def test_a_full_disk_at_the_start_ends_no_server_and_loses_no_request(queue, home, studies, monkeypatch):

@@ -126,7 +126,9 @@ def test_scores_are_those_that_the_scorer_gives(pool, publish, images, config):
     publish()
     pool.scoring.wanted(images, ["tta"])
     pool.until_done()
-    for name, found in pool.known(images).scores.items():
+    known = pool.known(images).scores
+    assert known.keys() == images.keys()
+    for name, found in known.items():
         expected = Scorer(config).score(images[name], CPU, ["tta"])
         assert found.values == pytest.approx(expected.values)
         assert found.embedding == pytest.approx(expected.embedding)

@@ -126,7 +126,7 @@ def learn(client: Client, curve: Curve, tests: Sequence[str]) -> None:
     client.call("POST", f"/train/{MODEL}", json={"policy": "quick" if curve.labels else "full"})
     stats = list(client.follow_training(MODEL))[-1]
     curve.train_s += time.perf_counter() - started
-    found = sorted(test_dice(client, name) for name in tests)
+    found = sorted(dice_of_test_case(client, name) for name in tests)
     curve.labels.append(len(curve.picked))
     curve.figures.append(
         {"dice": float(np.mean(found)), "worst_decile": float(np.mean(found[: max(1, len(found) // 10)]))}
@@ -146,7 +146,7 @@ def wait_for_scores(client: Client, published: int | None) -> None:
     console.print(f"not scored within {_WAIT_S} s: the last version's scores serve")
 
 
-def test_dice(client: Client, name: str) -> float:
+def dice_of_test_case(client: Client, name: str) -> float:
     """Return the mean Dice of a test case as the server segments it, on the image's own grid."""
     prediction = client.segment(MODEL, file=DATA / "images" / name)
     truth = read_label(DATA / "labels" / name).array[0]
