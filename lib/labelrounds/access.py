@@ -15,7 +15,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import DEFAULT_USER, RBAC, User
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from labelrounds.addresses import address_of
 from labelrounds.errors import BadInput, Forbidden, NotLoggedIn
@@ -28,6 +28,7 @@ __all__ = [
     "Annotator",
     "Caller",
     "Needs",
+    "RequestBody",
     "Reviewer",
     "User",
     "client_of",
@@ -101,7 +102,6 @@ def own_checks(routers: Iterable[APIRouter]) -> dict[Callable[..., Any], Needs]:
     return checks
 
 
-Body = TypeVar("Body", bound=BaseModel)
 _LONGEST_CLIENT = 200
 
 
@@ -124,6 +124,15 @@ def parse_object(field: str, text: str) -> dict[str, Any]:
         raise BadInput(f"{field} must be a JSON object, got {type(value).__name__}")
     check_plain(value, field)
     return value
+
+
+class RequestBody(BaseModel):
+    """What a request may say, an unknown key being a mistake."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+Body = TypeVar("Body", bound=RequestBody)
 
 
 def parse_body(kind: type[Body], content: dict[str, Any]) -> Body:

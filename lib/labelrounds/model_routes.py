@@ -14,9 +14,9 @@ import labelrounds.host
 from fastapi import APIRouter, Body, File, UploadFile
 from fastapi.responses import FileResponse
 from monailabel.interfaces.utils.app import app_instance
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from labelrounds.access import Admin, Caller, parse_body
+from labelrounds.access import Admin, Caller, RequestBody, parse_body
 from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.errors import NotFound
 from labelrounds.history import checksum
@@ -30,10 +30,9 @@ models = APIRouter(prefix="/model", tags=["Model"])
 _SHOWN = ("created", "policy", "epochs", "best_metric", "judged_by", "judged_on", "parent", "uploaded_by")
 
 
-class Chosen(BaseModel):
+class Chosen(RequestBody):
     """Which version to serve."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     to: Annotated[int | None, Field(ge=0)] = None
 
 

@@ -11,9 +11,9 @@ import labelrounds.host
 from fastapi import APIRouter, Body, Query, Request
 from fastapi.responses import JSONResponse, Response
 from monailabel.interfaces.utils.app import app_instance
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from labelrounds.access import Annotator, Caller, Reviewer, client_of, parse_body
+from labelrounds.access import Annotator, Caller, RequestBody, Reviewer, client_of, parse_body
 from labelrounds.errors import BadInput
 from labelrounds.names import check_id
 from labelrounds.tracing import note
@@ -28,26 +28,23 @@ Sent = Annotated[dict[str, Any] | None, Body()]
 rounds = APIRouter(tags=["ActiveLearning"])
 
 
-class Asked(BaseModel):
+class Asked(RequestBody):
     """What a client may say when it asks for a case."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     client_id: Name | None = None
     model: Name | None = None
 
 
-class Kept(BaseModel):
+class Kept(RequestBody):
     """A sign of life."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     image: Name
     client_id: Name | None = None
 
 
-class PutAside(BaseModel):
+class PutAside(RequestBody):
     """A case that is not to be handed out, and why."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     image: Name
     kind: Literal["skip", "defer"]
     reason: Annotated[str, Field(max_length=500)] = ""
@@ -55,10 +52,9 @@ class PutAside(BaseModel):
     client_id: Name | None = None
 
 
-class Reviewed(BaseModel):
+class Reviewed(RequestBody):
     """A word on a label."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     image: Name
     verdict: Literal["approved", "sent_back"]
     reason: Annotated[str, Field(max_length=500)] = ""
