@@ -1,22 +1,12 @@
 """The catalogues of the Slicer extension hold all of its texts, translated, with what is filled in."""
 
-import importlib.util
 import string
-from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from apps.slicer import translations as tool
 
-EXTENSION = Path(__file__).parents[2] / "apps" / "slicer"
-CATALOGUES = sorted((EXTENSION / "LabelRounds" / "Resources" / "Translations").glob("*.ts"))
-
-
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("translations", EXTENSION / "translations.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+CATALOGUES = sorted(tool.CATALOGUES.glob("*.ts"))
 
 
 def fields(text):
@@ -24,7 +14,7 @@ def fields(text):
 
 
 @pytest.mark.parametrize("catalogue", CATALOGUES, ids=lambda file: file.stem)
-def test_each_text_is_translated_and_takes_the_same_figures(tool, catalogue):
+def test_each_text_is_translated_and_takes_the_same_figures(catalogue):
     found = tool.translations(catalogue)
     assert sorted(found) == tool.texts()
     assert [text for text, translation in found.items() if not translation] == []
@@ -32,7 +22,7 @@ def test_each_text_is_translated_and_takes_the_same_figures(tool, catalogue):
 
 
 @pytest.mark.parametrize("catalogue", CATALOGUES, ids=lambda file: file.stem)
-def test_what_slicer_loads_is_compiled_from_the_catalogue(tool, catalogue):
+def test_what_slicer_loads_is_compiled_from_the_catalogue(catalogue):
     core = pytest.importorskip("PySide6.QtCore", reason="Qt is not installed (the test extra brings it)")
     translator = core.QTranslator()
     assert translator.load(str(catalogue.with_suffix(".qm")))
@@ -40,7 +30,7 @@ def test_what_slicer_loads_is_compiled_from_the_catalogue(tool, catalogue):
     assert compiled == tool.translations(catalogue)
 
 
-def test_updating_adds_new_texts_as_unfinished_and_drops_old_ones(tool, tmp_path):
+def test_updating_adds_new_texts_as_unfinished_and_drops_old_ones(tmp_path):
     catalogue = tmp_path / "LabelRounds_xx.ts"
     tool.update(catalogue, "xx")
     assert set(tool.translations(catalogue).values()) == {""}
