@@ -268,7 +268,7 @@ class Checkpoints:
         if number == served:
             raise Conflict(f"version {number} of {self.config.name} is served already")
         version = self.version(number)
-        self.load(version, build_network(self.config))  # what can't be loaded must not replace what can
+        self.network(version)  # what can't be loaded must not replace what can
         self.serve(number, "rollback")
         return served, version
 
@@ -291,6 +291,12 @@ class Checkpoints:
             what = "nothing" if served is None else f"version {served}"
             raise Conflict(f"{what} of {self.config.name} is served, and there is no version before it")
         return max(older)
+
+    def network(self, version: Version) -> Any:
+        """Return a version's network; raises as `load` does."""
+        network = build_network(self.config)
+        self.load(version, network)
+        return network
 
     def load(self, version: Version, network: nn.Module, device: torch.device | str = "cpu") -> None:
         """Fill a network with a version's weights.

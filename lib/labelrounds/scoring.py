@@ -29,14 +29,13 @@ from labelrounds.checkpoints import Checkpoints, Version
 from labelrounds.classification.cases import prepared as prepared_class_image
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.scoring import class_epistemic, class_scores, class_tta, distance, looked_at
-from labelrounds.classification.served import Ready
+from labelrounds.classification.served import Ready, temperature_in
 from labelrounds.config import AUTO, AnyConfig, ModelConfig
 from labelrounds.costly_scores import disagreement, epistemic, tta
 from labelrounds.devices import is_out_of_memory, place, settle, to_host
 from labelrounds.errors import Conflict, LabelRoundsError, TooLarge
 from labelrounds.inference import logit_pieces, predict, windows_of
 from labelrounds.memory_cache import identity_of
-from labelrounds.networks import build_network
 from labelrounds.reading import Image, read_image
 from labelrounds.runtime_choice import read_measurement
 from labelrounds.runtimes import Subject, default_runtime, runtimes
@@ -200,9 +199,7 @@ class _Kind(ABC):
         return None
 
     def _loaded(self, version: Version) -> Any:
-        network = build_network(self.config)
-        self.checkpoints.load(version, network)
-        return network.eval()
+        return self.checkpoints.network(version).eval()
 
     def _once(self, what: str, device: torch.device, make: Callable[[], Made]) -> Made:
         """Return what was made for a device before, or is now."""
@@ -348,4 +345,4 @@ class _Classes(_Kind):
 
     def _ready(self, network: Any, version: Version, device: torch.device) -> Ready:
         placed = place(deepcopy(network), device, self.config.dimensions)
-        return Ready(version, placed, float(version.record.get("temperature", 1.0)))
+        return Ready(version, placed, temperature_in(version))

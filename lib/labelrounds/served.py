@@ -15,7 +15,6 @@ from labelrounds.checkpoints import Version
 from labelrounds.config import AUTO, ModelConfig
 from labelrounds.devices import is_out_of_memory
 from labelrounds.loaded import LoadedNetworks
-from labelrounds.networks import build_network
 from labelrounds.runtime_choice import Do, Measurement, at_once, measure, read_measurement, write_measurement
 from labelrounds.runtimes import Runtime, Subject, default_runtime, runtimes
 
@@ -138,6 +137,5 @@ class ServedNetworks(LoadedNetworks[ServedNetwork]):
         return read_measurement(self.checkpoints.runtimes_folder(version), self.config, device)
 
     def _subject(self, version: Version, device: torch.device) -> Subject:
-        network = build_network(self.config)
-        self.checkpoints.load(version, network)
+        network = self.checkpoints.network(version)
         return Subject(network, self.config, device, self.checkpoints.runtimes_folder(version))

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from labelrounds import folders, runtime_choice, served
+from labelrounds import checkpoints, folders, runtime_choice, served
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.networks import build_network
 from labelrounds.runtime_choice import Figures, Measurement, machine, settings_of, write_measurement
@@ -183,7 +183,7 @@ def test_a_forced_runtime_that_the_device_has_not_is_replaced_by_the_default(mak
 
 def test_two_requests_at_once_load_a_version_once(config, version, monkeypatch):
     built = []
-    monkeypatch.setattr(served, "build_network", lambda config: built.append(config) or build_network(config))
+    monkeypatch.setattr(checkpoints, "build_network", lambda config: built.append(config) or build_network(config))
     networks, found = ServedNetworks(config), []
     threads = [threading.Thread(target=lambda: found.append(networks.get(CPU))) for _ in range(2)]
     for thread in threads:

@@ -27,7 +27,7 @@ from labelrounds.classification.cases import prepared
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.classification.explaining import METHODS, explain
 from labelrounds.classification.images import onto_image
-from labelrounds.classification.served import ReadyClassifiers, classify
+from labelrounds.classification.served import ReadyClassifiers, classify, temperature_in
 from labelrounds.computing import CPU, LacksMemory
 from labelrounds.devices import choose_devices, is_out_of_memory, settle
 from labelrounds.engine import Engine, Place
@@ -172,7 +172,7 @@ class ClassificationInferer(ModelInferer[Classified]):
             "prediction": [{"idx": index[label], "label": label, "score": round(score, 6)} for label, score in ranked],
             "label_names": {name: number for number, name in enumerate(shown, start=1)},
             "version": answer.version.number,
-            "temperature": float(answer.version.record.get("temperature", 1.0)),
+            "temperature": temperature_in(answer.version),
             **({"note": answer.note} if answer.note else {}),
         }
 

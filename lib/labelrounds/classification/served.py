@@ -13,7 +13,6 @@ from labelrounds.classification.calibration import probabilities_of
 from labelrounds.classification.config import ClassifierConfig
 from labelrounds.devices import autocast, place
 from labelrounds.loaded import LoadedNetworks
-from labelrounds.networks import build_network
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,13 @@ class ReadyClassifiers(LoadedNetworks[Ready]):
         Raises:
             Conflict, BadInput: its weights are not this model's.
         """
-        network = build_network(self._config)
-        self.checkpoints.load(version, network)
-        network = place(network.eval(), device, self._config.dimensions)
-        return Ready(version, network, float(version.record.get("temperature", 1.0)))
+        network = place(self.checkpoints.network(version).eval(), device, self._config.dimensions)
+        return Ready(version, network, temperature_in(version))
+
+
+def temperature_in(version: Version) -> float:
+    """Return the temperature that was fitted for a version; 1 where none was."""
+    return float(version.record.get("temperature", 1.0))
 
 
 @torch.inference_mode()
