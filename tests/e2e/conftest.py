@@ -17,7 +17,6 @@ from labelrounds import folders, phantoms
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.client import free_port
 from labelrounds.config import load_config
-from labelrounds.networks import build_network
 
 SHIPPED = folders.shipped_configs() / f"{MODEL}.yaml"
 
@@ -84,10 +83,8 @@ def add_quick_model(configs: Path) -> None:
 
 
 def shipped_network() -> torch.nn.Module:
-    config = load_config(SHIPPED)
-    network, checkpoints = build_network(config), Checkpoints(config)
-    checkpoints.load(checkpoints.current(), network)
-    return network
+    checkpoints = Checkpoints(load_config(SHIPPED))
+    return checkpoints.network(checkpoints.current())
 
 
 @pytest.fixture

@@ -4,41 +4,14 @@ import json
 import re
 
 import pytest
-import torch
-from label_server import LabelServer
-
-from labelrounds import phantoms
-from labelrounds.checkpoints import Checkpoints
-from labelrounds.config import load_config
-from labelrounds.networks import build_network
-
-CONFIG = """
-task: classification
-description: two kinds of patients, told apart by a network that has learnt nothing
-labels: [slim, stout]
-intensity: {kind: window, low: -160, high: 240}
-network: {name: densenet, growth_rate: 4, init_features: 8, block_config: [2, 2]}
-"""
-MODEL = "patients"
-
+from classifier_server import CLASSIFIER, start_classifier
 
 SEEN = {"whole": "input_size: [32, 32, 32]", "slices": "input_size: [32, 32, 1]\nslices_of_volume: 4"}
 
 
 @pytest.fixture(params=SEEN)
 def server(tmp_path, request):
-    """A server of nothing but a classification model, on two invented patients."""
-    configs, home = tmp_path / "configs", tmp_path / "home"
-    configs.mkdir()
-    (configs / f"{MODEL}.yaml").write_text(CONFIG + SEEN[request.param])
-    phantoms.write_studies(tmp_path / "studies", 2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LABELROUNDS_HOME", str(home))
-        torch.manual_seed(0)
-        config = load_config(configs / f"{MODEL}.yaml")
-        Checkpoints(config).publish(build_network(config), {})
-    server = LabelServer(tmp_path / "studies", home, configs, MODEL)
-    server.wait()
+    server = start_classifier(tmp_path, SEEN[request.param])
     yield server
     server.stop()
 
@@ -48,7 +21,7 @@ def test_run_names_the_classes_and_the_one_that_is_left_is_submitted(server, ope
     assert slicer.fetch() == []
     assert slicer.next_sample() == []
     image = slicer.current_image()
-    slicer.choose("segmentationModelSelector", MODEL)
+    slicer.choose("segmentationModelSelector", CLASSIFIER)
     assert slicer.run() == []
     segments = slicer.scene().segments
     assert not any(segment.voxels.any() for segment in segments.values())

@@ -6,28 +6,17 @@ import re
 import numpy as np
 import pytest
 import requests
-import torch
-from label_server import MODEL, QUICK_MODEL, LabelServer
+from classifier_server import CLASSIFIER, start_classifier
+from label_server import MODEL, QUICK_MODEL
 from observed import read_nifti
 from relay import Relay
 from scipy import ndimage
 
 from labelrounds import phantoms
-from labelrounds.checkpoints import Checkpoints
-from labelrounds.config import load_config
-from labelrounds.networks import build_network
 
 NAMES = list(phantoms.LABELS)
 OTHERS = ("axial", "flipped", "anisotropic")
 CORNER, SIZE = (2, 3, 4), (3, 4, 5)
-CLASSIFIER = """
-task: classification
-description: two kinds of patients, told apart by a network that has learnt nothing
-labels: [slim, stout]
-intensity: {kind: window, low: -160, high: 240}
-network: {name: densenet, growth_rate: 4, init_features: 8, block_config: [2, 2]}
-input_size: [32, 32, 32]
-"""
 
 
 @pytest.fixture
@@ -424,17 +413,8 @@ def test_self_test_of_the_extension_plays_a_whole_round(slicer, server):
 @pytest.fixture
 def strict_server(tmp_path, monkeypatch):
     """A server of a classification model that takes small uploads and demands a login; and its key."""
-    configs, home = tmp_path / "configs", tmp_path / "home"
-    configs.mkdir()
-    (configs / "patients.yaml").write_text(CLASSIFIER)
-    phantoms.write_studies(tmp_path / "studies", 2)
-    monkeypatch.setenv("LABELROUNDS_HOME", str(home))
     monkeypatch.setenv("LABELROUNDS_LARGEST_UPLOAD_MB", "0.01")
-    torch.manual_seed(0)
-    config = load_config(configs / "patients.yaml")
-    Checkpoints(config).publish(build_network(config), {})
-    server = LabelServer(tmp_path / "studies", home, configs, "patients")
-    server.wait()
+    server = start_classifier(tmp_path, "input_size: [32, 32, 32]")
     yield server, server.demand_login()
     server.stop()
     assert "Traceback" not in server.take_log()
@@ -443,7 +423,7 @@ def strict_server(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_extension, own_image):
     server, key = strict_server
-    slicer = open_extension(server.url, model="patients")
+    slicer = open_extension(server.url, model=CLASSIFIER)
     slicer.answer_with("ann/wrong", "Cancel")
     (error,) = slicer.tool("next")
     assert "Log in to" in error.text and len(slicer.asked()) == 2
