@@ -4,7 +4,7 @@ Layout below ``home()/models/<model>``::
 
     versions/0001/weights.safetensors   the network's tensors
     versions/0001/version.json          labels, scores, cases and their hashes, parent, seed, package versions
-    versions/0001/runtime.json          which runtime answers fastest on which machine (runtime_choice.py)
+    versions/0001/runtime.json          which runtime answers fastest on which machine (runtime_measurement.py)
     shipped/<hash>/runtime.json         the same of the shipped weights, by the hash of their record
     current.json                        {"version": 1}: what is served
     served.jsonl                        a line for each change of what is served: when, what, instead of what, why

@@ -37,7 +37,7 @@ from labelrounds.errors import Conflict, LabelRoundsError, TooLarge
 from labelrounds.inference import logit_pieces, predict, windows_of
 from labelrounds.memory_cache import identity_of
 from labelrounds.reading import Image, read_image
-from labelrounds.runtime_choice import read_measurement
+from labelrounds.runtime_measurement import read_measurement
 from labelrounds.runtimes import Subject, default_runtime, runtimes
 from labelrounds.runtimes.pytorch import Eager
 from labelrounds.scores import CaseScores

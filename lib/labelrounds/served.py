@@ -15,7 +15,8 @@ from labelrounds.checkpoints import Version
 from labelrounds.config import AUTO, ModelConfig
 from labelrounds.devices import is_out_of_memory
 from labelrounds.loaded import LoadedNetworks
-from labelrounds.runtime_choice import Do, Measurement, at_once, measure, read_measurement, write_measurement
+from labelrounds.runtime_choice import Do, at_once, measure
+from labelrounds.runtime_measurement import Measurement, read_measurement, write_measurement
 from labelrounds.runtimes import Runtime, Subject, default_runtime, runtimes
 
 logger = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
 from labelrounds.rounds_page import write_rounds
 from labelrounds.rounds_tables import round_tables
-from labelrounds.runtime_choice import read_measurement
+from labelrounds.runtime_measurement import read_measurement
 from labelrounds.runtimes import REFERENCE, default_runtime, runtimes
 from labelrounds.served import ServedNetworks
 from labelrounds.settings import server_settings

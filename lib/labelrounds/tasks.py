@@ -23,7 +23,8 @@ from labelrounds.evaluation import Scores, segment_cases
 from labelrounds.losses import supervised_loss
 from labelrounds.networks.base import lowest_shape
 from labelrounds.outlines import outlined_slices
-from labelrounds.runtime_choice import calibration_windows, excerpts, machine, measure, write_measurement
+from labelrounds.runtime_choice import calibration_windows, excerpts, measure
+from labelrounds.runtime_measurement import machine, write_measurement
 from labelrounds.runtimes import Subject, runtimes
 from labelrounds.settings import server_settings
 from labelrounds.splits import TRAIN, VALIDATION

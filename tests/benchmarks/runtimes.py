@@ -36,7 +36,7 @@ from labelrounds.metrics import dice_per_label
 from labelrounds.networks import build_network
 from labelrounds.phantoms import write_studies
 from labelrounds.reading import read_image
-from labelrounds.runtime_choice import available
+from labelrounds.runtime_measurement import available
 from labelrounds.runtimes import REFERENCE, Runtime, Subject, default_runtime, runtimes
 from labelrounds.sliding import Windows, gather
 from labelrounds.transforms import Grid, prepare

@@ -14,7 +14,7 @@ from tests.conftest import MEASURE
 from training_runs import NAMES, Recorder, labelled
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import folders, runtime_choice
+from labelrounds import folders, runtime_measurement
 from labelrounds.cases import PreparedCase
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import ModelConfig
@@ -52,9 +52,9 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _instant_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measure no runtime that takes seconds to build, as a training of milliseconds would; `test_runtimes.py` does."""
-    names = runtime_choice.available
+    names = runtime_measurement.available
     monkeypatch.setattr(
-        runtime_choice, "available", lambda *of: [name for name in names(*of) if runtimes.get(name).instant]
+        runtime_measurement, "available", lambda *of: [name for name in names(*of) if runtimes.get(name).instant]
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import computing, devices, engine, inferer, memory_cache, runtime_choice, served, sliding
+from labelrounds import computing, devices, engine, inferer, memory_cache, runtime_measurement, served, sliding
 from labelrounds.asking import STAGES
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.engine import Engine
@@ -25,7 +25,7 @@ from labelrounds.memory_cache import Memory, identity_of
 from labelrounds.networks import build_network
 from labelrounds.phantoms import make_phantom
 from labelrounds.reading import read_image, read_label
-from labelrounds.runtime_choice import Figures, Measurement, settings_of
+from labelrounds.runtime_measurement import Figures, Measurement, settings_of
 from labelrounds.runtimes import default_runtime, pytorch, runtimes
 from labelrounds.runtimes.pytorch import Eager
 from labelrounds.served import ServedNetworks
@@ -282,7 +282,7 @@ def gpus(monkeypatch) -> list[torch.device]:
     monkeypatch.setattr(computing, "complete", lambda device: None)
     monkeypatch.setattr(computing, "prepare", lambda image, config, grid, device: prepare(image, config, grid))
     monkeypatch.setattr(computing, "_on", lambda device, network: on(CPU, network))
-    monkeypatch.setattr(runtime_choice, "machine", str)
+    monkeypatch.setattr(runtime_measurement, "machine", str)
     monkeypatch.setattr(ServedNetworks, "_wanted", lambda networks, version, device: default_runtime(CPU))
     monkeypatch.setattr(ServedNetworks, "_subject", lambda networks, version, device: subject(networks, version, CPU))
     return named
@@ -624,7 +624,7 @@ def test_another_runtime_answers_anew_and_is_told(
         chosen="other", measured="", settings=settings_of(config), runtimes=dict.fromkeys(names, found), failed={}
     )
     monkeypatch.setattr(served, "measure", lambda *_: (measurement, {}))
-    monkeypatch.setattr(runtime_choice, "available", lambda config, device: names)
+    monkeypatch.setattr(runtime_measurement, "available", lambda config, device: names)
     inferer_of_tiny._networks.settle(Checkpoints(config).current(), CPU, [])
     second, third = made(image)[1], made(image)[1]
     assert (second["runtime"], second["cached"]) == ("other", "image")

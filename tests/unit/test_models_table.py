@@ -7,10 +7,10 @@ import torch
 from rich.console import Console
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import folders, runtime_choice
+from labelrounds import folders, runtime_measurement
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.config import load_configs
-from labelrounds.runtime_choice import Figures, Measurement, settings_of, write_measurement
+from labelrounds.runtime_measurement import Figures, Measurement, settings_of, write_measurement
 from labelrounds.starting import models_table
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def shown(configs) -> str:
 
 
 def test_a_version_shows_its_runtime_once_it_was_measured_and_a_forced_one(own, monkeypatch):
-    monkeypatch.setattr(runtime_choice, "available", lambda config, device: ["bfloat16", "eager"])
+    monkeypatch.setattr(runtime_measurement, "available", lambda config, device: ["bfloat16", "eager"])
     assert "not measured" in shown(own())
     config = load_configs([own()])[MODEL]
     figures = {

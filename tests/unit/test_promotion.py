@@ -7,13 +7,13 @@ from learners import never
 from training_runs import NAMES, bytes_of, full, labelled, progress_of, reported, wanted
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
-from labelrounds import evaluation, promotion, runtime_choice, tasks, training
+from labelrounds import evaluation, promotion, runtime_choice, runtime_measurement, tasks, training
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.devices import choose_device
 from labelrounds.errors import OutOfSpace, TooLarge
 from labelrounds.judging import compare
 from labelrounds.networks import build_network
-from labelrounds.runtime_choice import read_measurement
+from labelrounds.runtime_measurement import machine, read_measurement
 from labelrounds.training import train_model
 
 
@@ -189,9 +189,11 @@ def test_a_version_is_published_with_its_quickest_runtime_which_its_record_tells
     train_model(config, studies, wanted(), never)
     version = Checkpoints(config).current()
     measured = read_measurement(version.weights.parent, config, choose_device())
-    assert measured is not None and set(measured.runtimes) == set(runtime_choice.available(config, choose_device()))
+    assert measured is not None and set(measured.runtimes) == set(
+        runtime_measurement.available(config, choose_device())
+    )
     told = version.record["runtime"]
-    assert told["chosen"] == measured.chosen and told["machine"] == runtime_choice.machine(choose_device())
+    assert told["chosen"] == measured.chosen and told["machine"] == machine(choose_device())
     assert told["lowest_dice"] >= 0.995 and told["speedup"] == measured.runtimes[measured.chosen].speedup
 
 

@@ -1,26 +1,22 @@
-"""The quickest runtime that labels as float32 does is chosen, once a machine, and what fails is named."""
+"""The quickest runtime that labels as float32 does is chosen, and what fails is named."""
 
-import json
 import time
 
 import pytest
 import torch
 
-from labelrounds import json_files, runtime_choice
-from labelrounds.errors import Cancelled, Conflict, OutOfSpace
+from labelrounds import runtime_choice
+from labelrounds.errors import Cancelled, Conflict
 from labelrounds.networks import build_network
 from labelrounds.runtime_choice import (
-    Figures,
     at_once,
     calibration_windows,
     choose,
     excerpt,
-    machine,
     measure,
-    read_measurement,
     shows_enough,
-    write_measurement,
 )
+from labelrounds.runtime_measurement import Figures
 from labelrounds.runtimes import Subject, runtimes
 from labelrounds.runtimes.pytorch import Eager
 from labelrounds.sliding import Windows
@@ -229,69 +225,3 @@ def test_a_label_map_shows_enough_with_two_hundred_voxels_of_a_label(voxels, exp
 def test_calibration_windows_are_of_the_models_patch(config, cases):
     windows = calibration_windows(cases, config)
     assert {window.shape for window in windows} == {(1, 1, 8, 8, 8)} and 3 <= len(windows) <= 64
-
-
-@pytest.fixture
-def measured(subject, offer):
-    offer(quick=Quick)
-    return measure(subject, [IMAGE])[0]
-
-
-def test_what_was_measured_is_read_again(tmp_path, config, measured):
-    folder = tmp_path / "shipped" / "0"
-    assert read_measurement(folder, config, CPU) is None
-    write_measurement(folder, CPU, measured)
-    assert read_measurement(folder, config, CPU) == measured
-
-
-def test_another_machines_entry_is_kept_and_not_taken_for_ones_own(tmp_path, config, measured, monkeypatch):
-    monkeypatch.setattr(runtime_choice, "_processor", lambda: "another processor")
-    write_measurement(tmp_path, CPU, measured)
-    monkeypatch.undo()
-    assert read_measurement(tmp_path, config, CPU) is None
-    write_measurement(tmp_path, CPU, measured)
-    names = list(json.loads((tmp_path / "runtime.json").read_text()))
-    assert names == [f"another processor, torch {torch.__version__}, 1 threads", machine(CPU)]
-
-
-def test_other_settings_or_another_runtime_on_the_device_ask_for_a_new_measurement(
-    tmp_path, config, make_small, measured, offer
-):
-    write_measurement(tmp_path, CPU, measured)
-    assert read_measurement(tmp_path, make_small(inference={"overlap": 0.5}), CPU) is None
-    assert read_measurement(tmp_path, make_small(inference={"overlap": 0.25, "runtime": "eager"}), CPU) == measured
-    offer(quick=Quick, newer=Quick)
-    assert read_measurement(tmp_path, config, CPU) is None
-    offer()
-    assert read_measurement(tmp_path, config, CPU) is None
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda text: "",
-        lambda text: text[:-20],
-        lambda text: "[1]",
-        lambda text: text.replace('"quick"', '"gone"', 1),
-        lambda text: text.replace('"speedup"', '"speed"'),
-    ],
-    ids=["empty", "cut off", "another thing", "a choice that was not measured", "another key"],
-)
-def test_a_damaged_file_is_ignored_with_a_line_in_the_log(tmp_path, config, measured, caplog, damage):
-    write_measurement(tmp_path, CPU, measured)
-    file = tmp_path / "runtime.json"
-    file.write_text(damage(file.read_text()))
-    assert read_measurement(tmp_path, config, CPU) is None
-    assert "The runtimes are measured again" in caplog.text and "runtime.json" in caplog.text
-    write_measurement(tmp_path, CPU, measured)
-    assert read_measurement(tmp_path, config, CPU) == measured
-
-
-def test_a_full_disk_is_no_failure(tmp_path, measured, monkeypatch, caplog):
-    def full(path, content):
-        raise OutOfSpace("no space left")
-
-    monkeypatch.setattr(runtime_choice, "write_json", full)
-    write_measurement(tmp_path, CPU, measured)
-    assert "is not kept: no space left" in caplog.text
-    assert json_files.read_json(tmp_path / "runtime.json") is None

@@ -5,10 +5,10 @@ import threading
 import pytest
 import torch
 
-from labelrounds import checkpoints, folders, runtime_choice, served
+from labelrounds import checkpoints, folders, runtime_measurement, served
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.networks import build_network
-from labelrounds.runtime_choice import Figures, Measurement, machine, settings_of, write_measurement
+from labelrounds.runtime_measurement import Figures, Measurement, machine, settings_of, write_measurement
 from labelrounds.runtimes import Subject, runtimes
 from labelrounds.runtimes.pytorch import Eager
 from labelrounds.served import ServedNetworks
@@ -49,7 +49,7 @@ def _members(monkeypatch) -> None:
     members = {"eager": Eager, "quick": Quick, "slow": Slow, "broken": Broken, "failing": Failing}
     monkeypatch.setattr(runtimes, "_members", members)
     monkeypatch.setattr(served, "default_runtime", lambda device: "eager")
-    monkeypatch.setattr(runtime_choice, "available", lambda config, device: sorted(members))
+    monkeypatch.setattr(runtime_measurement, "available", lambda config, device: sorted(members))
 
 
 @pytest.fixture
