@@ -102,8 +102,15 @@ class LabelRoundsApp(MONAILabelApp):
         configs = [config for config in self.configs.values() if chosen(config)]
         return list(dict.fromkeys(label for config in configs for label in config.labels))
 
-    def _rounds_tag(self) -> str:
-        return FINAL if any(config.task == "segmentation" for config in self.configs.values()) else CLASSES
+    def _known(self) -> dict[str, Any]:
+        """Return what a datastore of either kind has to know of the models."""
+        segments = any(config.task == "segmentation" for config in self.configs.values())
+        return {
+            "known_labels": self.known_labels(),
+            "known_classes": self._classes(),
+            "multilabel_classes": self._classes(multilabel=True),
+            "rounds_tag": FINAL if segments else CLASSES,
+        }
 
     def init_datastore(self) -> Datastore:
         """Open the studies: a folder, or a DICOMweb server by its address."""
@@ -111,10 +118,7 @@ class LabelRoundsApp(MONAILabelApp):
             return super().init_datastore()
         return StudyStore(
             self.studies,
-            known_labels=self.known_labels(),
-            known_classes=self._classes(),
-            multilabel_classes=self._classes(multilabel=True),
-            rounds_tag=self._rounds_tag(),
+            **self._known(),
             auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
@@ -332,10 +336,7 @@ class LabelRoundsApp(MONAILabelApp):
             },
             proposal=self._proposed.get,
             sends_labels=not settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-            known_labels=self.known_labels(),
-            known_classes=self._classes(),
-            multilabel_classes=self._classes(multilabel=True),
-            rounds_tag=self._rounds_tag(),
+            **self._known(),
         )
 
 
