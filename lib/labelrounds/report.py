@@ -1,8 +1,7 @@
 """What a round has brought, for the eye: a table on the terminal and one picture.
 
 Plain data in, nothing of the server. The picture shows axial slices as a radiologist reads them: the patient's right
-at the viewer's left, anterior up, distances true. Drawn with matplotlib's objects and its Agg canvas, so that it works
-without a display and in any thread.
+at the viewer's left, anterior up, distances true.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,17 +13,16 @@ import nibabel as nib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import SubFigure
 from matplotlib.lines import Line2D
 from rich.table import Table
 
+from labelrounds.drawing import GREY, INK, PALE, dress, empty_figure
 from labelrounds.errors import BadInput
 from labelrounds.metrics import dice_per_label
 
 # Okabe and Ito's colours, which stay apart for the colour blind; on grey they stand out as well.
-_TRUTH, _BEFORE, _AFTER, _LOSS = "#F0E442", "#E8601C", "#56B4E9", "#8A8A8A"
-_INK, _PALE = "#2B2B2B", "#DDDDDD"
+_TRUTH, _BEFORE, _AFTER = "#F0E442", "#E8601C", "#56B4E9"
 _MOST_CASES = 4
 _MARGIN_MM = 32.0
 
@@ -184,9 +182,7 @@ def draw_report(
     shown = cases[:_MOST_CASES]
     rows = ["after"] if all(case.before is None for case in shown) else ["before", "after"]
     width, top, bottom = max(3.0 * len(shown), 9.0), 2.5 * len(rows) + 0.6, 3.0
-    figure = Figure(figsize=(width, top + bottom), facecolor="white")
-    figure.set_layout_engine("constrained", h_pad=0.07, w_pad=0.07)
-    FigureCanvasAgg(figure)
+    figure = empty_figure(width, top + bottom, 0.07)
     parts: Any = figure.subfigures(2, 1, height_ratios=(top, bottom), hspace=0.03)
     pictures, curves = parts
     _draw_cases(pictures, shown, labels, rows, window_hu)
@@ -214,7 +210,7 @@ def _draw_cases(
 ) -> None:
     panels = figure.subplots(len(rows), len(cases), squeeze=False)
     for axes, case in zip(panels[0], cases, strict=True):
-        axes.set_title(case.name, fontsize=10, color=_INK)
+        axes.set_title(case.name, fontsize=10, color=INK)
     frames_mm = [_frame_mm(case) for case in cases]
     # One size for all, so that one millimetre is as long in each picture.
     size_mm = np.max([high - low for low, high in frames_mm], axis=0)
@@ -226,7 +222,7 @@ def _draw_cases(
     colours = {"ground truth": _TRUTH, "before the round": _BEFORE, "after the round": _AFTER}
     lines = [Line2D([], [], color=colour, linewidth=2.5, label=name) for name, colour in colours.items()]
     legend = lines if len(rows) > 1 else [lines[0], lines[2]]
-    figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False, fontsize=10, labelcolor=_INK)
+    figure.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False, fontsize=10, labelcolor=INK)
 
 
 def _draw_slice(axes: Axes, case: Case, which: str, labels: Sequence[str], window_hu: tuple[float, float]) -> None:
@@ -313,7 +309,7 @@ def _draw_organs(axes: Axes, cases: Sequence[Case], labels: Sequence[str]) -> No
     places = np.arange(len(labels))
     after = _organ_means([case.after for case in cases], cases, labels)
     before = _organ_means([case.before for case in cases], cases, labels)
-    axes.hlines(places, before, after, color=_PALE, linewidth=3, zorder=1)
+    axes.hlines(places, before, after, color=PALE, linewidth=3, zorder=1)
     axes.scatter(before, places, color=_BEFORE, s=42, zorder=2)
     axes.scatter(after, places, color=_AFTER, s=42, zorder=3)
     axes.set_yticks(places, [label.replace("_", " ") for label in labels])
@@ -338,7 +334,7 @@ def _draw_points(axes: Axes, curve: LearningCurve) -> None:
     labelled, scores = zip(*curve.points, strict=True)
     axes.plot(labelled, scores, color=_AFTER, marker="o", linewidth=2)
     for x, y in curve.points:
-        axes.annotate(f"{y:.2f}", (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=_INK)
+        axes.annotate(f"{y:.2f}", (x, y), (0, 7), textcoords="offset points", ha="center", fontsize=8, color=INK)
     axes.set_xticks(labelled)
     axes.set_ylim(-0.03, 1.1)
     axes.margins(x=0.12)
@@ -347,17 +343,13 @@ def _draw_points(axes: Axes, curve: LearningCurve) -> None:
 def _draw_epochs(axes: Axes, curve: LearningCurve) -> None:
     _plain(axes, "Last training", "epoch")
     measured = [(epoch, score) for epoch, score in zip(curve.epochs, curve.dice, strict=True) if not np.isnan(score)]
-    axes.plot(curve.epochs, curve.loss, color=_LOSS, linewidth=2, label="loss")
+    axes.plot(curve.epochs, curve.loss, color=GREY, linewidth=2, label="loss")
     if measured:
         axes.plot(*zip(*measured, strict=True), color=_AFTER, linewidth=2, label="validation Dice")
     axes.set_ylim(bottom=-0.03)
-    axes.legend(frameon=False, fontsize=9, labelcolor=_INK)
+    axes.legend(frameon=False, fontsize=9, labelcolor=INK)
 
 
 def _plain(axes: Axes, title: str, below: str) -> None:
-    axes.set_title(title, fontsize=10, color=_INK, loc="left")
-    axes.set_xlabel(below, fontsize=9, color=_INK)
-    axes.tick_params(labelsize=9, length=0, colors=_INK)
-    axes.grid(color=_PALE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
+    axes.set_title(title, fontsize=10, color=INK, loc="left")
+    dress(axes, below, size=9)

@@ -1,7 +1,6 @@
 """The budget curve and the map of the cases as pictures, from the state of the rounds (`labelrounds.round_state`).
 
-Drawn with matplotlib's objects and its Agg canvas, so that it works without a display and in any thread. Colours are
-Okabe and Ito's, which stay apart for the colour blind; each kind of case has a shape of its own besides.
+Colours are Okabe and Ito's, which stay apart for the colour blind; each kind of case has a shape of its own besides.
 """
 
 from collections.abc import Mapping
@@ -10,14 +9,13 @@ from io import BytesIO
 from typing import Any
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from labelrounds.classification.figures import plain
+from labelrounds.drawing import GREY, dress, empty_figure, plain, say
 
 _DPI = 140
-_BLUE, _ORANGE, _GREEN, _RED, _GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8A8A8A"
+_BLUE, _ORANGE, _GREEN, _RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _SKY = "#56B4E9"
 
 
@@ -35,7 +33,7 @@ LIGHT = Shades(paper="#ffffff", ink="#2b2b2b", pale="#dddddd", line=_BLUE)
 DARK = Shades(paper="#1b1d21", ink="#e4e4e4", pale="#3a3d44", line=_SKY)
 # Kind -> marker, size, colour, name; drawn in this order, so that what is asked of a reader lies on top.
 _MARKS = {
-    "unlabelled": ("o", 9, _GREY, "without a label"),
+    "unlabelled": ("o", 9, GREY, "without a label"),
     "labelled": ("o", 26, "line", "labelled"),
     "taken": ("s", 34, _ORANGE, "in somebody's hands"),
     "suspect": ("X", 62, _RED, "suspect label"),
@@ -56,7 +54,8 @@ def draw_curve(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
     if not points:
         return _said("No version was trained and judged yet.", shades)
     figure, axes = _figure(6.2, 4.8, shades)
-    _dress(axes, shades, "labels that the version learnt from", f"{curve['measure']} (1 is best)")
+    names = "labels that the version learnt from", f"{curve['measure']} (1 is best)"
+    dress(axes, *names, ink=shades.ink, pale=shades.pale)
     _draw_points(axes, points, curve["measure"], shades)
     _draw_monitor(axes, points, curve["monitor"], shades)
     axes.axhline(state["stop"]["target"], color=_RED, linewidth=1.2, linestyle=":", label="target of random cases")
@@ -88,7 +87,7 @@ def _draw_points(axes: Axes, points: list[dict[str, Any]], measure: str, shades:
     learnt = [point for point in points if not point["claims"]]
     if learnt:
         where = [point["labels"] for point in learnt], [point["score"] for point in learnt]
-        axes.plot(*where, "o", markerfacecolor="none", color=_GREY, label="on the training cases: no claim")
+        axes.plot(*where, "o", markerfacecolor="none", color=GREY, label="on the training cases: no claim")
     for point in points:
         axes.annotate(
             f"v{point['version']}",
@@ -144,7 +143,8 @@ def draw_map(state: Mapping[str, Any], shades: Shades = LIGHT) -> Figure:
             )
     _draw_ranks(axes, state, shades)
     share = [f"{part:.0%}" for part in found["explained"]]
-    _dress(axes, shades, f"first principal component ({share[0]} of the variance)", f"second ({share[1]})")
+    names = f"first principal component ({share[0]} of the variance)", f"second ({share[1]})"
+    dress(axes, *names, ink=shades.ink, pale=shades.pale)
     axes.set(aspect="equal", adjustable="datalim", xticks=[], yticks=[])
     _legend(axes, shades, columns=2)
     return figure
@@ -165,21 +165,11 @@ def _draw_ranks(axes: Axes, state: Mapping[str, Any], shades: Shades) -> None:
 
 
 def _figure(width: float, height: float, shades: Shades) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), facecolor=shades.paper)
-    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-    FigureCanvasAgg(figure)
+    figure = empty_figure(width, height, 0.1, shades.paper)
     axes: Any = figure.subplots()
     axes.set_facecolor(shades.paper)
     axes.spines[:].set_visible(False)
     return figure, axes
-
-
-def _dress(axes: Axes, shades: Shades, below: str, beside: str) -> None:
-    axes.set_xlabel(below, fontsize=10, color=shades.ink)
-    axes.set_ylabel(beside, fontsize=10, color=shades.ink)
-    axes.tick_params(labelsize=9, length=0, colors=shades.ink)
-    axes.grid(color=shades.pale, linewidth=0.7)
-    axes.set_axisbelow(True)
 
 
 def _legend(axes: Axes, shades: Shades, columns: int) -> None:
@@ -191,5 +181,5 @@ def _legend(axes: Axes, shades: Shades, columns: int) -> None:
 def _said(text: str, shades: Shades) -> Figure:
     figure, axes = _figure(6.2, 1.4, shades)
     axes.set(xticks=[], yticks=[])
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=11, color=shades.ink)
+    say(axes, text, 11, shades.ink)
     return figure

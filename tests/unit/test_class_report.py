@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from labelrounds.classification.figures import plain, worst_mistakes
+from labelrounds.classification.figures import worst_mistakes
 from labelrounds.classification.metrics import class_metrics
 from labelrounds.classification.report import write_report
+from labelrounds.drawing import plain
 from labelrounds.errors import BadInput, NotFound
 
 NAMES = ["confusion.png", "roc.png", "reliability.png", "worst.png", "report.html"]

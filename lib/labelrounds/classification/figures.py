@@ -1,7 +1,6 @@
 """Pictures of how well classes are predicted: confusion, ROC, reliability, the worst mistakes.
 
-Drawn with matplotlib's objects and its Agg canvas, so that it works without a display and in any thread. Arrays are
-those that `labelrounds.classification.metrics.checked` returns: one row per case, one column per label.
+Arrays are those that `labelrounds.classification.metrics.checked` returns: one row per case, one column per label.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,22 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from labelrounds.classification.metrics import CALIBRATION_BINS, decisions, reliability
+from labelrounds.drawing import GREY, INK, dress, empty_figure, plain, say
 from labelrounds.errors import LabelRoundsError
 
 MOST_MISTAKES = 12
 # Okabe and Ito's colours, which stay apart for the colour blind.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
 _STYLES = ("-", "--", ":", "-.")
-_INK, _PALE, _GREY = "#2B2B2B", "#DDDDDD", "#8A8A8A"
 # With more labels, a matrix shows shades alone.
 _MOST_COUNTED = 40
 # As many letters as fit below a matrix side by side.
 _LETTERS_BELOW = 36
-_LABEL_LENGTH, _ID_LENGTH = 22, 34
+_ID_LENGTH = 34
 
 _Floats = npt.NDArray[np.float64]
 _Bools = npt.NDArray[np.bool_]
@@ -38,19 +36,19 @@ def draw_confusion(confusion: list[list[int]] | dict[str, list[list[int]]], labe
     """Draw one matrix of all labels, or one of yes and no for each; a cell's shade is its share of the row."""
     if isinstance(confusion, list):
         side = 2.6 + 0.62 * min(max(len(labels), 3), _MOST_COUNTED)
-        figure = _figure(side + 0.8, side)
+        figure = empty_figure(side + 0.8, side)
         axes: Any = figure.subplots()
         _draw_matrix(axes, np.array(confusion), [plain(label) for label in labels])
         return figure
     columns = min(4, len(confusion))
     rows = -(-len(confusion) // columns)
-    figure = _figure(2.6 * columns + 0.4, 2.7 * rows)
+    figure = empty_figure(2.6 * columns + 0.4, 2.7 * rows)
     panels: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat[len(confusion) :]:
         axes.set_axis_off()
     for axes, (label, counts) in zip(panels.flat, confusion.items(), strict=False):
         _draw_matrix(axes, np.array(counts), ["no", "yes"])
-        axes.set_title(plain(label), fontsize=10, color=_INK)
+        axes.set_title(plain(label), fontsize=10, color=INK)
     return figure
 
 
@@ -59,14 +57,14 @@ def _draw_matrix(axes: Axes, counts: npt.NDArray[np.int64], names: list[str]) ->
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     for (row, column), share in np.ndenumerate(shares if len(names) <= _MOST_COUNTED else np.empty((0, 0))):
         text = f"{counts[row, column]}\n{share:.0%}" if counts[row, column] else "0"
-        colour = "white" if share > 0.55 else _INK
+        colour = "white" if share > 0.55 else INK
         axes.text(column, row, text, ha="center", va="center", fontsize=9, color=colour)
     long = len(names) * max(map(len, names)) > _LETTERS_BELOW
     axes.set_xticks(range(len(names)), names, rotation=40 if long else 0, ha="right" if long else "center")
     axes.set_yticks(range(len(names)), names)
-    axes.set_xlabel("predicted", fontsize=10, color=_INK)
-    axes.set_ylabel("truth", fontsize=10, color=_INK)
-    axes.tick_params(labelsize=9, length=0, colors=_INK)
+    axes.set_xlabel("predicted", fontsize=10, color=INK)
+    axes.set_ylabel("truth", fontsize=10, color=INK)
+    axes.tick_params(labelsize=9, length=0, colors=INK)
     axes.spines[:].set_visible(False)
 
 
@@ -78,9 +76,9 @@ def draw_roc(probabilities: _Floats, truth: _Bools, labels: Sequence[str], auroc
     from sklearn.metrics import roc_curve
 
     columns = -(-len(labels) // 20)
-    figure = _figure(5.2 + 2.9 * columns, 5.0)
+    figure = empty_figure(5.2 + 2.9 * columns, 5.0)
     axes: Any = figure.subplots()
-    axes.plot([0, 1], [0, 1], color=_GREY, linewidth=1, linestyle="--")
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, linestyle="--")
     for index, (label, auroc) in enumerate(zip(labels, aurocs, strict=True)):
         if auroc is None:
             axes.plot([], [], " ", label=f"{plain(label)}: undefined")
@@ -90,9 +88,9 @@ def draw_roc(probabilities: _Floats, truth: _Bools, labels: Sequence[str], auroc
         colour = _COLOURS[index % len(_COLOURS)]
         axes.plot(missed, found, style, color=colour, linewidth=2, label=f"{plain(label)}: {auroc:.3f}", clip_on=False)
     if all(auroc is None for auroc in aurocs):
-        _say(axes, "No label is both present and absent in these cases:\nthere is no ROC curve.")
+        say(axes, "No label is both present and absent in these cases:\nthere is no ROC curve.")
     axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", anchor="W")
-    _dress(axes, "1 - specificity", "sensitivity")
+    dress(axes, "1 - specificity", "sensitivity")
     axes.legend(
         loc="upper left",
         bbox_to_anchor=(1.02, 1),
@@ -100,7 +98,7 @@ def draw_roc(probabilities: _Floats, truth: _Bools, labels: Sequence[str], auroc
         fontsize=9,
         title="AUROC",
         alignment="left",
-        labelcolor=_INK,
+        labelcolor=INK,
         ncols=columns,
     )
     return figure
@@ -115,20 +113,20 @@ def draw_reliability(probabilities: _Floats, truth: _Bools, multilabel: bool, ec
     filled = counts > 0
     width = 1 / CALIBRATION_BINS
     middles = (np.arange(CALIBRATION_BINS) + 0.5) * width
-    figure = _figure(5.4, 5.8)
+    figure = empty_figure(5.4, 5.8)
     both: Any = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     upper, lower = both
     upper.bar(
         middles[filled], frequency[filled], 0.92 * width, color=_COLOURS[5], edgecolor=_COLOURS[0], label="came true"
     )
-    upper.plot([0, 1], [0, 1], color=_INK, linewidth=1.2, linestyle="--", label="perfect")
+    upper.plot([0, 1], [0, 1], color=INK, linewidth=1.2, linestyle="--", label="perfect")
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
-    upper.set_title(f"Expected calibration error {ece:.3f}", fontsize=11, color=_INK, loc="left")
-    upper.legend(frameon=False, fontsize=9, labelcolor=_INK, loc="upper left")
-    lower.bar(middles, counts, 0.92 * width, color=_GREY)
-    _dress(upper, "", "share that came true")
+    upper.set_title(f"Expected calibration error {ece:.3f}", fontsize=11, color=INK, loc="left")
+    upper.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
+    lower.bar(middles, counts, 0.92 * width, color=GREY)
+    dress(upper, "", "share that came true")
     what = "probability of a label" if multilabel else "probability of the predicted label"
-    _dress(lower, what, "labels" if multilabel else "cases")
+    dress(lower, what, "labels" if multilabel else "cases")
     return figure
 
 
@@ -162,15 +160,15 @@ def draw_worst(
 ) -> Figure:
     """Draw each mistake with its id, the truth, the prediction, and its picture where there is one."""
     if not mistakes:
-        figure = _figure(6.0, 1.6)
+        figure = empty_figure(6.0, 1.6)
         axes: Any = figure.subplots()
         axes.set_axis_off()
-        _say(axes, f"No mistakes in {len(ids)} case(s).")
+        say(axes, f"No mistakes in {len(ids)} case(s).")
         return figure
     columns = min(4, len(mistakes))
     rows = -(-len(mistakes) // columns)
     height = 0.75 if pictures is None else 3.0
-    figure = _figure(max(2.7 * columns, 4.0), height * rows)
+    figure = empty_figure(max(2.7 * columns, 4.0), height * rows)
     panels: Any = figure.subplots(rows, columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -181,7 +179,7 @@ def draw_worst(
         axes.set_title(
             "\n".join([plain(ids[case], _ID_LENGTH), *said]),
             fontsize=8,
-            color=_INK,
+            color=INK,
             y=0 if pictures is None else None,
         )
     return figure
@@ -209,41 +207,10 @@ def _draw_picture(axes: Axes, pictures: Callable[[int], npt.NDArray[Any]], case:
         picture = np.asarray(pictures(case), np.float64)
     except (LabelRoundsError, OSError):
         # An image that has gone since takes nothing from what is known of the mistake.
-        _say(axes, "no picture")
+        say(axes, "no picture")
         return
     known = picture[np.isfinite(picture)]
     low, high = np.percentile(known, (1, 99)) if known.size else (0, 1)
     if low == high:
         low, high = known.min(), known.max()
     axes.imshow(picture, cmap="gray", vmin=low, vmax=high, interpolation="bilinear")
-
-
-# What all share ------------------------------------------------------------------------------------------------------
-
-
-def plain(text: str, length: int = _LABEL_LENGTH) -> str:
-    """Return a user's text as one line, cut in the middle, that matplotlib draws as it is and not as a formula."""
-    line = " ".join(text.split())
-    half = length // 2
-    short = line if len(line) <= length else f"{line[: length - half - 1]}…{line[-half:]}"
-    return short.replace("$", r"\$")
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), facecolor="white")
-    figure.set_layout_engine("constrained", h_pad=0.12, w_pad=0.12)
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _dress(axes: Axes, below: str, beside: str) -> None:
-    axes.set_xlabel(below, fontsize=10, color=_INK)
-    axes.set_ylabel(beside, fontsize=10, color=_INK)
-    axes.tick_params(labelsize=9, length=0, colors=_INK)
-    axes.grid(color=_PALE, linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
-
-
-def _say(axes: Axes, text: str) -> None:
-    axes.text(0.5, 0.5, text, transform=axes.transAxes, ha="center", va="center", fontsize=10, color=_INK)
