@@ -22,6 +22,7 @@ from labelrounds.headers import Header
 from labelrounds.images import MAX_VOXELS, Geometry, Image
 from labelrounds.itk_loading import load_itk
 from labelrounds.pictures import check_plausible, continued_jpeg, may_be_cut
+from labelrounds.segmentations import flattened, segments_of, values_of
 
 _READERS = {
     "nifti": "NiftiImageIO",
@@ -61,11 +62,16 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Image:
         if kind not in ("nifti", "nrrd"):
             raise BadInput(f"{path.name}: a label is NIfTI or NRRD, not {kind}")
         header = header_of(path, kind, max_voxels)
-        segments = _segments(header, path.name)
-        image = read_image(path, max_voxels=max_voxels)
-        if image.array.shape[0] != 1:
-            raise BadInput(f"{path.name}: a label has one channel, this has {image.array.shape[0]}")
-        return Image(_whole(image.array, path.name), image.affine, image.source, segments)
+        segments = segments_of(header, path.name)
+        layered = bool(segments) and header.channels > 1
+        image = read_image(path, max_voxels=max_voxels, channels=header.channels if layered else None)
+        layers = image.array.shape[0]
+        if layers > 1 and not layered:
+            raise BadInput(f"{path.name}: a label has one channel, this has {layers}")
+        labels = _whole(image.array, path.name)
+        if layered:
+            labels = flattened(labels, segments, path.name)
+        return Image(labels, image.affine, image.source, values_of(segments, layers))
 
 
 def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> Geometry:
@@ -269,25 +275,6 @@ def _whole(array: NDArray[Any], name: str) -> NDArray[np.uint8]:
     if array.dtype.kind == "f" and not np.array_equal(whole, array):
         raise BadInput(f"{name}: label values such as {array[whole != array].flat[0]} are not whole numbers")
     return whole
-
-
-def _segments(header: Header, name: str) -> dict[str, int] | None:
-    """Return name to value of the segments that 3D Slicer lists in a ``.seg.nrrd``, None for a plain label map."""
-    segments: dict[str, int] = {}
-    index = 0
-    while f"Segment{index}_ID" in header.pairs or f"Segment{index}_Name" in header.pairs:
-        prefix = f"Segment{index}_"
-        title = header.pairs.get(prefix + "Name", header.pairs.get(prefix + "ID", ""))
-        layer, value = header.pairs.get(prefix + "Layer", "0"), header.pairs.get(prefix + "LabelValue", "1")
-        if layer.strip() != "0" or header.channels > 1:
-            raise BadInput(f"{name}: segment {title!r} is on layer {layer}; overlapping segments are not supported")
-        if not value.strip().isdigit() or not 1 <= int(value) <= 255:
-            raise BadInput(f"{name}: segment {title!r} has the value {value!r}; allowed are 1 to 255")
-        if title in segments:
-            raise BadInput(f"{name}: two segments are named {title!r}")
-        segments[title] = int(value)
-        index += 1
-    return segments or None
 
 
 def _reason(error: BaseException) -> str:

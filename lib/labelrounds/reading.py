@@ -100,8 +100,11 @@ def read_image(path: Path, *, max_voxels: int = MAX_VOXELS, channels: int | None
 def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Image:
     """Read a label map: one channel of whole numbers from 0 to 255, as uint8.
 
+    A segmentation file of several layers becomes one; `labelrounds.segmentations` says how.
+
     Raises:
-        BadInput: other values, several channels, overlapping segments; besides what `read_image` raises.
+        BadInput: other values, several channels that are no layers of a segmentation file, segments that it doesn't
+            describe well; besides what `read_image` raises.
     """
     return cast(Image, _read("read_label", path, max_voxels=max_voxels))
 

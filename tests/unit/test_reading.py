@@ -611,12 +611,79 @@ def test_a_segmentation_file_says_which_value_is_which_segment(tmp_path: Path):
     assert label.segments == {"liver": 7, "spleen": 2}
 
 
-def test_overlapping_segments_are_refused(tmp_path: Path):
-    segments = ({"ID": "a", "Name": "liver", "Layer": "0"}, {"ID": "b", "Name": "tumour", "Layer": "1"})
-    directions = np.array([[np.nan] * 3, *np.eye(3)])
-    path = tmp_path / "label.seg.nrrd"
-    segmentation(path, voxels(np.uint8, (2, *SHAPE)), *segments, **{"space directions": directions})
-    with pytest.raises(BadInput, match="overlapping segments are not supported"):
+LIVER, TUMOUR = {"ID": "a", "Name": "liver", "Layer": "0"}, {"ID": "b", "Name": "tumour", "Layer": "1"}
+SPLEEN = {"ID": "c", "Name": "spleen", "Layer": "0", "LabelValue": "5"}
+
+
+def layered(path: Path, layers: np.ndarray, *segments: dict[str, str], **header: Any) -> Path:
+    kinds, directions = ["list", *["domain"] * 3], np.array([[np.nan] * 3, *np.eye(3)])
+    return segmentation(path, layers, *segments, kinds=kinds, **{"space directions": directions, **header})
+
+
+def overlapping_layers(dtype: Any = np.uint8) -> np.ndarray:
+    layers = np.zeros((2, *SHAPE), dtype)
+    layers[0, :3], layers[0, 3:] = 1, 5
+    layers[1, 1:4] = 1
+    return layers
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int32"])
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+def test_where_segments_overlap_the_later_one_in_the_list_counts(tmp_path: Path, dtype: str, encoding: str):
+    layers, path = overlapping_layers(dtype), tmp_path / "label.seg.nrrd"
+    liver, tumour, spleen = np.zeros((3, *SHAPE), bool)
+    liver[:3], tumour[1:4], spleen[3:] = True, True, True
+    label = read_label(layered(path, layers, LIVER, TUMOUR, SPLEEN, encoding=encoding))
+    assert label.segments == {"liver": 1, "tumour": 2, "spleen": 3}
+    assert label.array.dtype == np.uint8
+    assert np.array_equal(label.array[0], np.select([spleen, tumour, liver], [3, 2, 1]))
+    label = read_label(layered(path, layers, SPLEEN, TUMOUR, LIVER, encoding=encoding))
+    assert label.segments == {"spleen": 1, "tumour": 2, "liver": 3}
+    assert np.array_equal(label.array[0], np.select([liver, tumour, spleen], [3, 2, 1]))
+
+
+WRONG_LAYERS = {
+    "a layer beyond the file's": ((LIVER, {**TUMOUR, "Layer": "2"}, SPLEEN), "'tumour': layer '2'; allowed: 0 to 1"),
+    "a layer that is no number": ((LIVER, {**TUMOUR, "Layer": "-1"}, SPLEEN), "'tumour': layer '-1'"),
+    "a layer of many digits": ((LIVER, {**TUMOUR, "Layer": "0" * 5000}, SPLEEN), "'tumour': layer"),
+    "a value beyond a label map's": ((LIVER, {**TUMOUR, "LabelValue": "256"}), "value '256'; allowed: 1 to 255"),
+    "a value of the background": ((LIVER, {**TUMOUR, "LabelValue": "0"}), "value '0'; allowed: 1 to 255"),
+    "two segments of one name": ((LIVER, {**TUMOUR, "Name": "liver"}, SPLEEN), "two segments are named 'liver'"),
+    "two segments in one place": (
+        (LIVER, {**TUMOUR, "Layer": "0"}, SPLEEN),
+        "value 1 on layer 0",
+    ),
+    "voxels of no segment": ((LIVER, TUMOUR), r"layer 0 has the values \[5\]; allowed are \[0, 1\]"),
+    "no segments": ((), "2 channels"),
+}
+
+
+@pytest.mark.parametrize(("segments", "message"), WRONG_LAYERS.values(), ids=WRONG_LAYERS)
+def test_layers_that_are_not_well_described_are_refused(tmp_path: Path, segments: Any, message: str):
+    with pytest.raises(BadInput, match=message):
+        read_label(layered(tmp_path / "label.seg.nrrd", overlapping_layers(), *segments))
+
+
+def test_more_segments_than_a_label_map_has_values_are_refused(tmp_path: Path):
+    segments = [{"Name": f"s{n}", "Layer": str(n % 2), "LabelValue": str(n // 2 + 1)} for n in range(256)]
+    with pytest.raises(BadInput, match="256 segments; at most 255"):
+        read_label(layered(tmp_path / "label.seg.nrrd", overlapping_layers(), *segments))
+
+
+def test_a_single_layer_names_no_other(tmp_path: Path):
+    with pytest.raises(BadInput, match="'tumour': layer '1'; allowed: 0"):
+        read_label(segmentation(tmp_path / "label.seg.nrrd", voxels(np.uint8), LIVER, TUMOUR))
+
+
+def test_layers_count_as_voxels_before_any_is_read(tmp_path: Path):
+    path = layered(tmp_path / "label.seg.nrrd", overlapping_layers(), LIVER, TUMOUR, SPLEEN)
+    size = int(np.prod(SHAPE))
+    assert read_label(path, max_voxels=2 * size).array.any()
+    with pytest.raises(TooLarge, match="the header claims"):
+        read_label(path, max_voxels=2 * size - 1)
+    text = path.read_bytes().replace(b"sizes: 2 ", b"sizes: 900000000 ")
+    path.write_bytes(text)
+    with pytest.raises(TooLarge, match="the header claims"):
         read_label(path)
 
 
