@@ -11,6 +11,7 @@ from pathlib import Path
 
 import application
 import ctk
+import numpy as np
 import qt
 import slicer
 import vtk
@@ -253,6 +254,38 @@ class ExtensionUser:
         x, y, z = (slice(start, start + length) for start, length in zip(corner, size, strict=True))
         voxels[z, y, x] = 1
         slicer.util.updateSegmentBinaryLabelmapFromArray(voxels, node, key, volume)
+
+    def add_segment(self, name: str) -> None:
+        """Add an empty segment, as the segment editor's button does."""
+        self._node().GetSegmentation().AddEmptySegment("", name)
+
+    def layers(self) -> int:
+        """Return how many layers Slicer keeps the segments on; more than one where they overlap."""
+        return self._node().GetSegmentation().GetNumberOfLayers()
+
+    def load_segmentation(self, path: Path) -> dict[str, np.ndarray]:
+        """Load a segmentation file as File > Add Data does; return its segments' voxels on the shown image by name."""
+        storage, node = slicer.vtkMRMLSegmentationStorageNode(), slicer.vtkMRMLSegmentationNode()
+        slicer.mrmlScene.AddNode(node)
+        storage.SetFileName(str(path))
+        assert storage.ReadData(node)
+        volume = segments.shown_volume()
+        found = {name: segments.voxels_on(volume, node, key).T for name, key in segments.named(node)}
+        slicer.mrmlScene.RemoveNode(node)
+        return found
+
+    def export(self) -> np.ndarray:
+        """Return the label map that Slicer's own export makes of the segments, on the shown image's voxels."""
+        node, labelmap = slicer.vtkMRMLLabelMapVolumeNode(), self._node()
+        slicer.mrmlScene.AddNode(node)
+        chosen = vtk.vtkStringArray()
+        for key in labelmap.GetSegmentation().GetSegmentIDs():
+            chosen.InsertNextValue(key)
+        logic = slicer.modules.segmentations.logic()
+        logic.ExportSegmentsToLabelmapNode(labelmap, chosen, node, segments.shown_volume())
+        voxels = slicer.util.arrayFromVolume(node).T.copy()
+        slicer.mrmlScene.RemoveNode(node)
+        return voxels
 
     def finish(self, segment: str) -> None:
         """Give a segment the status Completed, as the segment editor's list does."""

@@ -8,11 +8,13 @@ import pytest
 import requests
 from classifier_server import CLASSIFIER, start_classifier
 from label_server import MODEL, QUICK_MODEL
-from observed import read_nifti
+from observed import Volume, read_nifti
 from relay import Relay
 from scipy import ndimage
 
 from labelrounds import phantoms
+from labelrounds.reading import read_label
+from labelrounds.store import StudyStore
 
 NAMES = list(phantoms.LABELS)
 OTHERS = ("axial", "flipped", "anisotropic")
@@ -290,6 +292,51 @@ def test_submitted_case_opens_again_with_its_label(slicer, server, studies, labe
         assert np.array_equal(voxels(segments, name, study.image), study.truth == value), name
     slicer.tool("segment")
     assert len(slicer.asked()) == 1  # a submitted label is somebody's work
+
+
+def test_segments_that_overlap_are_kept_open_again_so_and_train_as_slicer_would_export_them(slicer, server, open_study):
+    study = open_study("flipped")
+    slicer.fill_box("spleen", (20, 20, 20), (20, 20, 20))  # into the liver too
+    slicer.fill_box("liver", CORNER, SIZE)
+    before, exported = only(slicer.segmentations()), slicer.export()
+    drawn = {name: voxels(before, name, study.image) for name in NAMES}
+    assert (drawn["liver"] & drawn["spleen"]).sum() > 100 and slicer.layers() > 1
+
+    assert slicer.tool("submit") == []
+
+    assert slicer.asked() == [] and "overlap are kept" in slicer.text("statusLabel")
+    (case,) = [one for one in StudyStore(server.studies, read_only=True).training_items() if one.image_id == study.name]
+    assert case.values == {name: value for value, name in enumerate(NAMES, 1)}
+    assert case.label.name.endswith(".seg.nrrd")
+    label = read_label(case.label)
+    trained = Volume(label.array[0], label.affine).on_grid_of(study.image)
+    assert np.array_equal(trained, Volume(exported, slicer.image().ijk_to_ras).on_grid_of(study.image))
+    later = np.max([value * drawn[name] for value, name in enumerate(NAMES, 1)], axis=0)
+    assert np.array_equal(trained, later)
+    for name, there in slicer.load_segmentation(case.label).items():  # as any Slicer does
+        assert np.array_equal(Volume(there, slicer.image().ijk_to_ras).on_grid_of(study.image), drawn[name]), name
+
+    slicer.close_scene()
+    slicer.click("connectButton")
+    slicer.choose("labelledBox", study.name)
+    assert slicer.click("reopenButton") == []
+    again, looks = only(slicer.segmentations()), slicer.looks()
+    assert list(again) == NAMES and slicer.layers() > 1
+    for name in NAMES:
+        assert np.array_equal(voxels(again, name, study.image), drawn[name]), name
+    assert all(points > 100 for _, _, points in looks.values()) and slicer.terms()["liver"] == "Liver"
+    slicer.fill_box("spine", CORNER, SIZE)
+    assert slicer.tool("submit") == []
+    spine = read_label(next((server.studies / "labels" / "final").glob(f"{study.name}.seg.nrrd")))
+    there = Volume(spine.array[0], spine.affine).on_grid_of(study.image)[tuple(CORNER)]
+    assert there == 1 + max(NAMES.index("spine"), NAMES.index("liver"))
+
+
+def test_segments_of_one_name_are_not_submitted_before_each_has_its_own(slicer, server, open_any):
+    study = open_any()
+    slicer.add_segment("liver ")
+    (warning,) = slicer.tool("submit")
+    assert "Several segments are named liver" in warning.text and study.name not in server.labelled()
 
 
 def test_case_that_was_sent_back_comes_first_with_its_label_and_what_is_to_be_corrected(

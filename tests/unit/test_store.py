@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nibabel as nib
+import nrrd
 import numpy as np
 import pytest
 from PIL import Image as Picture
@@ -83,6 +84,24 @@ def test_names_go_by_their_place_in_the_list_not_by_their_index(store: StudyStor
     (case,) = store.training_items()
     assert case.values == {"spleen": 1, "liver": 2}
     assert np.array_equal(read_label(case.label).array[0], label_array(1, 2))
+
+
+def test_segments_that_overlap_are_kept_whole_and_train_as_one_label_map(store: StudyStore, tmp_path: Path):
+    layers, file = np.stack([label_array(1), label_array(1, 2)]), tmp_path / "label.seg.nrrd"
+    layers[1][layers[1] == 1] = 7
+    lps = np.diag([-1, -1, 1]) @ AFFINE[:3]
+    header = {"space": "left-posterior-superior", "kinds": ["list", *["domain"] * 3], "space origin": lps[:, 3]}
+    header["space directions"] = np.vstack([[np.nan] * 3, lps[:, :3].T])
+    for number, (name, layer, value) in enumerate((("liver", 0, 1), ("tumour", 1, 7), ("spleen", 1, 2))):
+        pairs = {"Name": name, "Layer": layer, "LabelValue": value}
+        header |= {f"Segment{number}_{key}": str(content) for key, content in pairs.items()}
+    nrrd.write(str(file), layers, header, index_order="F")
+    store.save_label("case_1", str(file), "final", listed("liver", "tumour", "spleen"))
+    (case,) = store.training_items()
+    assert case.label.read_bytes() == file.read_bytes()
+    assert case.values == store.get_label_info("case_1", "final")["labels"] == {"liver": 1, "tumour": 2, "spleen": 3}
+    later = label_array(1, 2) + 1  # the tumour lies on all of the liver
+    assert np.array_equal(read_label(case.label).array[0], np.where(later > 1, later, 0))
 
 
 def test_a_label_that_is_listed_but_absent_from_the_scan_is_kept(store: StudyStore, tmp_path: Path):

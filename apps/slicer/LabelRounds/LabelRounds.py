@@ -154,9 +154,10 @@ class LabelRoundsWidget(Panel):
         node = self.editor.segmentation_of(volume)
         if node is None:
             return self.warn(_("{image} has no segmentation yet: segment it first.").format(image=volume.GetName()))
-        overlap = _("Some voxels are in two segments; a label map keeps the later one there. Submit it so?")
-        if segments.overlapping(node) and not self.sure(overlap):
-            return
+        twice = segments.named_twice(node)
+        if twice:
+            told = _("Several segments are named {names}; give each its own name, or merge them. Nothing was sent.")
+            return self.warn(told.format(names=", ".join(twice)))
         name = self.may_send(volume)
         if name:
             self.start(_("Submitting"), lambda *ends: self.logic.submit(volume, node, name, *ends), self.submitted)
@@ -165,6 +166,8 @@ class LabelRoundsWidget(Panel):
         """Say what the server has made of a submission."""
         ignored = ", ".join(answer.get("unknown_labels") or [])
         more = _(" No model knows {names}, which will not be learnt.").format(names=ignored) if ignored else ""
+        if answer.get("overlap"):
+            more += _(" Segments that overlap are kept so; a training takes the later one of the list there.")
         self.say(GREEN, _("{image} is submitted.").format(image=image) + more)
         self.cases.submitted(image)
         self.rounds.look()

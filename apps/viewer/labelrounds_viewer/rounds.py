@@ -65,12 +65,11 @@ class Rounds(Asking):
         """Submit the segmentation."""
         if self.desk.volume is None:
             return self.warn("Open a case first.")
-        doubts = []
-        if segments.overlapping(self.desk.node):
-            doubts.append("Some voxels are in two segments; a label map keeps the later one there.")
-        if segments.is_empty(self.desk.node):
-            doubts.append("Nothing is drawn: the label says that the patient has none of this.")
-        self._sure([*doubts, "Submit it so?"] if doubts else [], "Submit", self._submit)
+        twice = segments.named_twice(self.desk.node)
+        if twice:
+            return self.warn(f"Several segments are named {', '.join(twice)}; give each its own name.")
+        doubts = ["Nothing is drawn: the label says that the patient has none of this.", "Submit it so?"]
+        self._sure(doubts if segments.is_empty(self.desk.node) else [], "Submit", self._submit)
 
     def submit_class(self) -> None:
         """Submit what the image is as a whole."""
@@ -252,6 +251,8 @@ class Rounds(Asking):
         self._show_hand()
         ignored = ", ".join(answer.get("unknown_labels") or [])
         more = f" No model knows {ignored}, which will not be learnt." if ignored else ""
+        if answer.get("overlap"):
+            more += " Segments that overlap are kept so; a training takes the later one of the list there."
         self.say(f"{image} is submitted.{more}")
         self._ask_images()
 

@@ -14,7 +14,7 @@ from typing import Any, Callable
 import slicer
 from slicer.ScriptedLoadableModule import ScriptedLoadableModuleLogic
 
-from . import VERSION, looks, overlays, segments, sending
+from . import VERSION, layers, looks, overlays, segments, sending
 from .background import Background
 from .client import Case, Client, Prediction
 from .failures import Failed
@@ -191,18 +191,22 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def submit(self, volume, node, own_name: str, done: Done, failed: OnFailed, progress: Progress) -> Call:
         """Submit a segmentation; an image that the server doesn't have is uploaded first, under ``own_name``.
 
-        ``done`` gets the image's id and the server's answer.
+        ``done`` gets the image's id and the server's answer, with ``overlap`` where segments that overlap were sent as
+        the layers that they are.
         """
         client, folder = self.client, self._folder()
+        layered = layers.Layers(node, volume) if segments.overlapping(node) else None
         label = folder / "label.nii"
-        names, sent = segments.write_labels(node, volume, label), segments.checksums(node)
+        names = segments.write_labels(node, volume, label) if layered is None else layered.names
+        sent = segments.checksums(node)
 
         def submitted(image: str, answer: dict[str, Any]) -> None:
             segments.note_submitted(node, sent)
-            done(image, answer)
+            done(image, answer if layered is None else {**answer, "overlap": True})
 
         def send(image: str, call: Call) -> dict[str, Any]:
-            return client.submit(image, sending.compressed(label), names, call)
+            file = sending.compressed(label) if layered is None else layered.write(folder / "label.seg.nrrd")
+            return client.submit(image, file, names, call)
 
         return self._submit(volume, own_name, send, submitted, failed, progress, folder)
 
@@ -261,9 +265,12 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def _put_label(self, case: Case, volume):
         """Put a case's submitted label into a segmentation of its own."""
         node = segments.new_segmentation(volume)
-        # Where nobody has named them, they are the server's labels in their order.
-        values = case.names or {name: value for value, name in enumerate(self.info.get("labels") or [], 1)}
-        segments.put_labels(node, volume, case.label, values, known=self._looks())
+        if layers.are_in(case.label):
+            layers.put(node, volume, case.label, self._looks())
+        else:
+            # Where nobody has named them, they are the server's labels in their order.
+            values = case.names or {name: value for value, name in enumerate(self.info.get("labels") or [], 1)}
+            segments.put_labels(node, volume, case.label, values, known=self._looks())
         segments.show(node)
         return node
 

@@ -56,10 +56,21 @@ def new_segmentation(volume):
     return node
 
 
-def segment_ids(node) -> dict[str, str]:
-    """Return the segments' ids by name, in their order."""
+def named(node) -> list[tuple[str, str]]:
+    """Return the segments' names and ids, in their order; Slicer lets two have the same name."""
     segmentation = node.GetSegmentation()
-    return {segmentation.GetSegment(key).GetName(): key for key in segmentation.GetSegmentIDs()}
+    return [(segmentation.GetSegment(key).GetName(), key) for key in segmentation.GetSegmentIDs()]
+
+
+def segment_ids(node) -> dict[str, str]:
+    """Return the segments' ids by name, in their order; of two of the same name the last one's."""
+    return dict(named(node))
+
+
+def named_twice(node) -> list[str]:
+    """Return the names that several segments have, which a label can't tell apart."""
+    names = [name.strip() for name, _key in named(node)]
+    return sorted({name for name in names if names.count(name) > 1})
 
 
 def drawn_by_hand(node) -> list[str]:
@@ -70,8 +81,8 @@ def drawn_by_hand(node) -> list[str]:
 
 def note_predicted(node, names: Iterable[str]) -> None:
     """Note that the segments of these names are a prediction's as they are now."""
-    predicted, ids = json.loads(node.GetAttribute(PREDICTED) or "{}"), segment_ids(node)
-    predicted.update({name: _checksum(node, ids[name]) for name in names if name in ids})
+    predicted, found = json.loads(node.GetAttribute(PREDICTED) or "{}"), checksums(node)
+    predicted.update({name: found[name] for name in names if name in found})
     node.SetAttribute(PREDICTED, json.dumps(predicted))
 
 
@@ -132,7 +143,7 @@ def put_labels(
     try:
         labelmap.SetAndObserveTransformNodeID(volume.GetTransformNodeID())
         _leave_only(labelmap, put.values(), node, kept)
-        for name, key in segment_ids(node).items():
+        for name, key in named(node):
             if name in put:
                 node.GetSegmentation().RemoveSegment(key)
         _import(labelmap, node, put, known or {})
@@ -171,21 +182,28 @@ def write_labels(node, volume, file: Path) -> list[str]:
             raise RuntimeError("the label map can't be written; is the disk full?")
     finally:
         slicer.mrmlScene.RemoveNode(labelmap)
-    return [segmentation.GetSegment(key).GetName() for key in segmentation.GetSegmentIDs()]
+    return [name for name, _key in named(node)]
+
+
+def voxels_on(volume, node, key: str) -> np.ndarray:
+    """Return where a segment is on an image's grid, (Z, Y, X)."""
+    if not _voxels(node, key)[0].any():  # Slicer exports no empty one
+        return np.zeros(slicer.util.arrayFromVolume(volume).shape[:3], bool)
+    return slicer.util.arrayFromSegmentBinaryLabelmap(node, key, volume) > 0
 
 
 def _completed(node) -> list[str]:
     status, segmentation = slicer.vtkSlicerSegmentationsModuleLogic.GetSegmentStatus, node.GetSegmentation()
-    return [name for name, key in segment_ids(node).items() if status(segmentation.GetSegment(key)) == _COMPLETED]
+    return [name for name, key in named(node) if status(segmentation.GetSegment(key)) == _COMPLETED]
 
 
 def _leave_only(labelmap, values: Iterable[int], node, kept: set[str]) -> None:
     """Clear a label map but for some values, and where kept segments are."""
     voxels = slicer.util.arrayFromVolume(labelmap)
     voxels[~np.isin(voxels, list(values))] = 0
-    for name, key in segment_ids(node).items():
-        if name in kept and _checksum(node, key):
-            voxels[slicer.util.arrayFromSegmentBinaryLabelmap(node, key, labelmap) > 0] = 0
+    for name, key in named(node):
+        if name in kept:
+            voxels[voxels_on(labelmap, node, key)] = 0
     slicer.util.arrayFromVolumeModified(labelmap)
 
 
@@ -214,8 +232,14 @@ def _voxels(node, key: str) -> tuple[np.ndarray, tuple[int, ...]]:
 
 
 def checksums(node) -> dict[str, str]:
-    """Return a text by segment that is another one where its voxels are; empty for none."""
-    return {name: _checksum(node, key) for name, key in segment_ids(node).items()}
+    """Return a text by segment that is another one where its voxels are; empty for none.
+
+    Of several segments of the same name it tells all, so that none of them changes unseen.
+    """
+    found: dict[str, list[str]] = {}
+    for name, key in named(node):
+        found.setdefault(name, []).append(_checksum(node, key))
+    return {name: " ".join(filter(None, texts)) for name, texts in found.items()}
 
 
 def _checksum(node, key: str) -> str:
@@ -234,10 +258,9 @@ def _checksum(node, key: str) -> str:
 def _twice(node) -> bool:
     volume = volume_of(node)
     seen = np.zeros(slicer.util.arrayFromVolume(volume).shape[:3], bool)
-    for key in segment_ids(node).values():
-        if _checksum(node, key):
-            voxels = slicer.util.arrayFromSegmentBinaryLabelmap(node, key, volume) > 0
-            if (seen & voxels).any():
-                return True
-            seen |= voxels
+    for _name, key in named(node):
+        voxels = voxels_on(volume, node, key)
+        if (seen & voxels).any():
+            return True
+        seen |= voxels
     return False

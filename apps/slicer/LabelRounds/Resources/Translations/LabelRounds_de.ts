@@ -12,6 +12,10 @@
       <translation> {names} kennt kein Modell; das wird nicht gelernt.</translation>
     </message>
     <message>
+      <source> Segments that overlap are kept so; a training takes the later one of the list there.</source>
+      <translation> Segmente, die sich überlappen, bleiben so erhalten; ein Training nimmt dort das spätere der Liste.</translation>
+    </message>
+    <message>
       <source>95 % interval, high end</source>
       <translation>95-%-Intervall, oberes Ende</translation>
     </message>
@@ -332,6 +336,10 @@
       <translation>Adresse des Servers</translation>
     </message>
     <message>
+      <source>Several segments are named {names}; give each its own name, or merge them. Nothing was sent.</source>
+      <translation>Mehrere Segmente heißen {names}; geben Sie jedem einen eigenen Namen, oder vereinen Sie sie. Nichts wurde gesendet.</translation>
+    </message>
+    <message>
       <source>Show over the image where the model is unsure</source>
       <translation>Über dem Bild zeigen, wo das Modell unsicher ist</translation>
     </message>
@@ -346,10 +354,6 @@
     <message>
       <source>Skip</source>
       <translation>Überspringen</translation>
-    </message>
-    <message>
-      <source>Some voxels are in two segments; a label map keeps the later one there. Submit it so?</source>
-      <translation>Manche Voxel sind in zwei Segmenten; ein Labelbild behält dort das spätere. So einreichen?</translation>
     </message>
     <message>
       <source>Starting a training</source>
@@ -602,6 +606,14 @@
     <message>
       <source>served</source>
       <translation>verwendet</translation>
+    </message>
+    <message>
+      <source>the segments of {file} can't be read</source>
+      <translation>die Segmente von {file} sind nicht lesbar</translation>
+    </message>
+    <message>
+      <source>there are {count} segments; at most {most} can be submitted</source>
+      <translation>es gibt {count} Segmente; höchstens {most} können eingereicht werden</translation>
     </message>
     <message>
       <source>uncertainty</source>
