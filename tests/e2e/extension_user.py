@@ -103,6 +103,10 @@ class ExtensionUser:
     def type(self, edit: str, text: str) -> None:
         getattr(self._ui, edit).setText(text)
 
+    def let_lease_pass(self, seconds: float) -> None:
+        """Have the case in hand as if it had been for so long."""
+        self._widget.cases._hand._ends -= seconds
+
     def wait_for_text(self, widget: str, text: str) -> None:
         """Let Slicer run until a widget shows a text."""
         deadline = time.monotonic() + PATIENCE_S

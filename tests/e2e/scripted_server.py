@@ -19,7 +19,8 @@ class ScriptedServer:
     """Serve a table of answers.
 
     Attributes:
-        answers: by method and path, as ``GET /info/``: what is sent as JSON, a pair of a status and that, or bytes.
+        answers: by method and path, as ``GET /info/``: what is sent as JSON, a pair of a status and that, or bytes; or
+            a function of the request's headers that returns one of these.
         asked: method and path, query and body of each request, the oldest first.
     """
 
@@ -57,6 +58,7 @@ class _Handler(BaseHTTPRequestHandler):
         is_json = self.headers.get("Content-Type") == "application/json"
         self.script.asked.append((route, parse_qs(parts.query), json.loads(body) if is_json else body))
         found = self.script.answers.get(route, (404, {"detail": f"no {route}"}))
+        found = found(self.headers) if callable(found) else found
         status, content = found if isinstance(found, tuple) else (200, found)
         content = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)

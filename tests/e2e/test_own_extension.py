@@ -494,3 +494,27 @@ def test_classes_are_shown_and_corrected_behind_a_login(strict_server, open_exte
     (error,) = slicer.tool("segment")
     assert "larger than the server takes" in error.text
     assert slicer.tool("next") == []
+
+
+@pytest.fixture
+def short_login(monkeypatch):
+    monkeypatch.setenv("LABELROUNDS_SESSION_HOURS", "0.006")  # 22 s
+
+
+@pytest.mark.slow
+def test_lease_is_renewed_again_after_the_login_that_follows_an_ended_one(short_login, strict_server, open_extension):
+    server, key = strict_server
+    slicer = open_extension(server.url, model="patients")
+    slicer.answer_with(f"ann/{key}")
+    assert slicer.tool("next") == [] and "60 min" in slicer.text("leaseLabel")
+    slicer.let_lease_pass(40 * 60)
+    slicer.wait_for_text("leaseLabel", "another 60 min")
+    slicer.wait_for_text("statusLabel", "Your login at the server has ended. Press Connect")
+    slicer.let_lease_pass(40 * 60)
+    slicer.wait_for_text("leaseLabel", "another 20 min; it could not be renewed")
+    slicer.asked()
+    slicer.answer_with(f"ann/{key}")
+    assert slicer.click("connectButton") == []
+    (question,) = slicer.asked()
+    assert "expired" in question
+    slicer.wait_for_text("leaseLabel", "another 60 min; it is renewed")

@@ -200,3 +200,25 @@ def test_case_that_went_to_others_is_let_go_and_said(connected, server, studies)
     slicer.wait_for_text("statusLabel", "phantom_000 is in other hands")
     assert slicer.text("leaseLabel") == "" and not slicer.can_click("skipButton")
     assert [body["image"] for body in server.bodies("POST /rounds/lease")] == ["phantom_000"]
+
+
+def test_login_that_ends_while_one_draws_is_said_and_the_case_renewed_after_the_next(connected, server, studies):
+    def with_login(content):
+        return lambda headers: content if headers["Authorization"] == "Bearer new" else (401, {"detail": "expired"})
+
+    told = {"id": "phantom_000", "reason": "chosen at random", "lease_s": 1.0, "queue": 0}
+    server.answers["POST /activelearning/auto"] = told
+    server.answers["GET /datastore/image"] = studies["axial"].image_path.read_bytes()
+    server.answers["POST /rounds/lease"] = with_login({"lease_s": 3600})
+    server.answers["POST /auth/token"] = {"access_token": "new"}
+    slicer = connected()
+    assert slicer.tool("next") == []
+    slicer.wait_for_text("statusLabel", "Your login at the server has ended. Press Connect")
+    slicer.wait_for_text("leaseLabel", "could not be renewed")
+    assert slicer.can_click("skipButton") and slicer.asked() == []  # it is still theirs, and nothing stands in the way
+
+    server.answers["GET /info/"] = with_login(server.answers["GET /info/"])
+    slicer.answer_with("ann/key")
+    assert slicer.click("connectButton") == []
+    assert "Connected" in slicer.text("statusLabel")
+    slicer.wait_for_text("leaseLabel", "Yours for another 60 min; it is renewed")

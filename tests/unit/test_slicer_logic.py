@@ -1,6 +1,7 @@
 """What the Slicer extension asks a server, without Slicer: each failure ends in a sentence that says what to do."""
 
 import ast
+import hashlib
 import importlib
 import json
 import re
@@ -211,6 +212,40 @@ def test_label_is_opened_by_its_own_ending_and_values_whatever_the_images_name(s
     case = client_of(serve(script)[0]).reopen("label", tmp_path)
     assert case.names == dict(zip(["liver", "spleen"], names, strict=False))
     assert (case.label.name, case.label.read_bytes(), case.file.read_bytes()) == ("label.seg.nrrd", b"label", b"image")
+
+
+def versions_in_between(*contents, noted=()):
+    """Return a script in which another version of the label comes before each answer; what is noted may differ."""
+    digests = [*noted] or [hashlib.sha256(content).hexdigest() for content in contents]
+    told, sent = iter(digests[::2]), iter(contents[1::2])
+
+    def script(handler):
+        if "label/info" in handler.path:
+            return handler.answer(200, {"sha256": next(told), "labels": {"liver": 1}})
+        content = next(sent) if "/label" in handler.path else b"image"
+        handler.answer(200, content, Content_Disposition='attachment; filename="case.nii.gz"')
+
+    return script
+
+
+def test_label_and_what_is_known_of_it_are_of_one_version(serve, client_of, tmp_path):
+    address, server = serve(versions_in_between(b"old", b"new", b"new", b"new"))
+    case = client_of(address).reopen("case", tmp_path)
+    assert case.label.read_bytes() == b"new" and case.told["sha256"] == hashlib.sha256(b"new").hexdigest()
+    assert case.file.read_bytes() == b"image"
+    assert len([path for _, path, _, _ in server.requests if "/label" in path]) == 4
+
+
+def test_label_that_never_stays_is_a_sentence_after_the_second_time(serve, client_of, failed, tmp_path):
+    address, server = serve(versions_in_between(b"1", b"2", b"3", b"4", b"5", b"6"))
+    with pytest.raises(failed, match="replaced again and again"):
+        client_of(address).reopen("case", tmp_path)
+    assert len(server.requests) == 4
+
+
+def test_label_that_was_edited_in_the_servers_folder_is_opened(serve, client_of, tmp_path):
+    script = versions_in_between(*[b"edited"] * 4, noted=["5" * 64] * 4)
+    assert client_of(serve(script)[0]).reopen("case", tmp_path).label.read_bytes() == b"edited"
 
 
 def test_background_hands_over_in_the_thread_that_asks(failed):

@@ -160,9 +160,10 @@ class Asking(BaseLogic[RoundsState]):
         self._call, self.data.busy, self.data.part = None, False, 0.0
 
     def _look_failed(self, error: Failed) -> None:
-        """Show that the server is away, though nobody has asked for anything; a login waits for the next click."""
-        if self._call is None and error.kind in ("unreachable", "lost"):
-            self.say(str(error), _LIGHTS[error.kind])
+        """Show that the server is away or the login has ended, though nobody has asked for anything."""
+        told = failures.in_passing(error)
+        if self._call is None and told is not None:
+            self.say(str(told), _LIGHTS[told.kind])
 
     def _guarded(self, do: Callable[[], Any]) -> bool:
         """Do something of which no error may end the page; tell whether there was none."""

@@ -140,6 +140,7 @@ class Rounds(Asking):
             warning = "The server has no trained model yet: submit labels, then train."
         self.say(warning or f"Connected to {info.get('name', '?')}.", YELLOW if warning else GREEN)
         self._ask_images()
+        self.lookout.hasten("lease")
         self.lookout.ask("training", self.logic.client.training, self._note_training)
 
     def _found_server(self, info: dict[str, Any]) -> None:

@@ -127,6 +127,10 @@ class Lookout:
         """Note that a question of this kind was answered just now, in another way."""
         self._asked[what] = time.monotonic()
 
+    def hasten(self, what: str) -> None:
+        """Have a question of this kind asked at the next occasion, as what stood against it may be gone."""
+        self._asked.pop(what, None)
+
     def is_due(self, what: str, every_s: float) -> bool:
         """Tell whether the last question of this kind was asked so many seconds ago, or never."""
         return time.monotonic() - self._asked.get(what, -1e9) >= every_s

@@ -25,12 +25,14 @@ class CaseInHand:
     def kept(self, seconds: float) -> None:
         """Note for how long it is the user's from now on."""
         self._lease_s, self._ends = seconds, time.monotonic() + seconds
+        self._is_renewed = True
 
     def keep(self, client: Client, call: Call) -> float | str:
         """Ask the server to keep it; return for how long it does, or that others have it by now. In any thread."""
         try:
             return client.keep(self.case.image, call)
         except Failed as error:
+            self._is_renewed = False
             if error.status != HTTPStatus.CONFLICT:
                 raise
             return str(error)
@@ -52,4 +54,7 @@ class CaseInHand:
     def lease(self) -> str:
         """Return for how long it is the user's, in words."""
         minutes = max(0, round((self._ends - time.monotonic()) / 60))
+        if not self._is_renewed:
+            told = _("Yours for another {minutes} min; it could not be renewed, which is tried again.")
+            return told.format(minutes=minutes)
         return _("Yours for another {minutes} min; it is renewed while the case is open.").format(minutes=minutes)

@@ -38,7 +38,8 @@ class CaseSection(Section):
         self.panel.connected(self._reopen)
 
     def connected(self) -> None:
-        """Look which cases can be opened again."""
+        """Look which cases can be opened again; a case in hand whose lease is due is renewed at once."""
+        self.panel.lookout.hasten("lease")
 
         def found(images: list[str]) -> None:
             self.ui.labelledBox.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -113,13 +114,11 @@ class Client:
 
     def reopen(self, image: str, folder: Path, call: Call | None = None) -> Case:
         """Fetch an image and the label that was submitted for it."""
-        which = {"label": image, "tag": "final"}
-        info = self._json("GET", "/datastore/label/info", which, call=call)
-        sent = [entry["name"] for entry in info.get("label_info") or []]
-        names = info.get("labels") or {name: value for value, name in enumerate(sent, 1)}
         own = folder / "label"  # its file may be called as the image's is
         own.mkdir()
-        label = self._fetched("/datastore/label", which, own, call)
+        label, info = self._label(image, own, call)
+        sent = [entry["name"] for entry in info.get("label_info") or []]
+        names = info.get("labels") or {name: value for value, name in enumerate(sent, 1)}
         told = {"sha256": info.get("sha256", "")}
         return Case(image, self._image(image, folder, call), told, label, names)
 
@@ -248,6 +247,23 @@ class Client:
         file = folder / (Path(told).name or "image.nii.gz")
         file.write_bytes(answer.body)
         return file
+
+    def _label(self, image: str, folder: Path, call: Call | None) -> tuple[Path, dict[str, Any]]:
+        """Fetch an image's label and what is known of it, both of one version.
+
+        Raises:
+            Failed: another version came in between, twice.
+        """
+        which, last = {"label": image, "tag": "final"}, ""
+        for _time in range(2):
+            info = self._json("GET", "/datastore/label/info", which, call=call)
+            file, noted = self._fetched("/datastore/label", which, folder, call), info.get("sha256", "")
+            # A file that was edited in the server's folder is still noted as it was.
+            if noted in ("", last, hashlib.sha256(file.read_bytes()).hexdigest()):
+                return file, info
+            file.unlink()
+            last = noted
+        raise failures.replaced(image)
 
     def _has_label(self, image: str, call: Call | None) -> bool:
         """Tell whether an image has a label map; of a class alone there is none to open."""

@@ -67,6 +67,26 @@ def refused(address: str, status: int, headers: Mapping[str, str], body: bytes) 
     return Failed("failed", _("The server failed at this (status {status}): {detail}.").format(**told), status)
 
 
+def replaced(image: str) -> Failed:
+    """Say that no version of a label stays long enough to be fetched."""
+    sentence = _("The label of {image} is replaced again and again while it is fetched. Try again in a moment.")
+    return Failed("busy", sentence.format(image=image))
+
+
+def in_passing(error: Failed) -> Failed | None:
+    """Return what a user is to be told of a question that they have not asked; None where it can wait.
+
+    That the server is away, and that the login has ended, as a case is the user's only for as long as it is renewed.
+    """
+    if error.kind == "login":
+        ended = _(
+            "Your login at the server has ended. Press Connect and log in, so that the case stays yours and your work"
+            " can be submitted."
+        )
+        return Failed(error.kind, ended, error.status)
+    return error if error.kind in ("unreachable", "lost") else None
+
+
 def _reason(error: Exception) -> str:
     return str(getattr(error, "strerror", "") or error or type(error).__name__)
 

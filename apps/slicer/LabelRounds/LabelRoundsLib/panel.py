@@ -244,8 +244,9 @@ class Panel(ScriptedLoadableModuleWidget):
         slicer.util.warningDisplay(sentence, windowTitle="LabelRounds")
 
     def _look_failed(self, error: Failed) -> None:
-        if self._call is None and error.kind in ("unreachable", "lost"):
-            self._say_failed(error, aloud=False)
+        told = failures.in_passing(error)
+        if self._call is None and told is not None:
+            self._say_failed(told, aloud=False)
 
     def _tick(self) -> None:
         """Look once a second for what has to be asked again."""

@@ -432,6 +432,10 @@
       <translation>Das Label von {image} ist freigegeben.</translation>
     </message>
     <message>
+      <source>The label of {image} is replaced again and again while it is fetched. Try again in a moment.</source>
+      <translation>Das Label von {image} wird immer wieder ersetzt, während es geholt wird. Versuchen Sie es gleich noch einmal.</translation>
+    </message>
+    <message>
       <source>The last prediction was taken back.</source>
       <translation>Die letzte Vorhersage wurde zurückgenommen.</translation>
     </message>
@@ -590,6 +594,14 @@
     <message>
       <source>You are not allowed to do this: {detail}.</source>
       <translation>Das dürfen Sie nicht: {detail}.</translation>
+    </message>
+    <message>
+      <source>Your login at the server has ended. Press Connect and log in, so that the case stays yours and your work can be submitted.</source>
+      <translation>Ihre Anmeldung am Server ist abgelaufen. Drücken Sie Verbinden und melden Sie sich an, damit der Fall der Ihre bleibt und Ihre Arbeit eingereicht werden kann.</translation>
+    </message>
+    <message>
+      <source>Yours for another {minutes} min; it could not be renewed, which is tried again.</source>
+      <translation>Noch {minutes} min der Ihre; er konnte nicht verlängert werden, was wieder versucht wird.</translation>
     </message>
     <message>
       <source>Yours for another {minutes} min; it is renewed while the case is open.</source>
