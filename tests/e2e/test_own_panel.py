@@ -222,3 +222,21 @@ def test_login_that_ends_while_one_draws_is_said_and_the_case_renewed_after_the_
     assert slicer.click("connectButton") == []
     assert "Connected" in slicer.text("statusLabel")
     slicer.wait_for_text("leaseLabel", "Yours for another 60 min; it is renewed")
+
+
+@pytest.mark.parametrize("both_kinds", [True, False])
+def test_class_leaves_a_case_in_hand_that_was_handed_out_to_be_segmented(connected, server, studies, both_kinds):
+    if not both_kinds:
+        info = server.answers["GET /info/"]
+        server.answers["GET /info/"] = {**info, "models": {}, "trainers": {"new": info["trainers"]["new"]}}
+    told = {"id": "phantom_000", "reason": "chosen at random", "lease_s": 3600, "queue": 0}
+    server.answers["POST /activelearning/auto"] = told
+    server.answers["GET /datastore/image"] = studies["axial"].image_path.read_bytes()
+    server.answers["PUT /datastore/label"] = {"image": "phantom_000", "label": "phantom_000", "classes": ["slim"]}
+    slicer = connected()
+    slicer.choose("modelBox", "new")
+    assert slicer.tool("next") == []
+    slicer.choose("classBox", "slim")
+    assert slicer.click("submitClassButton") == [] and "is submitted" in slicer.text("statusLabel")
+    assert ("Yours for another 60 min" in slicer.text("leaseLabel")) is both_kinds
+    assert slicer.can_click("skipButton") is both_kinds

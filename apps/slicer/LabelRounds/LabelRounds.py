@@ -169,7 +169,7 @@ class LabelRoundsWidget(Panel):
         if answer.get("overlap"):
             more += _(" Segments that overlap are kept so; a training takes the later one of the list there.")
         self.say(GREEN, _("{image} is submitted.").format(image=image) + more)
-        self.cases.submitted(image)
+        self.cases.submitted(image, self.logic.ends_case(answer))
         self.rounds.look()
 
     def model_of_rounds(self) -> str:

@@ -247,7 +247,7 @@ class Rounds(Asking):
         self.start("Submitting", lambda *ends: self.logic.submit(volume, node, image, *ends), self._submitted)
 
     def _submitted(self, image: str, answer: dict[str, Any]) -> None:
-        if self._hand is not None and self._hand.case.image == image:
+        if self.logic.ends_case(answer) and self._hand is not None and self._hand.case.image == image:
             self._hand = None
         self._show_hand()
         ignored = ", ".join(answer.get("unknown_labels") or [])

@@ -73,9 +73,9 @@ class CaseSection(Section):
             button.setEnabled(not busy and self._hand is not None)
         self._show()
 
-    def submitted(self, image: str) -> None:
-        """Note that a case was submitted."""
-        if self._hand is not None and self._hand.case.image == image:
+    def submitted(self, image: str, ends_case: bool) -> None:
+        """Note that something was submitted, which may leave a case in hand."""
+        if ends_case and self._hand is not None and self._hand.case.image == image:
             self._hand = None
         self.panel.rounds.opened(image, "")
         self.connected()

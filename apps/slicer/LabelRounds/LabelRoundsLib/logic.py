@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable
 
@@ -70,6 +71,13 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def classes(self, model: str) -> list[str]:
         """Return the classes of a model that classifies; none of another."""
         return list(self._card(model).get("labels") or []) if self.classifies(model) else []
+
+    def ends_case(self, answer: Mapping[str, Any]) -> bool:
+        """Tell from the answer to a submission whether its case is done.
+
+        A server of both kinds of models hands out cases to segment, which a class alone doesn't end.
+        """
+        return "classes" not in answer or all(map(self.classifies, self.models()))
 
     def models(self) -> list[str]:
         """Return the server's models, those last that nobody has trained yet."""
