@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from labelrounds import folders
 from labelrounds.budgets import budget_bytes
 from labelrounds.history import checksum
+from labelrounds.scanned import SEGMENTATION
 from labelrounds.sections import CommonConfig
 from labelrounds.store import LabelledCase
 
@@ -40,7 +41,9 @@ def key_of(case: LabelledCase, config: CommonConfig) -> str:
         OSError: a file can't be read.
     """
     content = [_content(Path(case.image)), _content(Path(case.label))]
-    values = dict(sorted(case.values.items())) if case.values is not None else None
+    # A segmentation file that nobody has named may name itself.
+    unnamed = SEGMENTATION if case.label.name.endswith(SEGMENTATION) else None
+    values = dict(sorted(case.values.items())) if case.values is not None else unnamed
     about = json.dumps([_PREPARATION, config.preparation, content, values], sort_keys=True)
     return hashlib.sha256(about.encode()).hexdigest()
 

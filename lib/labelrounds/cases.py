@@ -102,15 +102,21 @@ def prepare_case(
 def label_of(case: LabelledCase, image: Image, config: ModelConfig) -> NDArray[np.uint8]:
     """Return a case's label ``(X, Y, Z)`` on the grid of its image, with the values that the model gives its labels.
 
+    A label that nobody has named has the names of its own file, where the model knows one of them (``.seg.nrrd``).
+
     Raises:
         LabelRoundsError: the label can't be used, or a label of the model was not annotated in this case.
     """
-    values = config.label_values if case.values is None else case.values
+    read = read_label(case.label)
+    own = read.segments if set(read.segments or ()) & set(config.labels) else None
+    values = own if case.values is None else case.values
+    is_nameless = values is None
+    values = config.label_values if values is None else values
     missing = [name for name in config.labels if name not in values]
     if missing:
         raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
-    stored = on_grid_of(read_label(case.label), image.shape, image.affine, image.is_flat, "its label")
-    if case.values is None and stored.max() > len(config.labels):
+    stored = on_grid_of(read, image.shape, image.affine, image.is_flat, "its label")
+    if is_nameless and stored.max() > len(config.labels):
         raise LabelRoundsError(f"its label has the value {stored.max()}, the model has {len(config.labels)} labels")
     nameless = sorted(set(np.unique(stored).tolist()) - {0, *values.values()})
     if nameless:

@@ -3,7 +3,8 @@
 3D Slicer exports the segments that it lists in ``label_info`` as values 1, 2, 3 in that order. The ``idx`` beside a
 name counts background and scribbles too, which are not exported, and so is not the value: names go by their place in
 the list. A segmentation file (``.seg.nrrd``) says itself which value is which segment. A label without a list, such as
-a file dropped into the folder, has no names of its own: each model reads it in the order of its own labels.
+a file dropped into the folder, has no names of its own, unless it is a segmentation file: each model reads it in the
+order of its own labels.
 """
 
 from collections.abc import Mapping, Sequence

@@ -46,8 +46,8 @@ class LabelledCase:
         image_id: The image's name in the store.
         image: Its file.
         label: The label's file: a version that no later submission changes, where the file system has links.
-        values: Name to voxel value in the label, also of labels without a voxel; None where nobody has named them
-            and they are 1, 2, 3 in the order of the labels of the model that is trained.
+        values: Name to voxel value in the label, also of labels without a voxel; None where nobody has named them:
+            a ``.seg.nrrd`` may then name itself, and others are 1, 2, 3 in the order of the trained model's labels.
         patient: Whose image it is: the PatientID, or else the image's own id.
     """
 

@@ -12,6 +12,7 @@ from labelrounds.augmentation import IntensityDraw
 from labelrounds.cases import PatchSampler, PreparedCase, prepare_case, prepare_cases
 from labelrounds.errors import LabelRoundsError
 from labelrounds.store import LabelledCase
+from labelrounds.writing import write_label
 
 AFFINE = np.diag([-1.0, -2.0, 3.0, 1.0])
 CPU = torch.device("cpu")
@@ -314,6 +315,17 @@ def test_a_label_that_nobody_named_is_read_in_the_order_of_the_model_that_is_tra
     label[2:5, 2:5, 2:5], label[6:9, 5:8, 4:7] = 1, 2
     unnamed = replace(labelled(label=save(label, tmp_path / "unnamed.nii.gz")), values=None)
     assert np.bincount(prepare_case(unnamed, make_config()).label.numpy().ravel())[1:].tolist() == [27, 27]
+
+
+@pytest.mark.parametrize(("names", "counts"), [(["far", "near"], [64, 27]), (["one", "two"], [27, 64])], ids=str)
+def test_a_segmentation_file_that_nobody_named_names_itself_where_the_model_knows_it(
+    labelled, make_config, tmp_path, names, counts
+):
+    label = np.zeros((12, 10, 8), np.uint8)
+    label[2:5, 2:5, 2:5], label[6:10, 5:9, 4:8] = 1, 2
+    file = write_label(label, AFFINE, tmp_path / "unnamed.seg.nrrd", names)
+    unnamed = replace(labelled(label=file), values=None)
+    assert np.bincount(prepare_case(unnamed, make_config()).label.numpy().ravel())[1:].tolist() == counts
 
 
 def test_a_label_that_nobody_named_is_skipped_when_it_has_more_values_than_the_model(labelled, make_config):
