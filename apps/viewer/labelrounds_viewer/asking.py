@@ -162,6 +162,8 @@ class Asking(BaseLogic[RoundsState]):
     def _look_failed(self, error: Failed) -> None:
         """Show that the server is away or the login has ended, though nobody has asked for anything."""
         told = failures.in_passing(error)
+        if error.kind == "login" and not self.logic.info:
+            return  # nobody was let in yet: it waits for the first click
         if self._call is None and told is not None:
             self.say(str(told), _LIGHTS[told.kind])
 
