@@ -28,6 +28,7 @@ _NRRD_ITEM_BYTES = {
     "float": 4,
 }
 _NRRD_SPACES = ("left-posterior-superior", "right-anterior-superior", "left-anterior-superior", "lps", "ras", "las")
+_LONGEST_NRRD_FIELD = 500  # four vectors of three numbers with all of their digits take less
 _NRRD_COLOURS = ("rgb-color", "rgba-color")
 
 
@@ -175,6 +176,7 @@ def _nrrd_fields(head: bytes, name: str) -> tuple[bytes, dict[str, str], dict[st
         raise UnsupportedMedia(f"{name}: the content is not NRRD (no 'NRRD0001' to 'NRRD0005' at its start)")
     end = re.search(rb"\r?\n\r?\n", head)
     text = head[: end.end()] if end else b""
+    _check_nrrd_lines(text or head, name)
     fields: dict[str, str] = {}
     pairs: dict[str, str] = {}
     for line in (text or head).decode("utf-8", "replace").splitlines()[1:]:
@@ -189,6 +191,18 @@ def _nrrd_fields(head: bytes, name: str) -> tuple[bytes, dict[str, str], dict[st
             raise BadInput(f"{name}: the field {key!r} stands twice")
         fields[key.lower()] = value.strip()
     return text, fields, pairs
+
+
+def _check_nrrd_lines(text: bytes, name: str) -> None:
+    """Refuse a line too long to be a field: ITK's NRRD library writes beyond its memory as it complains of one.
+
+    Comments, ``key:=value`` pairs and the field ``content`` may be long, of which it complains of nothing.
+    """
+    for line in text.split(b"\n"):
+        is_pair = b":=" in line.partition(b": ")[0]
+        if len(line) > _LONGEST_NRRD_FIELD and not (is_pair or line.startswith((b"#", b"content: "))):
+            start = line[:40].decode("utf-8", "replace")
+            raise BadInput(f"{name}: the line {start!r}... has {len(line)} bytes; at most {_LONGEST_NRRD_FIELD} may be")
 
 
 def _nrrd_one_of(fields: dict[str, str], key: str, allowed: tuple[str, ...], name: str) -> str:

@@ -564,6 +564,23 @@ def test_an_image_of_mostly_nan_is_refused(tmp_path: Path, ending: str):
         read_image(write(tmp_path / f"scan{ending}", array))
 
 
+@pytest.mark.parametrize(
+    "line", ["q" * 3000, "q" * 3000 + ": 5", "units: " + "q" * 3000 + ":=", "kinds: " + "q" * 3000]
+)
+def test_a_line_too_long_for_an_nrrd_field_is_refused(tmp_path: Path, line: str):
+    path = write_nrrd(tmp_path / "scan.nrrd")
+    path.write_bytes(path.read_bytes().replace(b"encoding:", line.encode() + b"\nencoding:"))
+    with pytest.raises(BadInput, match=r"30\d\d bytes; at most 500"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("line", ["# " + "q" * 3000, "key:=" + "q: " * 1000, "content: " + "q" * 3000])
+def test_comments_pairs_and_content_of_an_nrrd_may_be_long(tmp_path: Path, line: str):
+    path = write_nrrd(tmp_path / "scan.nrrd")
+    path.write_bytes(path.read_bytes().replace(b"encoding:", line.encode() + b"\nencoding:"))
+    assert read_image(path).shape == SHAPE
+
+
 # Labels
 
 
