@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,15 +108,15 @@ def label_of(case: LabelledCase, image: Image, config: ModelConfig) -> NDArray[n
         LabelRoundsError: the label can't be used, or a label of the model was not annotated in this case.
     """
     read = read_label(case.label)
-    own = read.segments if set(read.segments or ()) & set(config.labels) else None
-    values = own if case.values is None else case.values
-    is_nameless = values is None
-    values = config.label_values if values is None else values
+    named: Mapping[str, int] | None = case.values
+    if named is None and set(read.segments or ()) & set(config.labels):
+        named = read.segments
+    values = config.label_values if named is None else named
     missing = [name for name in config.labels if name not in values]
     if missing:
         raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
     stored = on_grid_of(read, image.shape, image.affine, image.is_flat, "its label")
-    if is_nameless and stored.max() > len(config.labels):
+    if named is None and stored.max() > len(config.labels):
         raise LabelRoundsError(f"its label has the value {stored.max()}, the model has {len(config.labels)} labels")
     nameless = sorted(set(np.unique(stored).tolist()) - {0, *values.values()})
     if nameless:

@@ -5,7 +5,7 @@ Whoever wants one label a voxel, as a training does, gets each segment's place i
 and where segments overlap the later one of the list, which is also what Slicer's own export keeps there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +50,7 @@ def segments_of(header: Header, name: str) -> list[Segment]:
         layer = _number(header.pairs.get(prefix + "Layer", "0"), 0, header.channels - 1, f"{name}: {title!r}: layer")
         value = _number(header.pairs.get(prefix + "LabelValue", "1"), 1, _GREATEST, f"{name}: {title!r}: value")
         segments.append(Segment(title, layer, value))
-    names = [segment.name for segment in segments]
-    twice = next((title for title in names if names.count(title) > 1), None)
-    if twice is not None:
-        raise BadInput(f"{name}: two segments are named {twice!r}")
+    _check_once((repr(segment.name) for segment in segments), f"{name}: two segments are named")
     if header.channels > 1:
         _check_layered(segments, name)
     return segments
@@ -97,10 +94,16 @@ def _unnamed(layers: NDArray[np.uint8], segments: Sequence[Segment]) -> str:
 def _check_layered(segments: Sequence[Segment], name: str) -> None:
     if len(segments) > _GREATEST:
         raise BadInput(f"{name}: {len(segments)} segments; at most {_GREATEST} fit into a label map")
-    places = [(segment.layer, segment.value) for segment in segments]
-    if len(set(places)) < len(places):
-        twice = next(place for place in places if places.count(place) > 1)
-        raise BadInput(f"{name}: two segments have the value {twice[1]} on layer {twice[0]}")
+    places = (f"value {segment.value} on layer {segment.layer}" for segment in segments)
+    _check_once(places, f"{name}: two segments have the")
+
+
+def _check_once(texts: Iterable[str], told: str) -> None:
+    seen: set[str] = set()
+    for text in texts:
+        if text in seen:
+            raise BadInput(f"{told} {text}")
+        seen.add(text)
 
 
 def _number(text: str, least: int, greatest: int, what: str) -> int:

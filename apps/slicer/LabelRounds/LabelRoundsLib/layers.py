@@ -22,6 +22,14 @@ _MOST = 255  # segments, as a voxel has a byte
 _HEADER_BYTES = 2**20
 
 
+def of(node, volume) -> Layers | None:
+    """Return a segmentation's layers; None where no two segments overlap, so that a label map holds them."""
+    if node.GetSegmentation().GetNumberOfLayers() <= 1:
+        return None
+    found = Layers(node, volume)
+    return found if found.count > 1 else None
+
+
 class Layers:
     """All segments of a segmentation on its image's grid; made in the main thread, written in any.
 
@@ -43,7 +51,12 @@ class Layers:
             colour = node.GetSegmentation().GetSegment(key).GetColor()
             about.append({"ID": f"Segment_{value}", "Name": name.strip(), "Layer": layer, "LabelValue": value})
             about[-1]["Color"] = " ".join(f"{part:.6g}" for part in colour)
-        self._header = _header(volume, len(self._layers), about)
+        self._header = _header(volume, self.count, about)
+
+    @property
+    def count(self) -> int:
+        """How many layers it takes."""
+        return len(self._layers)
 
     def write(self, file: Path) -> Path:
         """Write them, compressed; return the file."""
@@ -57,8 +70,8 @@ class Layers:
     def _add(self, voxels: np.ndarray, value: int) -> int:
         """Put a segment on the first layer on which it covers nothing; return which."""
         free = (number for number, layer in enumerate(self._layers) if not layer[voxels].any())
-        place = next(free, len(self._layers))
-        if place == len(self._layers):
+        place = next(free, self.count)
+        if place == self.count:
             self._layers.append(np.zeros(voxels.shape, np.uint8))
         self._layers[place][voxels] = value
         return place

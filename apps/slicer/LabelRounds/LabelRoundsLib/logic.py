@@ -203,7 +203,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
         the layers that they are.
         """
         client, folder = self.client, self._folder()
-        layered = layers.Layers(node, volume) if segments.overlapping(node) else None
+        layered = layers.of(node, volume)
         label = folder / "label.nii"
         names = segments.write_labels(node, volume, label) if layered is None else layered.names
         sent = segments.checksums(node)

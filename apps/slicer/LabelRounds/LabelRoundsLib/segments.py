@@ -159,11 +159,6 @@ def show(node) -> None:
     node.CreateClosedSurfaceRepresentation()
 
 
-def overlapping(node) -> bool:
-    """Tell whether some voxel is in two segments, which a label map can't say."""
-    return node.GetSegmentation().GetNumberOfLayers() > 1 and _twice(node)
-
-
 def write_labels(node, volume, file: Path) -> list[str]:
     """Write all segments as a label map on their image's grid; return the names of its values 1, 2, ...
 
@@ -253,14 +248,3 @@ def _checksum(node, key: str) -> str:
         voxels = voxels.take(range(used[0], used[-1] + 1), axis=axis)
         place.append(int(used[0]) + extent[2 * (2 - axis)])
     return f"{place} {voxels.shape} {zlib.crc32(np.packbits(voxels).tobytes())}"
-
-
-def _twice(node) -> bool:
-    volume = volume_of(node)
-    seen = np.zeros(slicer.util.arrayFromVolume(volume).shape[:3], bool)
-    for _name, key in named(node):
-        voxels = voxels_on(volume, node, key)
-        if (seen & voxels).any():
-            return True
-        seen |= voxels
-    return False
