@@ -33,7 +33,7 @@ def invented(candidates=30, labelled=12, seed=0, trained=True, **changes) -> Poo
     ids = [f"case_{number:03d}" for number in random.permutation(candidates + labelled)]
     scores = {
         name: scored(
-            {measure: random.random() for measure in (*UNCERTAIN, "top_entropy")},
+            {measure: random.random() for measure in (*UNCERTAIN, "top_entropy", "mean_entropy")},
             random.normal(size=8),
             {"liver": random.random(), "spleen": random.random()},
             {"liver": random.random(), "spleen": random.random()},
@@ -347,17 +347,38 @@ def test_auto_goes_by_typicality_without_a_model():
     ("labels", "changes", "expected"),
     [
         (0, {}, True),
-        (9, {}, True),
-        (12, {}, False),
-        (12, {"batch": 6}, True),
-        (18, {"batch": 6}, False),
+        (3, {}, True),
+        (4, {}, False),
+        (5, {"batch": 6}, True),
+        (6, {"batch": 6}, False),
         (40, {"trained": False}, True),
+        (40, {"scores": {}}, True),
         (12, {"present": {}}, True),
         (16, {"present": {}}, False),
     ],
 )
-def test_auto_knows_when_labels_are_too_few(labels, changes, expected):
+def test_auto_knows_when_labels_of_segmentations_are_too_few(labels, changes, expected):
     assert early(invented(labelled=labels, **changes)) is expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "changes", "expected"),
+    [(9, {}, True), (12, {}, False), (12, {"batch": 6}, True), (18, {"batch": 6}, False)],
+)
+def test_auto_knows_when_labels_of_whole_images_are_too_few(labels, changes, expected):
+    pool = invented(labelled=labels, **changes)
+    scores = {name: scored(one.values, one.embedding, presence={"liver": 0.5}) for name, one in pool.scores.items()}
+    assert early(dataclasses.replace(pool, scores=scores)) is expected
+
+
+@pytest.mark.parametrize(("volume", "measure"), [({"liver": 1000.0}, "mean_entropy"), (None, "margin")])
+def test_auto_goes_by_the_doubt_that_suits_the_task(volume, measure):
+    pool = invented(labelled=40, candidates=40)
+    scores = {name: scored(one.values, one.embedding, volume=volume) for name, one in pool.scores.items()}
+    choices = strategies.get("auto")().order(dataclasses.replace(pool, scores=scores), 40)
+    assert [choice.score for choice in choices] == [scores[choice.image_id].values[measure] for choice in choices]
+    high = [choice.score for choice in choices if not choice.monitor]
+    assert np.mean(high[:10]) > 0.5 > np.mean(high[-10:])
 
 
 def test_auto_asks_for_a_class_with_too_few_labels_once_the_model_can_tell():

@@ -60,10 +60,10 @@ TIERS = {
     "C": Tier(
         "C",
         False,
-        range(2000, 2010),
+        range(2100, 2110),
         ("auto", "random", "foreground_random", "typiclust", "epistemic", ORACLE),
     ),
-    "D": Tier("D", True, range(2500, 2510), ("auto", "random", "foreground_random", "margin")),
+    "D": Tier("D", True, range(2600, 2610), ("auto", "random", "foreground_random", "margin", "epistemic")),
 }
 
 
