@@ -31,7 +31,7 @@ from tests.benchmarks.active_learning.hippocampus import DATA, FIRST_PUBLISHED, 
 from tests.benchmarks.active_learning.simulation import Curve
 
 FOLDER = Path.home() / ".cache" / "labelrounds-benchmarks" / "active_learning"
-SEEDS = (3000, 3001, 3002)
+SEEDS = (3100, 3101, 3102)
 STRATEGIES = ("auto", "random")
 POOL, START, BATCH, ROUNDS = 40, 4, 4, 3
 EPOCHS, QUICK_EPOCHS = 12, 6
