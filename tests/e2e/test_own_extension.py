@@ -11,10 +11,12 @@ from label_server import MODEL, QUICK_MODEL
 from observed import Volume, read_nifti
 from relay import Relay
 from scipy import ndimage
+from tests.waiting import wait_until
 
 from labelrounds import phantoms
 from labelrounds.reading import read_label
 from labelrounds.store import StudyStore
+from labelrounds.writing import write_label
 
 NAMES = list(phantoms.LABELS)
 OTHERS = ("axial", "flipped", "anisotropic")
@@ -340,6 +342,23 @@ def test_segments_that_overlap_are_kept_open_again_so_and_train_as_slicer_would_
     label = read_label(server.studies / "labels" / "final" / f"{study.name}.seg.nrrd")
     drawn = {name: voxels(again, name, study.image) for name in NAMES}
     assert np.array_equal(Volume(label.array[0], label.affine).on_grid_of(study.image), later_counts(drawn))
+
+
+def test_segmentation_file_in_the_servers_folder_opens_by_its_own_names(slicer, server, studies, label_all_but):
+    study = studies["flipped"]
+    label_all_but(study)
+    others = NAMES[::-1]  # in which no server's list has them
+    voxels_of = np.choose(study.truth, [0, *(1 + others.index(name) for name in NAMES)]).astype(np.uint8)
+    folder = server.studies / "labels" / "final"
+    write_label(voxels_of, study.image.ijk_to_ras, folder / f"{study.name}.seg.nrrd", others)
+    wait_until(lambda: study.name in server.labelled(), 60)
+    slicer.click("connectButton")
+    slicer.choose("labelledBox", study.name)
+    assert slicer.click("reopenButton") == []
+    segments = only(slicer.segmentations())
+    assert sorted(segments) == sorted(NAMES)
+    for value, name in enumerate(NAMES, 1):
+        assert np.array_equal(voxels(segments, name, study.image), study.truth == value), name
 
 
 def test_segments_of_one_name_are_not_submitted_before_each_has_its_own(slicer, server, open_any):

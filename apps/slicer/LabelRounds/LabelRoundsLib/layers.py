@@ -77,22 +77,28 @@ class Layers:
         return place
 
 
-def are_in(file: Path) -> bool:
-    """Tell whether a file has layers, and so is no label map."""
+def must_read(file: Path, is_named: bool) -> bool:
+    """Tell whether a label has to be read as a segmentation file.
+
+    Args:
+        file: the label.
+        is_named: whether the server says what its values mean. A segmentation file that somebody put into the server's
+            folder says so itself; a file with layers always does, as it is no label map.
+    """
     if not file.name.lower().endswith(".seg.nrrd"):
         return False
     with file.open("rb") as source:
         lines = source.read(_HEADER_BYTES).partition(b"\n\n")[0].splitlines()
-    return b"dimension: 4" in lines
+    return b"dimension: 4" in lines or (not is_named and any(line.startswith(b"Segment0_") for line in lines))
 
 
 def put(node, volume, file: Path, known: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put the segments of a file with layers into a new segmentation of an image.
+    """Put the segments of a segmentation file into a new segmentation of an image.
 
     Args:
         node: the segmentation, which is empty.
         volume: its image.
-        file: see `are_in`.
+        file: see `must_read`.
         known: of each label its look; see `looks.of`.
 
     Raises:

@@ -273,7 +273,7 @@ class LabelRoundsLogic(ScriptedLoadableModuleLogic):
     def _put_label(self, case: Case, volume):
         """Put a case's submitted label into a segmentation of its own."""
         node = segments.new_segmentation(volume)
-        if layers.are_in(case.label):
+        if layers.must_read(case.label, bool(case.names)):
             layers.put(node, volume, case.label, self._looks())
         else:
             # Where nobody has named them, they are the server's labels in their order.
