@@ -124,8 +124,8 @@ class LabelRoundsApp(MONAILabelApp):
         )
 
     def _load_sessions(self, load: bool = False) -> SessionStore | None:
-        kept = settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY
-        return SessionStore(*kept) if load else None
+        folder = Path(settings.MONAI_LABEL_SESSION_PATH)
+        return SessionStore(folder, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
     def init_infers(self) -> dict[str, InferTask]:
         """Make an inferer for each configured model."""

@@ -1,33 +1,27 @@
-"""Images that a client sends once and then asks about by session id: keep one, describe, fetch and remove it.
+"""The routes of images that a client sends once and then asks about by session id (`labelrounds.sessions`)."""
 
-On the way of a request to ``/infer`` by ``session_id``. The host keeps each session in a folder of its own and believes
-what the file ``meta.info`` in it says, also which file the image is; here only a file of that very folder is one.
-"""
-
-import re
 from pathlib import Path
 from typing import Annotated, Any
 
 import labelrounds.host  # noqa: F401 - first, so that the host can be imported
 
 # isort: split
-from fastapi import APIRouter, BackgroundTasks, File, UploadFile
-from monailabel.endpoints import session
+from fastapi import APIRouter, File, UploadFile
+from fastapi.responses import FileResponse
 from monailabel.interfaces.utils.app import app_instance
 
 from labelrounds.access import Caller
 from labelrounds.errors import BadInput, NotFound
 from labelrounds.privacy.identity import check_upload
 from labelrounds.sent_files import check_ending, safe_name
+from labelrounds.sessions import Session, SessionStore
 from labelrounds.tracing import note
 
-_SESSION = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 sessions = APIRouter(prefix="/session", tags=["Session"])
 
 
 @sessions.put("/", summary="Keep an image for a session")
 def create_session(
-    background: BackgroundTasks,
     _: Caller,
     files: Annotated[list[UploadFile], File()],
     expiry: int = 0,
@@ -43,37 +37,49 @@ def create_session(
         check_ending(names[0])
     for file, name in zip(files, names, strict=True):
         check_upload(file.file, name)
-        file.filename = name
-    kept = session.create_session(background, False, expiry, files)
-    note(session_id=kept["session_id"])
-    app_instance().segment_ahead(session_image(kept["session_id"]))
-    return kept
+    kept = _store().add({name: file.file for file, name in zip(files, names, strict=True)}, expiry)
+    note(session_id=kept.id)
+    app_instance().segment_ahead(kept.image)
+    return {"session_id": kept.id, "session_info": kept.plain()}
 
 
 @sessions.get("/{session_id}", summary="Get a session, or its image")
 def get_session(_: Caller, session_id: str, update_ts: bool = False, image: bool = False) -> Any:
     """Describe a session, or with ``image`` return what it keeps; ``update_ts`` begins its time anew."""
-    path = session_image(session_id)
-    if image and path.is_dir():
+    found = _session(session_id, update_ts)
+    if not image:
+        return found.plain()
+    if found.image.is_dir():
         raise BadInput(f"session {session_id!r} keeps the files of a series, not one image")
-    return session.get_session(session_id, update_ts, image)
+    return FileResponse(found.image, media_type="application/octet-stream", filename=found.image.name)
 
 
 @sessions.delete("/{session_id}", summary="Remove a session")
 def remove_session(_: Caller, session_id: str) -> Any:
     """Remove a session and the image that it keeps."""
-    session_image(session_id)
-    return session.remove_session(session_id)
+    found = _session(session_id)
+    _store().remove(session_id)
+    return found.plain()
 
 
 def session_image(session_id: str) -> Path:
     """Return the image that a session keeps.
 
     Raises:
-        NotFound: no such session, or it has expired; it names another file than one of its own.
+        NotFound: no such session, or it has expired.
     """
-    kept = app_instance().sessions()
-    known = kept.get_session(session_id) if kept is not None and _SESSION.fullmatch(session_id) else None
-    if known is None or Path(known.image).resolve().parent != (Path(kept.store_path) / session_id).resolve():
+    return _session(session_id).image
+
+
+def _session(session_id: str, use: bool = True) -> Session:
+    found = _store().get(session_id, use)
+    if found is None:
         raise NotFound(f"session {session_id[:100]!r} does not exist or has expired")
-    return Path(known.image)
+    return found
+
+
+def _store() -> SessionStore:
+    store: SessionStore | None = app_instance().sessions()
+    if store is None:
+        raise NotFound("this server keeps no sessions (MONAI_LABEL_SESSIONS)")
+    return store

@@ -1,5 +1,7 @@
-"""What clients are shown of trainings."""
+"""What clients are shown of trainings, and what the host asks of the app by its clock."""
 
+import io
+import os
 import time
 from collections.abc import Iterator
 
@@ -10,6 +12,7 @@ from labelrounds import jobs
 from labelrounds.app import LabelRoundsApp
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.progress import Progress
+from labelrounds.sessions import SessionStore
 
 MODEL = "unet_phantom"
 
@@ -44,3 +47,12 @@ def test_the_bar_stays_full_where_a_training_ends_before_the_client_could_know(a
     assert bar(app) == 100
     assert queue.tell(task)["status"] == "DONE"
     assert bar(app) == 0
+
+
+def test_the_hosts_clock_clears_away_what_the_server_before_has_left(app, tmp_path):
+    before = SessionStore(tmp_path / "sessions", 3600)
+    old, fresh = (before.add({"a.nii": io.BytesIO(b"a")}) for _ in range(2))
+    long_ago = time.time() - 2 * 3600
+    os.utime(old.image.parent / "meta.info", (long_ago, long_ago))
+    app.cleanup_sessions()
+    assert not old.image.exists() and fresh.image.is_file()
