@@ -66,6 +66,7 @@ class HandingOut:
 
         Raises:
             OutOfSpace: the database can't be written to.
+            LabelRoundsError: the case's image can't be fetched; nobody has it in hand then.
         """
         while True:
             with self._choosing:

@@ -21,7 +21,7 @@ from labelrounds.geometry import Affine, affine_of, affine_of_header, check_affi
 from labelrounds.headers import Header
 from labelrounds.images import MAX_VOXELS, Geometry, Image
 from labelrounds.itk_loading import load_itk
-from labelrounds.pictures import check_plausible, continued_jpeg, may_be_cut
+from labelrounds.pictures import check_plausible, continued_jpeg, may_be_cut, with_white_bright
 from labelrounds.segmentations import flattened, segments_of, values_of
 
 _READERS = {
@@ -152,6 +152,8 @@ def _read_picture(path: Path, kind: str, max_voxels: int, channels: int | None) 
     if not (grey and channels in (None, 1, 3)) and not (components == 4 and channels == 3):
         _check_channels(components, not grey, channels, path.name)
     array = _picture_array(path, kind, components, channels)
+    if kind == "tiff" and grey:
+        array = np.concatenate([with_white_bright(array[:1], path), array[1:]])
     if kind == "jpeg" and may_be_cut(path, array):
         with continued_jpeg(path) as longer:
             if not np.array_equal(_picture_array(longer, kind, components, channels), array):

@@ -18,7 +18,8 @@ _SIGNATURES = {"png": (b"\x89PNG\r\n\x1a\n",), "jpeg": (b"\xff\xd8\xff",), "tiff
 _LAST_BYTES = {"png": b"IEND\xaeB`\x82", "jpeg": b"\xff\xd9"}
 _TIFF_ITEM_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 # Width, height, bits and meaning of the values.
-_TIFF_NEEDED = {256, 257, 258, 262}
+_MEANING, _WHITE_AT_ZERO = 262, 0
+_TIFF_NEEDED = {256, 257, 258, _MEANING}
 _TIFF_MEANINGS = (0, 1, 2, 3, 6)  # grey from white or from black, colours, a palette, JPEG's colours
 _MISSING = 128
 _ANY_DATA = bytes(1 + 37 * number % 253 for number in range(64))  # without the byte that begins a mark
@@ -81,9 +82,27 @@ def continued_jpeg(path: Path) -> Iterator[Path]:
         yield longer
 
 
-def _check_tiff(path: Path) -> None:
-    """Check the first directory: libtiff takes as much memory as an entry claims, and goes through every page."""
-    size = path.stat().st_size
+def with_white_bright(array: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Invert the grey of a TIFF in which 0 is white, as other programs show it; ITK gives it as it is stored.
+
+    Args:
+        array: ``(1, X, Y, 1)`` as ITK reads it; colours have gone through libtiff, which inverts itself.
+        path: the TIFF, which was checked.
+
+    Raises:
+        BadInput: what is white is 0, and the values may be negative or fractions.
+    """
+    order, entries, _ = _directory(path)
+    meaning = next(_first_value(order, kind, value) for tag, kind, _, value in entries if tag == _MEANING)
+    if meaning != _WHITE_AT_ZERO:
+        return array
+    if array.dtype.kind != "u":
+        raise BadInput(f"{path.name}: a TIFF in which 0 is white has whole numbers from 0, not {array.dtype}")
+    return np.iinfo(array.dtype).max - array
+
+
+def _directory(path: Path) -> tuple[str, list[tuple[int, int, int, int]], int]:
+    """Return a TIFF's byte order, its first directory's entries, and where the next page's directory is."""
     with path.open("rb") as file:
         order = "<" if file.read(2) == b"II" else ">"
         try:
@@ -94,6 +113,13 @@ def _check_tiff(path: Path) -> None:
             following = struct.unpack(order + "I", file.read(4))[0]
         except struct.error as error:
             raise BadInput(f"{path.name}: the file is cut inside its directory") from error
+    return order, entries, following
+
+
+def _check_tiff(path: Path) -> None:
+    """Check the first directory: libtiff takes as much memory as an entry claims, and goes through every page."""
+    size = path.stat().st_size
+    order, entries, following = _directory(path)
     sides = {256: 0, 257: 0}
     for tag, kind, length, value in entries:
         needed = _TIFF_ITEM_BYTES.get(kind, 1) * length
@@ -102,7 +128,7 @@ def _check_tiff(path: Path) -> None:
         if tag in sides:
             sides[tag] = _first_value(order, kind, value)
     for tag, kind, _, value in entries:
-        if tag == 262 and (kind != 3 or _first_value(order, kind, value) not in _TIFF_MEANINGS):
+        if tag == _MEANING and (kind != 3 or _first_value(order, kind, value) not in _TIFF_MEANINGS):
             raise BadInput(f"{path.name}: the TIFF tag 262 (what values mean) is not one of {_TIFF_MEANINGS}")
     # Without them libtiff guesses, and ITK makes four channels of grey.
     missing = sorted(_TIFF_NEEDED - {tag for tag, *_ in entries})

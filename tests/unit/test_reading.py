@@ -352,6 +352,30 @@ def test_other_endings_are_refused_before_anything_is_opened(tmp_path: Path, nam
         read_image(tmp_path / name)
 
 
+def grey_tiff(path: Path, pixels: np.ndarray, meaning: int, sample_format: int = 1) -> Path:
+    """Write grey ``(height, width)``; ``meaning`` 0: 0 is white, 1: 0 is black; ``sample_format`` 2: signed."""
+    height, width = pixels.shape
+    shorts = {256: width, 257: height, 258: 8 * pixels.itemsize, 259: 1, 262: meaning, 273: 8, 277: 1, 278: height}
+    shorts |= {279: pixels.nbytes, 339: sample_format}
+    entries = b"".join(struct.pack("<HHIHxx", tag, 3, 1, value) for tag, value in shorts.items())
+    directory = struct.pack("<H", len(shorts)) + entries + bytes(4)
+    path.write_bytes(b"II*\0" + struct.pack("<I", 8 + pixels.nbytes) + pixels.tobytes() + directory)
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_tiff_in_which_0_is_white_is_as_bright_as_others(tmp_path, dtype):
+    """Reliability 7."""
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (6, 9)).astype(dtype)
+    usual = read_image(grey_tiff(tmp_path / "usual.tif", pixels, meaning=1))
+    inverted = read_image(grey_tiff(tmp_path / "inverted.tif", np.iinfo(dtype).max - pixels, meaning=0))
+    assert usual.array.dtype == inverted.array.dtype == dtype
+    np.testing.assert_array_equal(usual.array[0, :, :, 0], pixels.T)
+    np.testing.assert_array_equal(inverted.array, usual.array)
+    with pytest.raises(BadInput, match="0 is white has whole numbers from 0, not int16"):
+        read_image(grey_tiff(tmp_path / "signed.tif", pixels, meaning=0, sample_format=2))
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".dcm", ".png", ".jpg", ".jpeg", ".tif", ".tiff"])
 @pytest.mark.parametrize(
     "content",
