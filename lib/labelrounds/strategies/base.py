@@ -1,8 +1,8 @@
 """What every strategy of choosing the next case sees, and what it answers.
 
 On the way of a round: `labelrounds.pool` gathers a `Pool` (who may be handed out, what is known of each), a strategy
-orders it, and `labelrounds.handing_out` hands out the first case. A strategy is a pure function of the pool: no clock, no
-datastore, no randomness but by the pool's seed, so that the same state gives the same order.
+orders it, and `labelrounds.handing_out` hands out the first case. A strategy is a pure function of the pool: no clock,
+no datastore, no randomness but by the pool's seed, so that the same state gives the same order.
 """
 
 from abc import ABC, abstractmethod
