@@ -123,6 +123,10 @@ def _read_volume(path: Path, kind: str, header: Header, channels: int | None) ->
         four = len(claimed) == 4 and claimed[3] > 1
         image = _load(io, [file], components, dimensions=4 if four else 3, luminance=channels == 1)
         array = _channels_first(image, grey=channels == 1)
+        # An axis that this takes for the channels may be a domain to ITK: "time", say.
+        if array.shape != (1 if channels == 1 else header.channels, *header.sizes):
+            found = f"{array.shape[0]} channels of {list(array.shape[1:])}"
+            raise BadInput(f"{path.name}: ITK finds {found}, the header says {header.channels} of {list(header.sizes)}")
         if header.floats:
             array = _not_finite_restored(array, file, header)
     return array, affine_of(image)

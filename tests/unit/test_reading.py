@@ -692,6 +692,16 @@ def test_a_single_layer_names_no_other(tmp_path: Path):
         read_label(segmentation(tmp_path / "label.seg.nrrd", voxels(np.uint8), LIVER, TUMOUR))
 
 
+@pytest.mark.parametrize("layers", [100, 3])
+def test_layers_that_itk_takes_for_an_axis_of_space_are_refused(tmp_path: Path, layers: int):
+    array = np.zeros((layers, 5, 5, 3), np.uint8)
+    text = f"NRRD0004\ntype: uchar\ndimension: 4\nsizes: {layers} 5 5 3\nkinds: time domain domain domain\n"
+    text += f"encoding: raw\nSegment0_Name:=liver\nSegment0_Layer:={layers // 2}\n\n"
+    (tmp_path / "label.seg.nrrd").write_bytes(text.encode() + array.tobytes(order="F"))
+    with pytest.raises(BadInput, match=rf"ITK finds 3 channels of \[{layers}, 5, 5\], the header says {layers} of"):
+        read_label(tmp_path / "label.seg.nrrd")
+
+
 def test_layers_count_as_voxels_before_any_is_read(tmp_path: Path):
     path = layered(tmp_path / "label.seg.nrrd", overlapping_layers(), LIVER, TUMOUR, SPLEEN)
     size = int(np.prod(SHAPE))
