@@ -22,7 +22,7 @@ from labelrounds.headers import Header
 from labelrounds.images import MAX_VOXELS, Geometry, Image
 from labelrounds.itk_loading import load_itk
 from labelrounds.pictures import check_plausible, continued_jpeg, may_be_cut
-from labelrounds.segmentations import flattened, segments_of, values_of
+from labelrounds.segmentations import flattened, segments_of, values_of, without_tools
 
 _READERS = {
     "nifti": "NiftiImageIO",
@@ -69,9 +69,8 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Image:
         if layers > 1 and not layered:
             raise BadInput(f"{path.name}: a label has one channel, this has {layers}")
         labels = _whole(image.array, path.name)
-        if layered:
-            labels = flattened(labels, segments, path.name)
-        return Image(labels, image.affine, image.source, values_of(segments, layers))
+        labels = flattened(labels, segments, path.name) if layered else without_tools(labels, segments)
+        return Image(labels, image.affine, image.source, values_of(segments, layered))
 
 
 def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> Geometry:
