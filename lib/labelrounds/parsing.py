@@ -70,7 +70,7 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Image:
             raise BadInput(f"{path.name}: a label has one channel, this has {layers}")
         labels = _whole(image.array, path.name)
         labels = flattened(labels, segments, path.name) if layered else without_tools(labels, segments)
-        return Image(labels, image.affine, image.source, values_of(segments, layered))
+        return Image(labels, image.affine, image.source, values_of(segments, layered), layered)
 
 
 def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> Geometry:
