@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 BUDGET = "LABELROUNDS_CACHE_GB"
 DEFAULT_BUDGET_GB = 20.0
 _KEPT_UNUSED_S = 90 * 24 * 3600
-_PREPARATION = 1  # to be raised whenever transforms.py or cases.py prepare a case otherwise
+_PREPARATION = 2  # to be raised whenever transforms.py or cases.py prepare a case otherwise
 
 
 def key_of(case: LabelledCase, config: CommonConfig) -> str:

@@ -102,19 +102,22 @@ def prepare_case(
 def label_of(case: LabelledCase, image: Image, config: ModelConfig) -> NDArray[np.uint8]:
     """Return a case's label ``(X, Y, Z)`` on the grid of its image, with the values that the model gives its labels.
 
-    A label that nobody has named has the names of its own file, where the model knows one of them (``.seg.nrrd``).
+    A label that nobody has named has the names of its own file (``.seg.nrrd``). A file of one layer none of whose
+    names the model knows is read as a plain label map is, in the order of the model's labels; a file with layers is
+    not, as its values are its own list's order and no one's choice.
 
     Raises:
         LabelRoundsError: the label can't be used, or a label of the model was not annotated in this case.
     """
     read = read_label(case.label)
     named: Mapping[str, int] | None = case.values
-    if named is None and set(read.segments or ()) & set(config.labels):
-        named = read.segments
+    if named is None and read.segments is not None:
+        names_decide = read.layered or not read.segments or set(read.segments) & set(config.labels)
+        named = read.segments if names_decide else None
     values = config.label_values if named is None else named
     missing = [name for name in config.labels if name not in values]
     if missing:
-        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values)})")
+        raise LabelRoundsError(f"not annotated: {', '.join(missing)} (has {', '.join(values) or 'nothing'})")
     stored = on_grid_of(read, image.shape, image.affine, image.is_flat, "its label")
     if named is None and stored.max() > len(config.labels):
         raise LabelRoundsError(f"its label has the value {stored.max()}, the model has {len(config.labels)} labels")

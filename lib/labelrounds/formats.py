@@ -134,8 +134,8 @@ def unpacked(path: Path, header: Header) -> Iterator[Path]:
 
 
 def _raw_nrrd_text(text: bytes) -> bytes:
-    lines = text.splitlines(keepends=True)
-    return b"".join(b"encoding: raw\n" if line.lower().startswith(b"encoding:") else line for line in lines)
+    lines = text.split(b"\n")
+    return b"\n".join(b"encoding: raw" if line.lower().startswith(b"encoding:") else line for line in lines)
 
 
 def _inflate(file: IO[bytes], out: IO[bytes], expected: int, name: str) -> None:

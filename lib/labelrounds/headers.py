@@ -171,21 +171,33 @@ def nrrd_header(head: bytes, name: str) -> Header:
     )
 
 
+def nrrd_lines(text: bytes) -> list[str]:
+    """Return the lines of an NRRD header, which a line feed ends and nothing else that is one in Unicode."""
+    return [line.removesuffix("\r") for line in text.decode("utf-8", "replace").split("\n")]
+
+
+def _unescaped(text: str) -> str:
+    """Return a part of a pair, in which a backslash and an ``n`` stand for a line feed, two backslashes for one."""
+    return re.sub(r"\\([\\n])", lambda found: "\n" if found[1] == "n" else "\\", text)
+
+
 def _nrrd_fields(head: bytes, name: str) -> tuple[bytes, dict[str, str], dict[str, str]]:
     if not re.match(rb"NRRD000[1-5]\r?\n", head):
         raise UnsupportedMedia(f"{name}: the content is not NRRD (no 'NRRD0001' to 'NRRD0005' at its start)")
     end = re.search(rb"\r?\n\r?\n", head)
     text = head[: end.end()] if end else b""
+    if re.search(rb"\r(?!\n)", text):
+        raise BadInput(f"{name}: the header has a carriage return without a line feed, at which not all end a line")
     _check_nrrd_lines(text or head, name)
     fields: dict[str, str] = {}
     pairs: dict[str, str] = {}
-    for line in (text or head).decode("utf-8", "replace").splitlines()[1:]:
+    for line in nrrd_lines(text or head)[1:]:
         match = re.match(r"([^:#][^:]*):(=?)(.*)", line)
         if not match:
             continue
         key, is_pair, value = match.group(1), match.group(2), match.group(3)
         if is_pair:
-            pairs[key] = value
+            pairs[_unescaped(key)] = _unescaped(value)
             continue
         if key.lower() in fields:
             raise BadInput(f"{name}: the field {key!r} stands twice")

@@ -23,12 +23,14 @@ class Image:
         affine: ``(4, 4)`` float64, voxel index to RAS in mm.
         source: The format it came from: dicom, jpeg, nifti, nrrd, png or tiff.
         segments: Name to voxel value, for a segmentation file (``.seg.nrrd``); otherwise None.
+        layered: True where the segments lay on several layers; the values are then their places in the file's list.
     """
 
     array: NDArray[Any]
     affine: Affine
     source: str
     segments: Mapping[str, int] | None = None
+    layered: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:

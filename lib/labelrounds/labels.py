@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from labelrounds.errors import BadInput
 from labelrounds.geometry import Affine, onto_grid
 from labelrounds.reading import Image, read_geometry, read_label
+from labelrounds.segmentations import checked_name
 
-# Segments that MONAI Label's extension keeps for itself.
-NOT_LABELS = ("background", "foreground_scribbles", "background_scribbles")
-_NAME_LENGTH = 255
 _SEGMENTS = ".seg.nrrd"
 
 
@@ -58,11 +56,10 @@ def check_label(label: Path, image: Path, label_info: object, known: Sequence[st
     present = [int(value) for value in np.flatnonzero(np.bincount(read.array.ravel(order="K"), minlength=256)) if value]
     if names is None and read.segments is None:
         if known:
-            _check_values(by_position(known), {}, present, label.name)
+            _check_values(by_position(known), present, label.name)
         return Meaning(None)
-    values = by_position(names or ()) if read.segments is None else read.segments
-    values = {name: value for name, value in values.items() if name not in NOT_LABELS or read.segments is None}
-    _check_values(values, read.segments or {}, present, label.name)
+    values = by_position(names or ()) if read.segments is None else dict(read.segments)
+    _check_values(values, present, label.name)
     _check_known(values, present, known, label.name)
     return Meaning(values, tuple(name for name in values if known and name not in known))
 
@@ -134,13 +131,11 @@ def _names(label_info: object) -> list[str] | None:
 
 def _name(entry: Any) -> str:
     name = entry.get("name") if isinstance(entry, dict) else None
-    if not isinstance(name, str) or not name.strip() or len(name) > _NAME_LENGTH or not name.strip().isprintable():
-        raise BadInput(f"label_info: {_short(entry)} has no 'name' of 1 to {_NAME_LENGTH} printable characters")
-    return name.strip()
+    return checked_name(name, f"label_info: {_short(entry)}")
 
 
-def _check_values(values: Mapping[str, int], segments: Mapping[str, int], present: list[int], name: str) -> None:
-    allowed = {0, *values.values(), *segments.values()}
+def _check_values(values: Mapping[str, int], present: list[int], name: str) -> None:
+    allowed = {0, *values.values()}
     strange = [value for value in present if value not in allowed]
     if strange:
         named = ", ".join(f"{value} {label}" for label, value in values.items()) or "none"

@@ -22,7 +22,7 @@ from labelrounds.headers import Header
 from labelrounds.images import MAX_VOXELS, Geometry, Image
 from labelrounds.itk_loading import load_itk
 from labelrounds.pictures import check_plausible, continued_jpeg, may_be_cut, with_white_bright
-from labelrounds.segmentations import flattened, segments_of, values_of
+from labelrounds.segmentations import flattened, segments_of, values_of, without_tools
 
 _READERS = {
     "nifti": "NiftiImageIO",
@@ -69,9 +69,8 @@ def read_label(path: Path, *, max_voxels: int = MAX_VOXELS) -> Image:
         if layers > 1 and not layered:
             raise BadInput(f"{path.name}: a label has one channel, this has {layers}")
         labels = _whole(image.array, path.name)
-        if layered:
-            labels = flattened(labels, segments, path.name)
-        return Image(labels, image.affine, image.source, values_of(segments, layers))
+        labels = flattened(labels, segments, path.name) if layered else without_tools(labels, segments)
+        return Image(labels, image.affine, image.source, values_of(segments, layered), layered)
 
 
 def read_geometry(path: Path, *, max_voxels: int = MAX_VOXELS) -> Geometry:
@@ -123,6 +122,10 @@ def _read_volume(path: Path, kind: str, header: Header, channels: int | None) ->
         four = len(claimed) == 4 and claimed[3] > 1
         image = _load(io, [file], components, dimensions=4 if four else 3, luminance=channels == 1)
         array = _channels_first(image, grey=channels == 1)
+        # An axis that this takes for the channels may be a domain to ITK: "time", say.
+        if array.shape != (1 if channels == 1 else header.channels, *header.sizes):
+            found = f"{array.shape[0]} channels of {list(array.shape[1:])}"
+            raise BadInput(f"{path.name}: ITK finds {found}, the header says {header.channels} of {list(header.sizes)}")
         if header.floats:
             array = _not_finite_restored(array, file, header)
     return array, affine_of(image)

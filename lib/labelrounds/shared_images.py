@@ -76,7 +76,8 @@ def _described(result: Any) -> tuple[dict[str, Any], NDArray[Any] | None]:
     order = sorted(range(4), key=lambda axis: -result.array.strides[axis])
     voxels = np.ascontiguousarray(result.array.transpose(order))
     content = {"shape": voxels.shape, "order": order, "type": voxels.dtype.name, "affine": result.affine.tolist()}
-    return {"image": {**content, "source": result.source, "segments": result.segments}}, voxels
+    named = {"segments": result.segments, "layered": result.layered}
+    return {"image": {**content, "source": result.source, **named}}, voxels
 
 
 def _restored(header: dict[str, Any], content: mmap.mmap, start: int) -> Any:
@@ -93,7 +94,7 @@ def _restored(header: dict[str, Any], content: mmap.mmap, start: int) -> Any:
     if source not in ENDINGS.values() or not (segments is None or isinstance(segments, Mapping)):
         raise ValueError(f"no image: {source!r}, {type(segments).__name__}")
     named = None if segments is None else {str(name): int(value) for name, value in segments.items()}
-    return Image(_voxels(told, content, start), _affine(told["affine"]), source, named)
+    return Image(_voxels(told, content, start), _affine(told["affine"]), source, named, bool(told["layered"]))
 
 
 def _voxels(told: dict[str, Any], content: mmap.mmap, start: int) -> NDArray[Any]:

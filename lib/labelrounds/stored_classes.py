@@ -20,9 +20,10 @@ from labelrounds.classification.labels import (
 from labelrounds.errors import BadInput
 from labelrounds.history import checksum, link_or_copy
 from labelrounds.index import CLASSES, FINAL, DataModel, ImageLabelModel
-from labelrounds.labels import NOT_LABELS, check_grid
+from labelrounds.labels import check_grid
 from labelrounds.names import check_tag
 from labelrounds.reading import read_label
+from labelrounds.segmentations import NOT_LABELS
 from labelrounds.stored_images import noted_info, plain_info
 from labelrounds.stored_labels import StoredLabels
 

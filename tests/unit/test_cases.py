@@ -328,6 +328,30 @@ def test_a_segmentation_file_that_nobody_named_names_itself_where_the_model_know
     assert np.bincount(prepare_case(unnamed, make_config()).label.numpy().ravel())[1:].tolist() == counts
 
 
+@pytest.mark.parametrize("names", [["Far", "Near"], ["far ", " near"]], ids=str)
+def test_the_layers_of_a_file_that_nobody_named_go_by_their_names_alone(labelled, make_config, tmp_path, names):
+    layers = np.zeros((2, 12, 10, 8), np.uint8)
+    layers[0, 2:5, 2:5, 2:5], layers[1, 6:10, 5:9, 4:8] = 1, 1
+    text = "NRRD0004\ntype: uchar\ndimension: 4\nspace: right-anterior-superior\nsizes: 2 12 10 8\nencoding: raw\n"
+    text += "space directions: none (-1,0,0) (0,-2,0) (0,0,3)\nkinds: list domain domain domain\n"
+    text += "".join(f"Segment{layer}_Name:={name}\nSegment{layer}_Layer:={layer}\n" for layer, name in enumerate(names))
+    (tmp_path / "layers.seg.nrrd").write_bytes(text.encode() + b"\n" + layers.tobytes(order="F"))
+    case = replace(labelled(label=tmp_path / "layers.seg.nrrd"), values=None)
+    prepared, skipped = prepare_cases([case], make_config())
+    if skipped:
+        assert names == ["Far", "Near"] and skipped["case"] == "not annotated: near, far (has Far, Near)"
+    else:
+        assert names == ["far ", " near"]
+        assert np.bincount(prepared[0].label.numpy().ravel())[1:].tolist() == [64, 27]
+
+
+def test_a_file_of_scribbles_alone_that_nobody_named_annotates_nothing(labelled, make_config, tmp_path):
+    label = np.ones((12, 10, 8), np.uint8)
+    file = write_label(label, AFFINE, tmp_path / "unnamed.seg.nrrd", ["foreground_scribbles"])
+    with pytest.raises(LabelRoundsError, match=r"not annotated: near, far \(has nothing\)"):
+        prepare_case(replace(labelled(label=file), values=None), make_config())
+
+
 def test_a_label_that_nobody_named_is_skipped_when_it_has_more_values_than_the_model(labelled, make_config):
     prepared, skipped = prepare_cases([replace(labelled(), values=None)], make_config())
     assert prepared == []

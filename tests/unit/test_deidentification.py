@@ -271,11 +271,11 @@ def test_an_nrrd_keeps_its_grid_alone(tmp_path, encoding):
     voxels = np.arange(24, dtype="<i2").tobytes()
     text = f"NRRD0004\n# {CANARY}\ntype: short\ndimension: 3\nspace: left-posterior-superior\nsizes: 2 3 4\n"
     text += f"space directions: (1,0,0) (0,2,0) (0,0,3)\nendian: little\nencoding: {encoding}\ncontent: {CANARY}\n"
-    text += f"space origin: (1,2,3)\nPatient:={CANARY}\nSegment0_Name:={CANARY}\n\n"
+    text += f"space origin: (1,2,3)\nPatient:={CANARY}\nSegment0_Name:={CANARY}\nNote:=a\u2028kinds: {CANARY}\n\n"
     source = tmp_path / "a.nrrd"
     source.write_bytes(text.encode() + (gzip.compress(voxels) if encoding == "gzip" else voxels))
     row = done(source, tmp_path / "out")[0]
-    assert row["removed"].split(";") == ["comment", "content", "Patient", "Segment0_Name"]
+    assert row["removed"].split(";") == ["comment", "content", "Patient", "Segment0_Name", "Note"]
     file = tmp_path / "out" / row["output"]
     before, after = read_image(source), read_image(file)
     assert np.array_equal(before.array, after.array) and np.array_equal(before.affine, after.affine)

@@ -6,6 +6,7 @@ import struct
 import subprocess
 import sys
 import textwrap
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,10 @@ from PIL import Image as Picture
 from tests.real_images import real
 
 from labelrounds.errors import BadInput, NotFound, TooLarge, UnsupportedMedia
+from labelrounds.headers import nrrd_header
+from labelrounds.itk_loading import load_itk
 from labelrounds.reading import patient_of, read_geometry, read_image, read_label
+from labelrounds.segmentations import Segment, flattened
 
 SHAPE = (11, 9, 7)
 
@@ -690,6 +694,7 @@ WRONG_LAYERS = {
     "a value beyond a label map's": ((LIVER, {**TUMOUR, "LabelValue": "256"}), "value '256'; allowed: 1 to 255"),
     "a value of the background": ((LIVER, {**TUMOUR, "LabelValue": "0"}), "value '0'; allowed: 1 to 255"),
     "two segments of one name": ((LIVER, {**TUMOUR, "Name": "liver"}, SPLEEN), "two segments are named 'liver'"),
+    "two names but for a blank": ((LIVER, {**TUMOUR, "Name": "liver "}, SPLEEN), "two segments are named 'liver'"),
     "two segments in one place": (
         (LIVER, {**TUMOUR, "Layer": "0"}, SPLEEN),
         "value 1 on layer 0",
@@ -705,6 +710,63 @@ def test_layers_that_are_not_well_described_are_refused(tmp_path: Path, segments
         read_label(layered(tmp_path / "label.seg.nrrd", overlapping_layers(), *segments))
 
 
+@pytest.mark.parametrize("name", ["", "  ", "li\x07ver", "\u202erevil", "li\\nver", "x" * 256], ids=ascii)
+def test_a_segment_without_a_printable_name_is_refused(tmp_path: Path, name: str):
+    path = layered(tmp_path / "label.seg.nrrd", overlapping_layers(), LIVER, TUMOUR, SPLEEN)
+    path.write_bytes(path.read_bytes().replace(b"_Name:=tumour", f"_Name:={name}".encode()))
+    with pytest.raises(BadInput, match=r"segment 1, '.*', has no 'name' of 1 to 255 printable characters"):
+        read_label(path)
+
+
+def test_a_pair_is_read_as_itk_reads_it(tmp_path: Path):
+    parts = ["a\u2028b", "c\u0085d", "e\x0bf", "g\\\\n", "h\\q", "k\\nl"]
+    text = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 1 1 1\nencoding: raw\n"
+    text += "".join(f"Key{number}:={part}\n" for number, part in enumerate(parts)) + "Last:=1\r\n\n"
+    (tmp_path / "label.nrrd").write_bytes(text.encode() + b"\0")
+    found = dict(load_itk().imread(str(tmp_path / "label.nrrd")))
+    pairs = nrrd_header(text.encode(), "label.nrrd").pairs
+    assert len(pairs) == len(parts) + 1
+    assert pairs == {key: found[key] for key in pairs}
+
+
+@pytest.mark.parametrize("part", ["a\rb:=c", "a\r\rb:=c"], ids=ascii)
+def test_an_nrrd_whose_lines_itk_would_end_elsewhere_is_refused(tmp_path: Path, part: str):
+    path = write_nrrd(tmp_path / "label.nrrd", voxels(np.uint8))
+    path.write_bytes(path.read_bytes().replace(b"encoding:", f"Key:={part}\nencoding:".encode()))
+    with pytest.raises(BadInput, match="carriage return without a line feed"):
+        read_label(path)
+
+
+TOOLS = ("background", "foreground_scribbles", "background_scribbles")
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_what_is_drawn_for_a_tool_is_background(tmp_path: Path, tool: str):
+    layers = overlapping_layers()
+    label = read_label(layered(tmp_path / "layers.seg.nrrd", layers, LIVER, {**TUMOUR, "Name": tool}, SPLEEN))
+    assert label.segments == {"liver": 1, "spleen": 3}
+    assert np.array_equal(label.array[0], np.select([layers[0] == 1, layers[0] == 5], [1, 3]))
+    label = read_label(segmentation(tmp_path / "plain.seg.nrrd", layers[0], {**LIVER, "Name": tool}, SPLEEN))
+    assert label.segments == {"spleen": 5}
+    assert np.array_equal(label.array[0], np.where(layers[0] == 5, 5, 0))
+    label = read_label(segmentation(tmp_path / "none.seg.nrrd", layers[1], {**LIVER, "Name": tool}))
+    assert label.segments == {} and not label.array.any()
+
+
+def test_many_segments_are_flattened_in_a_pass_a_layer():
+    rng = np.random.default_rng(0)
+    segments = [Segment(f"s{n}", n % 2, n // 2 + 1) for n in range(250)]
+    layers = rng.integers(0, 126, (2, 128, 128, 60), np.uint8)
+    start = time.process_time()
+    labels = flattened(layers, segments, "label")
+    took = time.process_time() - start
+    expected = np.zeros(layers.shape[1:], np.uint8)
+    for value, one in enumerate(segments, 1):
+        expected[layers[one.layer] == one.value] = value
+    assert np.array_equal(labels[0], expected)
+    assert took < (time.process_time() - start - took) / 3
+
+
 def test_more_segments_than_a_label_map_has_values_are_refused(tmp_path: Path):
     segments = [{"Name": f"s{n}", "Layer": str(n % 2), "LabelValue": str(n // 2 + 1)} for n in range(256)]
     with pytest.raises(BadInput, match="256 segments; at most 255"):
@@ -714,6 +776,16 @@ def test_more_segments_than_a_label_map_has_values_are_refused(tmp_path: Path):
 def test_a_single_layer_names_no_other(tmp_path: Path):
     with pytest.raises(BadInput, match="'tumour': layer '1'; allowed: 0"):
         read_label(segmentation(tmp_path / "label.seg.nrrd", voxels(np.uint8), LIVER, TUMOUR))
+
+
+@pytest.mark.parametrize("layers", [100, 3])
+def test_layers_that_itk_takes_for_an_axis_of_space_are_refused(tmp_path: Path, layers: int):
+    array = np.zeros((layers, 5, 5, 3), np.uint8)
+    text = f"NRRD0004\ntype: uchar\ndimension: 4\nsizes: {layers} 5 5 3\nkinds: time domain domain domain\n"
+    text += f"encoding: raw\nSegment0_Name:=liver\nSegment0_Layer:={layers // 2}\n\n"
+    (tmp_path / "label.seg.nrrd").write_bytes(text.encode() + array.tobytes(order="F"))
+    with pytest.raises(BadInput, match=rf"ITK finds 3 channels of \[{layers}, 5, 5\], the header says {layers} of"):
+        read_label(tmp_path / "label.seg.nrrd")
 
 
 def test_layers_count_as_voxels_before_any_is_read(tmp_path: Path):

@@ -309,6 +309,7 @@ IMAGE = {
     "affine": np.eye(4).tolist(),
     "source": "nifti",
     "segments": None,
+    "layered": False,
 }
 
 

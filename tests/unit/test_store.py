@@ -168,6 +168,8 @@ def test_a_segmentation_file_names_its_values_itself_and_scribbles_are_left_out(
     path = write_label(label_array(1, 2, 4), AFFINE, tmp_path / "label.seg.nrrd", names)
     store.save_label("case_1", str(path), "final", listed("spleen", "liver"))
     assert store.get_label_info("case_1", "final")["labels"] == {"spleen": 2, "liver": 4}
+    (case,) = store.training_items()
+    assert np.array_equal(np.unique(read_label(case.label).array), [0, 2, 4])
     assert store.get_label_uri("case_1", "final").endswith("labels/final/case_1.seg.nrrd")
 
 

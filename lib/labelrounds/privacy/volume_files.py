@@ -14,7 +14,7 @@ from typing import IO, cast
 from labelrounds.atomic import replacing
 from labelrounds.errors import Conflict
 from labelrounds.formats import format_of, header_of, unpacked
-from labelrounds.headers import NIFTI_HEADER_BYTES, Header
+from labelrounds.headers import NIFTI_HEADER_BYTES, Header, nrrd_lines
 from labelrounds.reading import MAX_VOXELS
 
 # Of NIfTI-1: data_type, db_name; descrip, aux_file; intent_name. As (offset, bytes, name).
@@ -99,7 +99,7 @@ def _nrrd_head(header: Header, is_segmentation: bool) -> tuple[bytes, list[str]]
     """Return an NRRD header of the grid alone, with the segments of a segmentation."""
     kept: list[str] = []
     removed: list[str] = []
-    first, *lines = header.text.decode("utf-8", "replace").splitlines()
+    first, *lines = nrrd_lines(header.text)
     for line in filter(str.strip, lines):
         key, _, rest = line.partition(":")
         if rest.startswith("="):

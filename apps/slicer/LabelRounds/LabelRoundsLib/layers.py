@@ -81,14 +81,14 @@ def must_read(file: Path, is_named: bool) -> bool:
     """Tell whether a label has to be read as a segmentation file.
 
     Args:
-        file: the label.
+        file: the label; a segmentation file may have come to the server under any name that ends in ``.nrrd``.
         is_named: whether the server says what its values mean. A segmentation file that somebody put into the server's
             folder says so itself; a file with layers always does, as it is no label map.
     """
-    if not file.name.lower().endswith(".seg.nrrd"):
+    if not file.name.lower().endswith(".nrrd"):
         return False
     with file.open("rb") as source:
-        lines = source.read(_HEADER_BYTES).partition(b"\n\n")[0].splitlines()
+        lines = source.read(_HEADER_BYTES).replace(b"\r\n", b"\n").partition(b"\n\n")[0].split(b"\n")
     return b"dimension: 4" in lines or (not is_named and any(line.startswith(b"Segment0_") for line in lines))
 
 
@@ -131,11 +131,16 @@ def _header(volume, layers: int, about: list[dict[str, Any]]) -> bytes:
         "space origin: " + _vector(to_lps[:3, 3]),
     ]
     for number, one in enumerate(about):
-        lines += [f"Segment{number}_{key}:={value}" for key, value in one.items()]
+        lines += [f"Segment{number}_{key}:={_escaped(str(value))}" for key, value in one.items()]
         lines.append(f"Segment{number}_Extent:=0 {x - 1} 0 {y - 1} 0 {z - 1}")
     lines += ["Segmentation_ContainedRepresentationNames:=Binary labelmap|"]
     lines += ["Segmentation_MasterRepresentation:=Binary labelmap", "Segmentation_ReferenceImageExtentOffset:=0 0 0"]
     return "\n".join([*lines, "", ""]).encode()
+
+
+def _escaped(text: str) -> str:
+    """Return a value as NRRD writes it."""
+    return text.replace("\\", "\\\\").replace("\n", "\\n")
 
 
 def _vector(values: np.ndarray) -> str:
