@@ -55,8 +55,8 @@ class Closed:
 
     def files(self) -> dict[str, int]:
         """Return the sizes of all files round the server, its logs, audit and database excepted."""
-        audit = self.folder / "home" / "audit"
-        paths = [path for path in self.folder.rglob("*") if path.is_file() and audit not in path.parents]
+        written = {self.folder / "home" / folder for folder in ("audit", "logs")}
+        paths = [path for path in self.folder.rglob("*") if path.is_file() and not written & {*path.parents}]
         own = (".log", ".lock", ".db", "-wal", "-shm", "-journal")
         return {str(path): path.stat().st_size for path in paths if not path.name.endswith(own)}
 
