@@ -30,9 +30,9 @@ class Ahead:
         self._segment = segment
         self._backlog = Backlog("ahead", self._do, at_once, newest_first=True, most=MOST_PENDING)
 
-    def add(self, image: Path) -> None:
-        """Segment an image as soon as no user needs the device."""
-        self._backlog.add({image: image})
+    def add(self, *images: Path) -> None:
+        """Segment images, the first one first, as soon as no user needs the device."""
+        self._backlog.add({image: image for image in reversed(images)})
 
     def unfinished(self) -> int:
         """Return how many cases are still to be segmented."""

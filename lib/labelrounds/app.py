@@ -220,10 +220,10 @@ class LabelRoundsApp(MONAILabelApp):
             self._habit = {key: request[key] for key in ("model", "device", "result_extension") if key in request}
         return {"file": file, "params": params}
 
-    def segment_ahead(self, image: Path) -> None:
-        """Segment an image in the background, unless nothing is kept between requests."""
+    def segment_ahead(self, *images: Path) -> None:
+        """Segment images in the background, the first one first, unless nothing is kept between requests."""
         if self.memory.answers.budget:
-            self.ahead.add(image)
+            self.ahead.add(*images)
 
     def usual_model(self, task: str) -> str | None:
         """Return the model of a task that was last asked for, else the first that is served, else the first."""

@@ -61,7 +61,8 @@ class Backlog(Generic[Item]):
                     self._pending.setdefault(key, item)
             while self._most is not None and len(self._pending) > self._most:
                 del self._pending[next(iter(self._pending))]
-            if self._pending and len(self.threads) < self._at_once and not self._closed:
+            lacking = 0 if self._closed else min(self._at_once - len(self.threads), len(self._pending))
+            for _ in range(lacking):
                 self.threads.append(threading.Thread(target=self._work, name=self._name, daemon=True))
                 self.threads[-1].start()
             self.changed.notify_all()

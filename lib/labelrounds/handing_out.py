@@ -33,8 +33,8 @@ class Preparing(Protocol):
     def image_path(self, image_id: str) -> Path:
         """Return where an image lies, fetching it if need be."""
 
-    def segment_ahead(self, image: Path) -> None:
-        """Segment an image in the background."""
+    def segment_ahead(self, *images: Path) -> None:
+        """Segment images in the background, the first one first."""
 
     def is_ready(self, image: Path) -> bool:
         """Tell whether the answer for an image is in memory."""
@@ -114,8 +114,7 @@ class HandingOut:
     def _prepare(self, path: Path, later: Sequence[Choice], gathered: Gathered) -> None:
         """Have the handed-out case segmented, and then the next ones, as far as they are at hand."""
         images = [gathered.files[choice.image_id] for choice in later[:_AHEAD] if choice.image_id in gathered.files]
-        for image in [*reversed(images), path]:  # the last one first
-            self._app.segment_ahead(image)
+        self._app.segment_ahead(path, *images)
 
     def _answer(self, choice: Choice, rank: int, path: Path, asking: Asking, gathered: Gathered) -> dict[str, Any]:
         info: dict[str, Any] = self._app.datastore().get_image_info(choice.image_id)

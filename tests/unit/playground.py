@@ -47,8 +47,8 @@ class App:
     def image_path(self, image_id: str) -> Path:
         return Path(self.store.get_image_uri(image_id))
 
-    def segment_ahead(self, image: Path) -> None:
-        self.ahead.append(image.name.split(".")[0])
+    def segment_ahead(self, *images: Path) -> None:
+        self.ahead += [image.name.split(".")[0] for image in images]
 
     def is_ready(self, image: Path) -> bool:
         return image.name.split(".")[0] in self.ready

@@ -39,6 +39,19 @@ def test_the_newest_comes_first_each_once_and_the_oldest_of_too_many_never(ahead
     assert segment.finish(1)[-1] == "last"
 
 
+def test_of_several_the_first_comes_first(ahead, segment):
+    ahead.add(*(Path(f"case_{number}") for number in range(3)))
+    assert segment.finish(3) == ["first", "case_0", "case_1", "case_2"]
+
+
+def test_of_several_with_nothing_under_way_no_later_one_is_begun_before_the_first(segment):
+    made = ahead_of_users(segment)
+    made.add(*(Path(f"case_{number}") for number in range(3)))
+    assert segment.begun.acquire(timeout=PATIENCE_S) and segment.seen == ["case_0"]
+    segment.go.release(100)
+    made.close()
+
+
 def test_what_is_broken_off_for_a_user_is_taken_up_again(ahead, segment):
     segment.answers["first"] = [Cancelled("others wait"), Cancelled("others wait")]
     assert segment.finish(2) == ["first"] * 3
@@ -70,10 +83,12 @@ def test_closing_what_never_began_is_no_error(segment):
     assert segment.seen == []
 
 
-def test_as_many_cases_are_segmented_at_once_as_there_are_devices(segment):
+@pytest.mark.parametrize("together", [False, True])
+def test_as_many_cases_are_segmented_at_once_as_there_are_devices(segment, together):
     two = ahead_of_users(segment, at_once=2)
-    for name in ("first", "second", "third"):
-        two.add(Path(name))
+    images = [Path(name) for name in ("first", "second", "third")]
+    for added in [images] if together else [[image] for image in images]:
+        two.add(*added)
     for _ in range(2):
         assert segment.begun.acquire(timeout=PATIENCE_S)
     assert not segment.begun.acquire(timeout=0.05)

@@ -38,7 +38,7 @@ def test_whether_the_prediction_is_there_is_said(playground):
 def test_the_handed_out_case_is_segmented_first_and_then_the_next_ones(playground):
     playground.open("a", "b", "c", "d", "e", "f")
     order = [playground.ask()]
-    ahead = playground.app.ahead[::-1]
+    ahead = [*playground.app.ahead]
     order += [playground.ask() for _ in range(3)]
     assert len(ahead) == 4 and ahead == order
 
