@@ -7,8 +7,10 @@ import os
 import resource
 import signal
 import socket
+import struct
 import subprocess
 import sys
+import termios
 import textwrap
 import threading
 import time
@@ -55,6 +57,11 @@ def reader_of(sandbox: Sandbox) -> psutil.Process:
     return psutil.Process(sandbox._idle[-1].process)
 
 
+def unread(end: socket.socket) -> int:
+    """Return how many bytes of what was sent the other end has not taken yet."""
+    return struct.unpack("i", fcntl.ioctl(end, termios.TIOCOUTQ, b"\0" * 4))[0]
+
+
 @pytest.mark.parametrize("ending", files.ENDINGS)
 def test_what_a_reader_reads_is_what_this_process_reads(sandbox: Sandbox, tmp_path: Path, ending: str):
     path = next(files.mutated_files(ending, 1, tmp_path))
@@ -95,10 +102,11 @@ def test_an_array_may_be_kept_and_written_to(sandbox: Sandbox, scan: Path):
 
 @pytest.mark.parametrize("ending", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS])
 def test_a_reader_that_dies_is_the_files_fault_and_is_replaced(sandbox: Sandbox, scan: Path, ending: signal.Signals):
-    reader = reader_of(sandbox)
+    reader, end = reader_of(sandbox), sandbox._idle[-1].socket
     reader.send_signal(signal.SIGSTOP)  # it can't have answered when it dies
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(sandbox.read, "read_image", scan)
+        wait_for(lambda: unread(end))  # one that dies before is replaced before it is asked
         reader.send_signal(ending)
         reader.send_signal(signal.SIGCONT)
         with pytest.raises(BadInput, match=rf"scan.nii: the process that read it died \({ending.name}"):
