@@ -189,8 +189,7 @@ class Checkpoints:
         except Timeout as error:
             raise Busy(f"a version of {self.config.name} is being published; try again in a while") from error
         except OSError as error:
-            number = max(self._files.numbers(), default=0) + 1
-            raise OutOfSpace(f"version {number} of {self.config.name} could not be written: {error}") from error
+            raise OutOfSpace(f"the versions of {self.config.name} can't be changed: {error}") from error
         try:
             yield
         finally:

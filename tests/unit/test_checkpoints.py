@@ -207,7 +207,7 @@ def test_a_pointer_that_was_placed_is_never_left_without_its_version(checkpoints
 
 def test_a_home_that_is_a_file_is_reported(config, home):
     home.write_text("not a folder")
-    with pytest.raises(OutOfSpace, match="version 1 of tiny"):
+    with pytest.raises(OutOfSpace, match="the versions of tiny can't be changed"):
         Checkpoints(config).publish(network_of(config), {})
 
 
