@@ -79,12 +79,20 @@ class Served:
     def answered(self, kind: str) -> int:
         return len(re.findall(rf" {kind} [0-9a-f]{{32}}: ", self.log()))
 
+    def waits(self) -> int:
+        """Return how many requests wait for the device."""
+        found = re.findall(r'^labelrounds_queue_length\{device="cpu"\} (\d+)', self._figures(), re.MULTILINE)
+        return sum(map(int, found))
+
     def is_idle(self) -> bool:
         """Tell whether no case is left to be segmented in the background."""
-        return "\nlabelrounds_ahead_length 0.0\n" in self.client.call("GET", "/metrics").text
+        return "\nlabelrounds_ahead_length 0.0\n" in self._figures()
 
     def temporary_files(self) -> list[Path]:
         return temporary_files(self.folder)
+
+    def _figures(self) -> str:
+        return str(self.client.call("GET", "/metrics").text)
 
     def _text(self) -> str:
         return (self.folder / "home" / "logs" / "labelrounds.log").read_text()
@@ -140,9 +148,9 @@ def test_a_client_with_many_requests_does_not_keep_the_others_waiting_to_the_end
             asked = []
             for image in IMAGES[:3]:
                 asked.append(pool.submit(timed, "greedy", image))
-                time.sleep(0.2)
+            wait_until(lambda: server.waits() == 3)
             asked += [pool.submit(timed, name, image) for name, image in zip("abc", IMAGES[3:], strict=True)]
-            time.sleep(0.5)
+            wait_until(lambda: server.waits() == 6)
         for one in asked:
             one.result(280)
     assert sorted(ended) == ["a", "b", "c", *["greedy"] * 3]
@@ -167,7 +175,7 @@ def test_a_client_that_hangs_up_frees_the_device_and_leaves_nothing(server):
         request_that_can_be_left(server.client, ENDLESS, IMAGES[0]) as running,
         request_that_can_be_left(server.client, ENDLESS, IMAGES[1]) as waiting,
     ):
-        time.sleep(0.5)
+        wait_until(lambda: server.waits() == 1)
         running.close()
         waiting.close()
         assert server.ask(QUICK, IMAGES[2]).ok

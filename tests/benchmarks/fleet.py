@@ -41,7 +41,7 @@ from tests.benchmarks import machine
 from tests.real_images import DATA
 
 VOLUMES = 100_000
-HIPPOCAMPI, CTS = 60, 4
+HIPPOCAMPI, CTS = 60, 16
 WORKERS = {"in this process": "", "2 workers on Ray": "local"}
 
 
