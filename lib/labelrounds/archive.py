@@ -109,13 +109,18 @@ def plan(source: Path, output: Path, ending: str) -> list[Planned]:
         Planned(Case(_name(found.path, source), found.path, _place(found.path, source, output, ending)), found.reason)
         for found in find_images(source, leave_out=output)
     ]
-    places = Counter(str(each.case.output).casefold() for each in planned if not each.reason)
-    return [
-        each
-        if each.reason or places[str(each.case.output).casefold()] == 1
-        else Planned(each.case, f"another image would be written to {each.case.output} too: rename one of them")
-        for each in planned
-    ]
+    places = Counter(str(each.case.output) for each in planned if not each.reason)
+    alike = Counter(str(each.case.output).casefold() for each in planned if not each.reason)
+
+    def reason(each: Planned) -> str:
+        place = str(each.case.output)
+        if each.reason or alike[place.casefold()] == 1:
+            return each.reason
+        if places[place] > 1:
+            return f"another image would be written to {place} too: rename one of them"
+        return f"another image would be written to {place} too where capitals do not count: rename one of them"
+
+    return [Planned(each.case, reason(each)) for each in planned]
 
 
 def _checked(source: Path, output: Path, ending: str) -> tuple[Path, Path]:

@@ -53,7 +53,7 @@ class Manifest:
                 raise Conflict(f"output {str(folder)!r}: another run works on it; wait until it has ended") from error
             try:
                 self._read()
-                self._file = (folder / LINES).open("ab")
+                self._file = (folder / LINES).open("ab", buffering=0)  # what did not fit is not written once more
                 if not self._file.tell():
                     self._write(_FORMAT)
             except BaseException:
@@ -66,8 +66,10 @@ class Manifest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
-        self._lock.release()
+        try:
+            self._file.close()
+        finally:
+            self._lock.release()
 
     def get(self, image: str) -> dict[str, Any] | None:
         """Return an image's last row."""
@@ -105,12 +107,13 @@ class Manifest:
         return path
 
     def _check_ours(self) -> None:
+        first, begun = _line(_FORMAT).encode(), b""
         if (self.folder / LINES).is_file():
             with (self.folder / LINES).open("rb") as file:
-                ours = file.readline(4096)
-            if not ours.endswith(b"\n") or ours == _line(_FORMAT).encode():
-                return  # a first line that was cut short is begun anew
-        elif all(path.name in (_LOCK, TABLE) for path in self.folder.iterdir()):
+                begun = file.readline(len(first))
+        # A run that was killed before it had done anything may have left a part of the first line.
+        nothing_done = first.startswith(begun) and {path.name for path in self.folder.iterdir()} <= {LINES, _LOCK}
+        if begun == first or nothing_done:
             return
         raise BadInput(
             f"output {str(self.folder)!r} holds files of something else: name a new or an empty folder, or that of an"
@@ -134,16 +137,29 @@ class Manifest:
             os.truncate(path, whole)
 
     def _take(self, line: str) -> None:
-        with suppress(ValueError, TypeError, KeyError):  # a damaged line: its image is done again
-            self._lines[json.loads(line)["image"]] = line
+        with suppress(ValueError):  # a damaged line: its image is done again
+            row = json.loads(line)
+            if _is_row(row):
+                self._lines[row["image"]] = line
 
     def _write(self, row: dict[str, Any]) -> str:
         line = _line(row)
         with disk_errors(self.folder / LINES):
-            self._file.write(line.encode())
-            self._file.flush()
+            left = memoryview(line.encode())
+            while left:
+                left = left[self._file.write(left) :]
             os.fsync(self._file.fileno())
         return line
+
+
+def _is_row(row: object) -> bool:
+    """Tell whether a line holds what is asked of it later."""
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("image"), str)
+        and row.get("status") in (DONE, UNUSABLE, FAILED)
+        and isinstance(row.get("volumes_ml", {}), dict)
+    )
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -30,6 +30,8 @@ from labelrounds.fleet_work import Case, Order, Outcome, Work, attempt
 MOST_ATTEMPTS = 3
 AT_ONCE = 2  # cases in a worker's hands: one is read or written while another computes
 _POLL_S, _GRACE_S, _SHOWN_EVERY_S = 0.5, 20.0, 5.0
+_SURE_S = 2.0  # of a run, before it is said how long the rest will take
+_TWICE_S = 0.5  # within which a second signal is the same one: `timeout` sends it to the process and to its group
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,11 @@ class Progress:
         """Count from now on."""
         self._ends.append(time.monotonic())
 
-    def ended(self) -> None:
-        """Take in that a case has ended."""
+    def ended(self, done: bool = True) -> None:
+        """Take in that a case has ended; those without a result are quick, and tell nothing of the others."""
         now = time.monotonic()
-        self._ends.append(now)
+        if done:
+            self._ends.append(now)
         if now - self._shown >= _SHOWN_EVERY_S:
             self._shown = now
             self.say(self.line())
@@ -169,8 +172,12 @@ class Progress:
         """Return how many are done, how fast they are, and how long the others will take."""
         tally, ended = self.tally, self.tally.done + self.tally.failed
         failed = f", {tally.failed} without a result" if tally.failed else ""
-        rate = (len(self._ends) - 1) / max(self._ends[-1] - self._ends[0], 1e-9)
-        left = f", {rate * 60:.3g} a minute, {duration((tally.of - ended) / rate)} left" if len(self._ends) > 1 else ""
+        passed = self._ends[-1] - self._ends[0]
+        if passed < _SURE_S:
+            return f"{ended:,} of {tally.of:,}{failed}"
+        rate = (len(self._ends) - 1) / passed
+        pace = f"{rate * 60:,.0f}" if rate * 60 >= 100 else f"{rate * 60:.3g}"
+        left = f", {pace} a minute, {duration((tally.of - ended) / rate)} left"
         return f"{ended:,} of {tally.of:,}{failed}{left}"
 
 
@@ -272,7 +279,7 @@ class _Run:
         self._take(ended)
         self._tally.done += not ended.reason
         self._tally.failed += bool(ended.reason)
-        self._progress.ended()
+        self._progress.ended(not ended.reason)
 
 
 def duration(seconds: float) -> str:
@@ -286,12 +293,17 @@ def duration(seconds: float) -> str:
 @contextmanager
 def stopped_by_signals() -> Iterator[threading.Event]:
     """Give an event that Ctrl-C and SIGTERM set; a second Ctrl-C ends at once."""
-    stop = threading.Event()
+    stop, asked = threading.Event(), 0.0
 
     def ask(number: int, frame: object) -> None:
+        nonlocal asked
         if stop.is_set():
-            raise KeyboardInterrupt
-        print("stopping: what runs is ended first; once more to end at once", file=sys.stderr, flush=True)
+            if number == signal.SIGINT and time.monotonic() - asked > _TWICE_S:
+                print("ended at once; what is done is kept: run the same again to go on", file=sys.stderr, flush=True)
+                raise KeyboardInterrupt
+            return
+        asked = time.monotonic()
+        print("stopping: what runs is ended first; Ctrl-C once more to end at once", file=sys.stderr, flush=True)
         stop.set()
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}

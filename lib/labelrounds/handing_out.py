@@ -119,6 +119,10 @@ class HandingOut:
     def _answer(self, choice: Choice, rank: int, path: Path, asking: Asking, gathered: Gathered) -> dict[str, Any]:
         info: dict[str, Any] = self._app.datastore().get_image_info(choice.image_id)
         info.pop("strategy", None)
+        pool = gathered.pool
+        waiting = (
+            set(pool.labelled_once) - set(pool.taken) if asking.second else {*pool.candidates, *gathered.sent_back}
+        )
         return {
             **info,
             "id": choice.image_id,
@@ -130,7 +134,7 @@ class HandingOut:
             "model": asking.model,
             "monitor": choice.monitor,
             "prediction_ready": self._app.is_ready(path),
-            "queue": max(0, len(gathered.pool.candidates) + len(gathered.sent_back) - 1),
+            "queue": len(waiting - {choice.image_id}),
             "lease_s": self._leases.seconds,
             **({"stale": _stale(gathered)} if gathered.known.stale else {}),
             **self._sent_back(choice.image_id),

@@ -17,6 +17,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,6 +127,7 @@ class Rounds:
         self._open: _Open | None = None
         self._models: dict[str, _Model] = {}
         self._costly: tuple[str, ...] = ()
+        self._asked: str | None = None  # the model that a case was last asked for by its name
         self._owing = Owing(lambda: app.datastore().history)
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._look, name="rounds", daemon=True)
@@ -190,6 +192,7 @@ class Rounds:
         """
         name, model = self._strategy(request.get("strategy")), self.model(request.get("model"))
         strategy = strategies.get(name)()
+        self._asked = model if request.get("model") else self._asked
         self._costly = tuple(sorted({*self._costly, *strategy.costly}))
         asking = Asking(str(request.get("client_id") or ""), name, model, second=name == SECOND)
         return self.opened().handing_out.next_case(strategy, self._of(model).source, asking)
@@ -324,20 +327,33 @@ class Rounds:
                 if not resumed:
                     self.opened().agreement.resume()
                     resumed = True
-                self._look_once(self.model())
+                self._look_once(self._about())
             except LabelRoundsError as error:
                 logger.debug("No pass over the images: %s", error)
             except Exception:
                 logger.exception("No pass over the images")
             self._closed.wait(_LOOK_EVERY_S)
 
-    def _look_once(self, model: str) -> None:
-        """Have the images passed over by the model that the rounds are about, and check those that it could not take.
+    def _about(self) -> set[str]:
+        """Return the model that the rounds are about, and that by which a case was last asked for."""
+        models = {self.model()}
+        with suppress(NotFound):  # the labels are of another task by now
+            models.add(self.model(self._asked))
+        return models
+
+    def _look_once(self, models: set[str]) -> None:
+        """Have the images passed over by these models."""
+        for name, other in list(self._models.items()):
+            if name not in models:
+                other.want(self._costly, active=False)
+        for name in sorted(models):
+            self._look_with(name)
+
+    def _look_with(self, model: str) -> None:
+        """Have the images passed over by a model, and check those that it could not take.
 
         What is too large for a model may still be labelled.
         """
-        for name, other in list(self._models.items()):
-            other.want(self._costly, active=name == model)
         of = self._of(model)
         of.want(self._costly)
         opened, images = self.opened(), of.source.to_score()

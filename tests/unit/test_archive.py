@@ -1,6 +1,7 @@
 """An archive's images become label maps in a folder that mirrors it, each once, however often the run is ended."""
 
 import csv
+import errno
 import json
 import os
 import shutil
@@ -215,12 +216,72 @@ def test_an_output_where_label_maps_could_replace_images_is_refused(segmented, i
     assert before == {path: path.read_bytes() for path in images_in(images)}
 
 
-def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(segmented, tmp_path):
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"three.nii.gz": b"a human's"},
+        {"manifest.csv": b"my,own,table\n"},
+        {"manifest.jsonl": b'{"audio": "a.wav"}'},
+        {"manifest.jsonl": b"9" * 5000},
+        {"manifest.jsonl": b"", "three.nii.gz": b"a human's"},
+        {"manifest.jsonl": b'{"manifest of": "lab', "three.nii.gz": b"a human's"},
+    ],
+)
+def test_a_folder_that_holds_something_else_is_refused_and_left_as_it_is(segmented, tmp_path, theirs):
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "three.nii.gz").write_bytes(b"a human's")
+    for name, content in theirs.items():
+        (tmp_path / "out" / name).write_bytes(content)
     with pytest.raises(BadInput, match="holds files of something else"):
         segmented()
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["three.nii.gz"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == theirs
+
+
+@pytest.mark.parametrize("begun", [b"", b'{"manifest of": "lab'])
+def test_a_run_that_was_killed_before_it_had_done_anything_is_begun_anew(segmented, tmp_path, begun):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.jsonl").write_bytes(begun)
+    assert len(segmented()[1]) == len(PLACES) and segmented()[1] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"image": 5, "status": "done"},
+        {"image": "three.nii.gz"},
+        {"image": "three.nii.gz", "status": "fine"},
+        {"image": "three.nii.gz", "status": "done", "volumes_ml": None},
+        ["three.nii.gz"],
+        {},
+    ],
+)
+def test_a_damaged_line_is_as_good_as_none(segmented, tmp_path, line):
+    segmented()
+    with (tmp_path / "out" / "manifest.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    assert segmented()[1] == [] and len(rows(tmp_path / "out")) == len(PLACES)
+
+
+def test_a_manifest_that_the_disk_can_not_take_is_reported_and_frees_the_folder(segmented, tmp_path, monkeypatch):
+    write = os.fsync
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr("labelrounds.archive_manifest.os.fsync", full)
+    with pytest.raises(OutOfSpace, match=r"manifest\.jsonl: not written"):
+        segmented()
+    monkeypatch.setattr("labelrounds.archive_manifest.os.fsync", write)
+    assert len(segmented()[1]) == len(PLACES)
+
+
+def test_names_that_differ_by_capitals_alone_are_refused_with_the_reason(segmented, images, tmp_path):
+    shutil.copy(images / "three.nii.gz", images / "Three.nii.gz")
+    segmented()
+    table = rows(tmp_path / "out")
+    assert {name for name, row in table.items() if "where capitals do not count" in row["error"]} == {
+        "three.nii.gz",
+        "Three.nii.gz",
+    }
 
 
 def test_two_runs_at_once_on_one_folder_are_refused(segmented, tmp_path):

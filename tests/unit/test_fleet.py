@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,17 @@ from training_runs import labelled
 from labelrounds.checkpoints import Checkpoints
 from labelrounds.database import Database, rounds_file
 from labelrounds.errors import BadInput, Conflict, OutOfSpace
-from labelrounds.fleet import MOST_ATTEMPTS, LocalCrew, Lost, crew_of, duration, stopped_by_signals, work_off
+from labelrounds.fleet import (
+    MOST_ATTEMPTS,
+    LocalCrew,
+    Lost,
+    Progress,
+    Tally,
+    crew_of,
+    duration,
+    stopped_by_signals,
+    work_off,
+)
 from labelrounds.fleet_scoring import score_studies
 from labelrounds.fleet_work import Case, Order, Outcome, Work, attempt
 from labelrounds.networks import build_network
@@ -130,8 +139,25 @@ def test_an_outcome_of_a_case_that_nobody_has_in_hand_is_dropped():
 
 def test_the_progress_names_how_many_are_left_and_for_how_long():
     _, _, said = run(PretendedCrew(answers={"a": Outcome(case("a"), reason="cut")}), "abc")
-    assert re.fullmatch(r"1 of 3, 1 without a result, .* a minute, .* left", said[0])
+    assert said[0] == "1 of 3, 1 without a result"
     assert [duration(seconds) for seconds in (5, 150, 9000, 400000)] == ["5 s", "2.5 min", "2.5 h", "4.63 days"]
+
+
+def test_what_is_left_is_told_by_those_with_a_result_and_not_from_the_first_moments(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("labelrounds.fleet.time.monotonic", lambda: now)
+    progress = Progress(Tally(of=31), say=lambda line: None)
+    progress.begin()
+    for number, (passed, failed) in enumerate([(0.1, True), (1.0, False), (4.0, False)]):
+        now = 100.0 + passed
+        progress.tally.done, progress.tally.failed = number, 1
+        progress.ended(not failed)
+        assert ("left" in progress.line()) == (passed > 2)
+    assert progress.line() == "3 of 31, 1 without a result, 30 a minute, 56 s left"
+    progress.tally.of, now = 10**6, 104.001
+    for _ in range(150):
+        progress.ended()
+    assert ", 2,279 a minute, " in progress.line()
 
 
 class Failing(Work):
@@ -173,9 +199,23 @@ def test_sigterm_asks_the_run_to_stop_and_the_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
     with stopped_by_signals() as stop:
         signal.raise_signal(signal.SIGTERM)
-        time.sleep(0.05)
         assert stop.is_set()
+        for again in (signal.SIGTERM, signal.SIGINT):  # at the same moment, as a supervisor may send it twice
+            signal.raise_signal(again)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_so_a_second_sigterm_does_not(monkeypatch, capsys):
+    now = 100.0
+    monkeypatch.setattr("labelrounds.fleet.time.monotonic", lambda: now)
+    with stopped_by_signals() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        now += 1.0
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert capsys.readouterr().err.splitlines()[-1].startswith("ended at once; what is done is kept")
 
 
 @pytest.mark.parametrize(

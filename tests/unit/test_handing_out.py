@@ -204,7 +204,8 @@ def test_a_second_reading_is_of_a_case_that_one_other_annotator_has_labelled(pla
     playground.open("a", "b")
     playground.label("a", "ann")
     assert playground.ask("ann", strategy="second_opinion") is None
-    assert playground.ask("bob", strategy="second_opinion") == "a"
+    chosen, _ = playground.rounds.choose({"client_id": "bob", "strategy": "second_opinion"})
+    assert (chosen["id"], chosen["queue"]) == ("a", 0)
     assert playground.ask("carl", strategy="second_opinion") is None, "bob has it in hand"
     playground.label("a", "bob")
     assert playground.ask("carl", strategy="second_opinion") is None, "two have labelled it"
@@ -213,6 +214,14 @@ def test_a_second_reading_is_of_a_case_that_one_other_annotator_has_labelled(pla
     assert playground.why("carl", strategy="second_opinion").startswith(
         "No case has a label of one other annotator alone"
     )
+
+
+def test_the_queue_of_second_readings_is_of_those_that_wait_for_one(playground):
+    playground.open("a", "b", "c", "d")
+    for name in "abc":
+        playground.label(name, "ann")
+    chosen = [playground.rounds.choose({"client_id": who, "strategy": "second_opinion"})[0] for who in ("bob", "carl")]
+    assert [one["queue"] for one in chosen] == [2, 1]
 
 
 @pytest.mark.parametrize("strategy", ["random", "margin", "auto"])

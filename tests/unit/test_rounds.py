@@ -1,9 +1,12 @@
 """The rounds keep who has what and what was said of it, over restarts, and refuse what is not there."""
 
 import pytest
+from tests.waiting import wait_until
 
+from labelrounds.checkpoints import Checkpoints
 from labelrounds.errors import Conflict, NotFound, OutOfSpace
 from labelrounds.leases import LEASE_S
+from labelrounds.networks import build_network
 
 
 def test_a_label_that_is_sent_back_is_handed_out_first_and_not_learnt_from_until_it_is_submitted_again(playground):
@@ -82,3 +85,22 @@ def test_the_state_tells_what_is_next_and_who_has_what(playground):
     assert state["cases"]["candidates"] == 2 and [one["rank"] for one in state["queue"]] == [1, 2]
     assert [lease["image"] for lease in state["leases"]] == [in_hand] and state["aside"][0]["reason"] == "later"
     assert [row["event"] for row in state["ledger"]] == ["handed_out", "handed_out", "deferred"]
+
+
+def test_a_model_that_cases_are_asked_for_by_passes_over_them_beside_the_usual_one(playground):
+    rounds = playground.open("a", "b", "c", "d")
+    other, third = (playground.config.model_copy(update={"name": name}) for name in ("other", "third"))
+    for config in (playground.config, other, third):
+        playground.app.configs[config.name] = config
+        Checkpoints(config).publish(build_network(config), {})
+
+    def scored() -> dict[str, int]:
+        rounds._look_once(rounds._about())
+        return {name: told["scored"] for name, told in rounds.progress().items()}
+
+    rounds.choose({"strategy": "margin", "model": "third"})
+    rounds.choose({"strategy": "margin", "model": "other"})
+    rounds.choose({"strategy": "margin"})
+    wait_until(lambda: scored() == {"tiny": 4, "other": 4, "third": 0}, 60)
+    chosen, _ = rounds.choose({"strategy": "margin", "model": "other"})
+    assert chosen["score"] is not None and "no model has looked" not in chosen["reason"]

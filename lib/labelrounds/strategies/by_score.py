@@ -16,17 +16,19 @@ class ByScore(CaseStrategy):
     Attributes:
         measure: the score's name.
         why: for a reason, what a high score means; without it, of what the model is unsure.
+        lacking: for a reason, that the score is not there.
     """
 
     measure: ClassVar[str]
     why: ClassVar[str] = ""
+    lacking: ClassVar[str] = ""
 
     def order(self, pool: Pool, count: int) -> list[Choice]:
         """Return the cases with the highest scores first."""
         chosen = self._by(pool, self.measure, count, self.why, frozenset())
         if self.measure != "margin" and len(chosen) < count:
             without = frozenset(choice.image_id for choice in chosen)
-            missing = f"its {self.measure.replace('_', ' ')} is not known yet"
+            missing = self.lacking or f"its {self.measure.replace('_', ' ')} is not known yet"
             chosen += self._by(pool, "margin", count - len(chosen), missing, without)
         return completed(pool, count, chosen, NOT_SCORED)
 

@@ -12,3 +12,4 @@ class Committee(ByScore):
     measure = "committee"
     costly = ("committee",)
     why = "its last two versions disagree"
+    lacking = "no earlier version has looked at it"
