@@ -154,10 +154,12 @@ class Progress:
     say: Callable[[str], None]
     _ends: deque[float] = field(default_factory=lambda: deque(maxlen=200))
     _shown: float = 0.0
+    _began: float = 0.0
 
     def begin(self) -> None:
         """Count from now on."""
-        self._ends.append(time.monotonic())
+        self._began = time.monotonic()
+        self._ends.append(self._began)
 
     def ended(self, done: bool = True) -> None:
         """Take in that a case has ended; those without a result are quick, and tell nothing of the others."""
@@ -173,7 +175,7 @@ class Progress:
         tally, ended = self.tally, self.tally.done + self.tally.failed
         failed = f", {tally.failed} without a result" if tally.failed else ""
         passed = self._ends[-1] - self._ends[0]
-        if passed < _SURE_S:
+        if self._ends[-1] - self._began < _SURE_S:
             return f"{ended:,} of {tally.of:,}{failed}"
         rate = (len(self._ends) - 1) / passed
         pace = f"{rate * 60:,.0f}" if rate * 60 >= 100 else f"{rate * 60:.3g}"
