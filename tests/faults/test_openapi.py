@@ -92,14 +92,14 @@ def test_no_request_that_the_description_allows_or_forbids_is_an_error_of_the_se
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_no_request_is_an_error_of_a_server_that_could_train(tmp_path):
-    """Reliability 26. In full: 2,000 requests, some of which begin and end trainings."""
+    """Reliability 26. In full: 2,000 requests and more, some of which begin and end trainings."""
     with trusted(tmp_path) as server:
         label = write_truth(tmp_path / "truth", 1)[0]
         server.submit("phantom_000", label, LABELS)
-        statuses, wrong = fuzz(server, 2000)
+        statuses, wrong = fuzz(server, 2600)  # routes that take nothing have fewer distinct requests than their share
         print(sorted(statuses.items()))
         assert wrong == []
-        assert statuses.total() >= 1600 and statuses[200] >= 200
+        assert statuses.total() >= 2000 and statuses[200] >= 200
         assert eventually(lambda: stopped(server), 120)
         assert "Traceback" not in server.take_log()
         server.call("POST", f"/infer/{MODEL}?image=phantom_000&output=image")
