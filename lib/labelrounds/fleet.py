@@ -174,7 +174,7 @@ class Progress:
         """Return how many are done, how fast they are, and how long the others will take."""
         tally, ended = self.tally, self.tally.done + self.tally.failed
         failed = f", {tally.failed} without a result" if tally.failed else ""
-        passed = self._ends[-1] - self._ends[0]
+        passed = max(self._ends[-1] - self._ends[0], 1e-9)
         if self._ends[-1] - self._began < _SURE_S:
             return f"{ended:,} of {tally.of:,}{failed}"
         rate = (len(self._ends) - 1) / passed
