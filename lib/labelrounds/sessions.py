@@ -91,24 +91,22 @@ class SessionStore:
             OutOfSpace: the disk could not take them; nothing is left of them.
         """
         session_id = str(uuid.uuid4())
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (
-            disk_errors(self.folder),
-            tempfile.TemporaryDirectory(prefix=PREFIX, dir=self.folder) as receiving,
-        ):
-            made = Path(receiving) / session_id
-            images = made / _SERIES if len(files) > 1 else made
-            images.mkdir(parents=True)
-            for name, source in files.items():
-                with (images / name).open("wb") as target:
-                    shutil.copyfileobj(source, target)
-            about = {
-                "image": _SERIES if len(files) > 1 else next(iter(files)),
-                "create_ts": int(time.time()),
-                "expiry": min(expiry_s, self._expiry_s) if expiry_s > 0 else self._expiry_s,
-            }
-            (made / _ABOUT).write_text(json.dumps(about))
-            made.rename(self.folder / session_id)
+        with disk_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=PREFIX, dir=self.folder) as receiving:
+                made = Path(receiving) / session_id
+                images = made / _SERIES if len(files) > 1 else made
+                images.mkdir(parents=True)
+                for name, source in files.items():
+                    with (images / name).open("wb") as target:
+                        shutil.copyfileobj(source, target)
+                about = {
+                    "image": _SERIES if len(files) > 1 else next(iter(files)),
+                    "create_ts": int(time.time()),
+                    "expiry": min(expiry_s, self._expiry_s) if expiry_s > 0 else self._expiry_s,
+                }
+                (made / _ABOUT).write_text(json.dumps(about))
+                made.rename(self.folder / session_id)
         return self._read(self.folder / session_id)
 
     def get(self, session_id: str, use: bool = True) -> Session | None:

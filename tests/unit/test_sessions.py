@@ -122,6 +122,15 @@ def test_a_full_disk_leaves_nothing_of_what_was_sent(kept):
     assert list(kept.folder.iterdir()) == []
 
 
+def test_a_disk_without_room_for_the_first_folder_is_reported(kept, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(OutOfSpace):
+        added(kept)
+
+
 def test_a_session_in_use_outlives_any_clearing_up(kept):
     session, over = added(kept), threading.Event()
     age(session.image.parent, 2 * HOUR)
